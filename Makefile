@@ -1,0 +1,62 @@
+# Overread. `make` alone shows what there is. Needs Python 3.11-3.13, git and a package index; everything else lands in .venv.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# Extra arguments for pip, for instance --extra-index-url with PyTorch's CPU-only index to save gigabytes on Linux.
+PIP_ARGS ?=
+
+export DVC_NO_ANALYTICS = 1
+export MLFLOW_DISABLE_TELEMETRY = true
+export PYTHONDONTWRITEBYTECODE = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up doctor test check quick bench lock clean
+
+help: ## show this
+	@echo "Overread: a second reader that learns from every confirmed diagnosis, and changes only with evidence."
+	@echo
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  First time on a machine: 'make demo' (a few minutes to install, then under two to run)."
+
+setup: $(VENV)/installed ## create .venv and install everything, once
+
+$(VENV)/installed: pyproject.toml .ci/constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Overread needs Python 3.11, 3.12 or 3.13; {sys.executable} is {v[0]}.{v[1]}. Try: make PYTHON=python3.12 ...")'
+	@git --version > /dev/null || { echo "Overread keeps its datasets in git: install git first."; exit 1; }
+	@echo "Installing into $(VENV) (a few minutes the first time) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c .ci/constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup ## run the whole loop on real chest X-rays: a better model gets in, a poisoned one does not
+	@$(BIN)/overread demo $(DEMO_ARGS)
+
+up: setup ## start the service on this machine, under ~/.overread (Ctrl-C stops it)
+	@$(BIN)/overread up
+
+doctor: setup ## check the running service and print what to mend
+	@$(BIN)/overread doctor
+
+test: setup check ## everything the project promises, against real processes (under 20 minutes)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: setup ## style, types and arrows
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+quick: setup ## the tests that need no whole system (about two minutes)
+	@$(BIN)/python -m pytest --ignore=tests/journeys $(PYTEST_ARGS)
+
+bench: setup ## measure: official PneumoniaMNIST test, prediction latency
+	@$(BIN)/python -m benchmarks.pneumonia
+	@$(BIN)/python -m benchmarks.inference
+
+lock: setup ## write the installed versions to .ci/constraints.txt
+	@$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > .ci/constraints.txt
+
+clean: ## remove .venv and what the demo left
+	rm -rf $(VENV) .home

@@ -1,0 +1,272 @@
+"""The protocol of a line: all that is said in advance about how its model may change.
+
+A protocol is this project's form of the FDA's Predetermined Change Control Plan (FDA, final guidance, 2024-12).
+It is written in YAML, checked here, and known ever after by the digest of its normalised document: every default
+is filled in before digesting, so that a later change of a default cannot change what an old protocol said.
+
+    python -m pipelines.protocol check pipelines/protocols/cxr-pneumonia.yaml
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipelines.types import EVIDENCE_RANK, AiExposure, Digest, Evidence, Strategy, digest_of
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*([_-][a-z0-9]+)*$", max_length=60)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldError:
+    """One thing wrong with a protocol: where (dotted path) and what."""
+
+    field: str
+    message: str
+
+
+class ProtocolError(ValueError):
+    """The protocol is not valid; `errors` names each field at fault."""
+
+    def __init__(self, errors: list[FieldError]) -> None:
+        self.errors = errors
+        super().__init__("; ".join(f"{error.field}: {error.message}" for error in errors))
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class InputSpec(_Section):
+    """What the network sees: images are resampled to (rows, columns) and scaled to [0, 1]."""
+
+    channels: Literal[1, 3] = 1
+    rows: Annotated[int, Field(ge=16, le=1024)]
+    columns: Annotated[int, Field(ge=16, le=1024)]
+
+
+class ReferenceStandardRule(_Section):
+    """From many confirmations to one answer: the strongest evidence decides, the majority within it."""
+
+    minimum_evidence: Evidence = "single_read"
+    minimum_reads: Annotated[int, Field(ge=1, le=10)] = 1
+    exposures: tuple[AiExposure, ...] = ("blind", "unknown", "aided")
+
+    @property
+    def minimum_rank(self) -> int:
+        """Rank of the weakest evidence that may settle a case."""
+        return EVIDENCE_RANK[self.minimum_evidence]
+
+
+class Splits(_Section):
+    """Shares of patients; a keyed hash of the patient decides, once and for ever."""
+
+    train: Share = 0.6
+    tune: Share = 0.15
+    sealed_test: Share = 0.25
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> Splits:
+        if abs(self.train + self.tune + self.sealed_test - 1.0) > 1e-9:
+            raise ValueError("train + tune + sealed_test must be 1")
+        if min(self.train, self.tune, self.sealed_test) <= 0.0:
+            raise ValueError("each split needs a share above 0")
+        return self
+
+
+class Recipe(_Section):
+    """How candidates are trained."""
+
+    network: Name = "small_cnn"
+    strategy: Strategy = "replay"
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 20
+    """Passes over the training split for a model made from nothing."""
+    update_epochs: Annotated[int, Field(ge=1, le=1000)] = 8
+    """Passes over the new cases for an update that starts from the champion."""
+    batch_size: Annotated[int, Field(ge=2, le=4096)] = 64
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 2e-3
+    weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 1e-2
+    replay_share: Share = 0.5
+    """Share of each batch drawn from the archive when the strategy is `replay`."""
+    augment: bool = True
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    threads: Annotated[int, Field(ge=1, le=64)] = 2
+    """CPU threads; part of the recipe because floating-point sums depend on it."""
+
+
+class OperatingPointRule(_Section):
+    """How the threshold is chosen, on the tune split only."""
+
+    rule: Literal["youden", "sensitivity_at_specificity", "specificity_at_sensitivity"] = "youden"
+    target: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+
+    @model_validator(mode="after")
+    def _target_where_needed(self) -> OperatingPointRule:
+        if (self.rule == "youden") != (self.target is None):
+            raise ValueError("`target` belongs to the two fixed-target rules, and they need it")
+        return self
+
+
+class Triggers(_Section):
+    """When retraining starts by itself."""
+
+    new_confirmations: Annotated[int, Field(ge=1)] = 200
+    every_hours: Annotated[float, Field(gt=0.0)] | None = None
+
+
+class Margin(_Section):
+    """An absolute floor, and how much worse than the champion is still called not worse."""
+
+    floor: Share
+    margin: Annotated[float, Field(gt=0.0, lt=0.5)]
+
+
+class CalibrationGate(_Section):
+    """Expected calibration error, equal-mass bins, on the sealed test."""
+
+    maximum_ece: Share = 0.15
+    margin: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
+
+
+class SubmitterGate(_Section):
+    """A submitter whose new labels contradict the champion, or other evidence on the same cases, beyond chance."""
+
+    maximum_disagreement: Share = 0.35
+    minimum_labels: Annotated[int, Field(ge=5)] = 15
+
+
+class Gates(_Section):
+    """The pre-stated requirements; `docs/protocol.md` gives the reason and source of each default."""
+
+    alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
+    minimum_cases_per_class: Annotated[int, Field(ge=1)] = 20
+    auroc: Margin = Margin(floor=0.80, margin=0.03)
+    sensitivity: Margin = Margin(floor=0.70, margin=0.06)
+    specificity: Margin = Margin(floor=0.60, margin=0.10)
+    calibration: CalibrationGate = CalibrationGate()
+    submitters: SubmitterGate = SubmitterGate()
+    require_improvement: bool = True
+    """Ask for superiority in AUROC over the champion, not only for non-inferiority."""
+
+
+class Approvals(_Section):
+    """Who has to sign: distinct people, none the requester, none who submitted more than this share of new labels."""
+
+    required: Annotated[int, Field(ge=2, le=10)] = 2
+    maximum_submitter_share: Share = 0.2
+
+
+class Protocol(_Section):
+    """A whole protocol. Two classes need no `positive` (the last one is meant); with more, None means arg-max."""
+
+    line: Name
+    title: Annotated[str, Field(min_length=3, max_length=200)]
+    intended_use: Annotated[str, Field(min_length=20)]
+    classes: Annotated[tuple[Name, ...], Field(min_length=2, max_length=100)]
+    positive: Name | None = None
+    input: InputSpec
+    reference_standard: ReferenceStandardRule = ReferenceStandardRule()
+    splits: Splits = Splits()
+    recipe: Recipe = Recipe()
+    operating_point: OperatingPointRule = OperatingPointRule()
+    triggers: Triggers = Triggers()
+    gates: Gates = Gates()
+    approvals: Approvals = Approvals()
+    blind_fraction: Share = 0.05
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(classes)) != len(classes):
+            raise ValueError("class names must differ")
+        return classes
+
+    @model_validator(mode="before")
+    @classmethod
+    def _last_of_two_is_positive(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("positive") is None:
+            classes = data.get("classes")
+            if isinstance(classes, list | tuple) and len(classes) == 2:
+                return {**data, "positive": classes[1]}
+        return data
+
+    @model_validator(mode="after")
+    def _positive_is_a_class(self) -> Protocol:
+        if self.positive is not None and self.positive not in self.classes:
+            raise ValueError(f"positive: {self.positive!r} is not one of the classes {', '.join(self.classes)}")
+        return self
+
+    @property
+    def positive_index(self) -> int | None:
+        """Column of the positive class in a score array, None where decisions are by arg-max."""
+        return None if self.positive is None else self.classes.index(self.positive)
+
+    def document(self) -> dict[str, Any]:
+        """The normalised protocol as plain JSON values, every default filled in."""
+        return self.model_dump(mode="json")
+
+    @property
+    def digest(self) -> Digest:
+        """SHA-256 of the normalised document."""
+        return digest_of(self.document())
+
+
+def parse(text: str) -> Protocol:
+    """Check a protocol written in YAML (or JSON). Raises ProtocolError naming each field at fault."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "document"
+        message = str(getattr(error, "problem", None) or error)
+        raise ProtocolError([FieldError(field=where, message=message)]) from None
+    if not isinstance(data, dict):
+        raise ProtocolError([FieldError(field="document", message="a protocol is a mapping of fields to values")])
+    return from_document(data)
+
+
+def from_document(document: dict[str, Any]) -> Protocol:
+    """Check a protocol given as plain values. Raises ProtocolError naming each field at fault."""
+    try:
+        return Protocol.model_validate(document)
+    except ValidationError as error:
+        raise ProtocolError(
+            [
+                FieldError(
+                    field=".".join(str(part) for part in item["loc"]) or "document",
+                    message=item["msg"].removeprefix("Value error, "),
+                )
+                for item in error.errors(include_url=False)
+            ]
+        ) from None
+
+
+def main(arguments: list[str]) -> int:
+    """Check each file named; print its digest, or what is wrong with it."""
+    if len(arguments) < 2 or arguments[0] != "check":
+        print("usage: python -m pipelines.protocol check FILE [FILE ...]", file=sys.stderr)
+        return 2
+    failed = 0
+    for name in arguments[1:]:
+        try:
+            protocol = parse(Path(name).read_text(encoding="utf-8"))
+        except OSError as error:
+            print(f"{name}: {error.strerror}", file=sys.stderr)
+            failed = 1
+        except ProtocolError as error:
+            for item in error.errors:
+                print(f"{name}: {item.field}: {item.message}", file=sys.stderr)
+            failed = 1
+        else:
+            print(f"{name}: ok, line {protocol.line}, digest {protocol.digest}")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

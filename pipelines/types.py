@@ -1,0 +1,159 @@
+"""The values of the science: what a case, a label, an estimate and a verdict are.
+
+Everything here is frozen and knows nothing of files, databases or networks. Digests are SHA-256 in lower-case
+hexadecimal over canonical JSON (sorted keys, no spaces, UTF-8, no NaN), so that two machines agree on them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NewType, get_args
+
+CaseId = NewType("CaseId", int)
+Digest = NewType("Digest", str)
+
+Split = Literal["train", "tune", "sealed_test"]
+Evidence = Literal["report_text", "single_read", "consensus", "follow_up", "pathology"]
+AiExposure = Literal["blind", "aided", "unknown"]
+Strategy = Literal["full", "finetune", "replay"]
+Verdict = Literal["pass", "fail", "insufficient"]
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+EVIDENCE_RANK: dict[Evidence, int] = {tier: rank for rank, tier in enumerate(get_args(Evidence))}
+"""Evidence tiers from weakest (0) to strongest (4)."""
+
+
+def canonical_json(value: Any) -> str:
+    """Write `value` in the one form that digests are taken over. Raises ValueError on NaN or infinity."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest_of(value: Any) -> Digest:
+    """SHA-256 of the canonical JSON of `value`, 64 hexadecimal digits."""
+    return Digest(hashlib.sha256(canonical_json(value).encode()).hexdigest())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confirmation:
+    """One source's confirmed diagnosis of a case, as the science needs it; superseded ones never reach here."""
+
+    confirmation_id: int
+    finding: str
+    evidence: Evidence
+    ai_exposure: AiExposure
+    submitter: str
+    reader: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfirmedCase:
+    """A case with all its standing confirmations; the input of a freeze.
+
+    `patient` is a pseudonym, None where the patient is unknown (the case is then a group of its own).
+    """
+
+    case_id: CaseId
+    image_digest: Digest
+    patient: str | None
+    site: str
+    scanner: str | None
+    sex: str | None
+    age_band: str | None
+    confirmations: tuple[Confirmation, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One row of a dataset version's label table: a case, its reference standard and how it was reached."""
+
+    case_id: CaseId
+    image_digest: Digest
+    group: str
+    split: Split
+    finding: str
+    evidence: Evidence
+    ai_exposure: AiExposure
+    reads: int
+    submitters: tuple[str, ...]
+    confirmation_ids: tuple[int, ...]
+    site: str
+    scanner: str | None
+    sex: str | None
+    age_band: str | None
+    added_in: int
+    """Number of the dataset version in which this case first appeared."""
+    label_since: int
+    """Number of the dataset version since which it has had this finding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A confirmed case that does not enter a version, and why."""
+
+    case_id: CaseId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A measured value with its two-sided interval and the number of cases behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    level: float = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatingPoint:
+    """A threshold on the positive class's score in [0, 1], and what it was chosen for, and where.
+
+    `threshold` is None where no point meets the rule ("no such operating point"); a gate must then fail.
+    """
+
+    rule: str
+    target: float | None
+    threshold: float | None
+    sensitivity: Estimate | None
+    specificity: Estimate | None
+    chosen_on: Split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateResult:
+    """One line of a gate report: a pre-stated requirement, what was measured, and the verdict in words."""
+
+    name: str
+    requirement: str
+    verdict: Verdict
+    reason: str
+    candidate: Estimate | None = None
+    champion: Estimate | None = None
+    difference: Estimate | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateReport:
+    """The verdict on one candidate, bound by digest to all that it was measured with.
+
+    `champion_digest` is None for the first model of a line, which absolute floors gate.
+    """
+
+    schema_version: int
+    line: str
+    candidate_digest: Digest
+    champion_digest: Digest | None
+    dataset_digest: Digest
+    protocol_digest: Digest
+    verdict: Verdict
+    results: tuple[GateResult, ...]
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """The report as plain JSON values; its digest is `digest_of` this."""
+        return asdict(self)

@@ -61,15 +61,16 @@ CREATE TABLE cases (
     attributes   jsonb NOT NULL DEFAULT '{}',
     submitted_by bigint NOT NULL REFERENCES users,
     created_at   timestamptz NOT NULL DEFAULT now(),
-    CONSTRAINT cases_external_id_is_taken UNIQUE (line_id, submitted_by, external_id)
+    CONSTRAINT cases_external_id_is_taken UNIQUE (line_id, submitted_by, external_id),
+    UNIQUE (case_id, line_id)
 );
 CREATE INDEX cases_by_line ON cases (line_id, case_id);
 
 -- Append-only. A correction is a new row that names the row it supersedes.
 CREATE TABLE confirmations (
     confirmation_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    case_id         bigint NOT NULL REFERENCES cases,
-    line_id         bigint NOT NULL REFERENCES lines,
+    case_id         bigint NOT NULL,
+    line_id         bigint NOT NULL, -- the case's
     finding         text NOT NULL,
     evidence        text NOT NULL CONSTRAINT confirmations_evidence_is_known
                     CHECK (evidence IN ('report_text','single_read','consensus','follow_up','pathology')),
@@ -79,8 +80,12 @@ CREATE TABLE confirmations (
     confirmed_at    timestamptz NOT NULL,
     submitted_by    bigint NOT NULL REFERENCES users,
     -- One step only: a confirmation that was superseded already cannot be superseded again.
-    supersedes      bigint REFERENCES confirmations CONSTRAINT confirmations_superseded_once UNIQUE,
+    supersedes      bigint CONSTRAINT confirmations_superseded_once UNIQUE,
     created_at      timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (confirmation_id, case_id),
+    CONSTRAINT confirmations_are_of_the_cases_line FOREIGN KEY (case_id, line_id) REFERENCES cases (case_id, line_id),
+    CONSTRAINT confirmations_supersede_within_their_case
+        FOREIGN KEY (supersedes, case_id) REFERENCES confirmations (confirmation_id, case_id),
     CONSTRAINT confirmations_not_from_the_future CHECK (confirmed_at <= created_at + interval '1 day')
 );
 CREATE INDEX confirmations_by_case ON confirmations (case_id);

@@ -1,0 +1,370 @@
+"""The daily commands: lines, cases, predictions, runs, candidates, promotions, datasets, the audit trail.
+
+Each is one or two HTTP requests as the person whose OVERREAD_API_KEY it is; the service decides what is allowed.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from api.cli.client import Client
+from api.cli.errors import Refused, SetupError
+from api.cli.options import JsonFlag, LineOption, ReasonOption
+from api.cli.output import answer, say, screen
+
+lines = typer.Typer(no_args_is_help=True, help="Model lines: a diagnostic question and its protocol.")
+cases = typer.Typer(no_args_is_help=True, help="Send images and confirm their diagnoses.")
+runs = typer.Typer(no_args_is_help=True, help="Training runs: freeze, train, gate.")
+candidates = typer.Typer(no_args_is_help=True, help="Candidates, their gate reports and signatures.")
+datasets = typer.Typer(no_args_is_help=True, help="Frozen dataset versions.")
+
+FINISHED = {"finished", "refused", "failed", "cancelled"}
+MEDIA_TYPES = {".png": "image/png", ".npy": "application/x-npy", ".dcm": "application/dicom"}
+LINE_COLUMNS = (
+    *("name", "protocol.document.title", "protocol.version", "protocol.digest", "protocol.document.classes"),
+    *("champion.number", "champion.candidate_id", "champion.weights_digest", "counts", "next_trigger", "created_at"),
+)
+RUN_COLUMNS = ("run_id", "state", "strategy", "reason", "progress", "outcome", "created_at", "finished_at")
+CANDIDATE_COLUMNS = ("candidate_id", "number", "state", "dataset_version", "weights_digest", "created_at")
+SIGNATURE_COLUMNS = ("printed_name", "decision", "meaning", "reason", "created_at")
+
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True)]
+CandidateArgument = Annotated[int, typer.Argument(metavar="CANDIDATE_ID", help="As `overread candidate list` shows it")]
+
+
+@lines.command("create")
+def create_line(file: FileArgument, as_json: JsonFlag = False) -> None:
+    """Register a line from its protocol (YAML). Faults are named field by field.
+
+    Example: overread line create pipelines/protocols/cxr-pneumonia.yaml
+    """
+    with Client() as client:
+        made = client.post("/v1/lines", content=file.read_bytes(), headers={"Content-Type": "application/yaml"})
+    answer(made, as_json=as_json, columns=LINE_COLUMNS)
+
+
+@lines.command("list")
+def list_lines(as_json: JsonFlag = False) -> None:
+    """List the lines and their champions.
+
+    Example: overread line list
+    """
+    with Client() as client:
+        rows = client.get("/v1/lines")
+    empty = "No line yet: overread line create PROTOCOL.yaml"
+    answer(
+        rows,
+        as_json=as_json,
+        columns=("name", "champion.number", "champion.weights_digest", "counts", "created_at"),
+        empty=empty,
+    )
+
+
+@lines.command("show")
+def show_line(
+    line: Annotated[str | None, typer.Argument(help="Name of the line [default: the only one]")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show a line: protocol, champion, counts, and when it learns next.
+
+    Example: overread line show cxr-pneumonia
+    """
+    with Client() as client:
+        answer(client.get(f"/v1/lines/{client.line(line)}"), as_json=as_json, columns=LINE_COLUMNS)
+
+
+@cases.command("submit")
+def submit_cases(
+    *,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", exists=True, dir_okay=False, readable=True)],
+    site: Annotated[str, typer.Option(help="Where it was taken, in your own short name, e.g. north")],
+    patient: Annotated[str | None, typer.Option(help="Identifier of the patient; only its keyed hash is kept")] = None,
+    line: LineOption = None,
+    scanner: Annotated[str | None, typer.Option(help="Short name of the device")] = None,
+    sex: Annotated[str | None, typer.Option(help="female, male or other")] = None,
+    age_band: Annotated[str | None, typer.Option(help="A range of years: 1-5, 90+")] = None,
+    external_id: Annotated[
+        str | None, typer.Option(help="Your own id of the image; makes sending it again safe (one file only)")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Send images (PNG, NPY, single-frame DICOM) of one patient as cases. Pixels are kept, the files are not.
+
+    Example: overread case submit chest.png --site north --patient MRN-0012345
+    """
+    if external_id and len(files) > 1:
+        raise SetupError("--external-id names one image, but several files are given", fix="send them one by one")
+    made = []
+    with Client() as client:
+        form = {"line": client.line(line), "site": site, "patient": patient, "scanner": scanner}
+        form |= {"sex": sex, "age_band": age_band, "external_id": external_id}
+        data = {name: value for name, value in form.items() if value is not None}
+        for number, file in enumerate(files, start=1):
+            image = ("image", file.read_bytes(), MEDIA_TYPES.get(file.suffix.lower(), "application/octet-stream"))
+            try:
+                made.append(client.post("/v1/cases", data=data, files={"image": image}))
+            except Refused as refusal:
+                raise Refused(
+                    f"{file}: {refusal.message} ({number - 1} of {len(files)} sent)", fix=refusal.fix
+                ) from None
+    columns = ("case_id", "line", "site", "scanner", "external_id", "image_digest")
+    answer(made, as_json=as_json, columns=columns)
+
+
+@cases.command("list")
+def list_cases(
+    line: LineOption = None,
+    after: Annotated[int, typer.Option(help="Only cases with a greater id")] = 0,
+    limit: Annotated[int, typer.Option(help="At most so many")] = 50,
+    confirmed: Annotated[bool | None, typer.Option(help="Only those with, or without, a confirmation")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List cases in the order they came.
+
+    Example: overread case list --no-confirmed
+    """
+    with Client() as client:
+        rows = client.get("/v1/cases", line=client.line(line), after=after, limit=limit, confirmed=confirmed)
+    answer(rows, as_json=as_json, columns=("case_id", "site", "scanner", "external_id", "created_at"))
+
+
+@cases.command("show")
+def show_case(case_id: Annotated[int, typer.Argument(metavar="CASE_ID")], as_json: JsonFlag = False) -> None:
+    """Show a case and every confirmation of it.
+
+    Example: overread case show 4711
+    """
+    with Client() as client:
+        answer(client.get(f"/v1/cases/{case_id}"), as_json=as_json)
+
+
+@cases.command("confirm")
+def confirm_case(
+    *,
+    case_id: Annotated[int, typer.Argument(metavar="CASE_ID")],
+    finding: Annotated[str, typer.Option(help="One of the classes of the line's protocol")],
+    evidence: Annotated[str, typer.Option(help="report_text, single_read, consensus, follow_up or pathology")],
+    reader: Annotated[str, typer.Option(help="Who decided, as a stable pseudonym, e.g. radiologist-17")],
+    ai_exposure: Annotated[
+        str, typer.Option(help="Had the reader seen the prediction? blind, aided or unknown")
+    ] = "unknown",
+    confirmed_at: Annotated[str | None, typer.Option(help="When, with offset: 2026-03-02T09:30:00+01:00")] = None,
+    supersedes: Annotated[int | None, typer.Option(help="The confirmation that this one corrects")] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="Give the same again to repeat safely")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Record the confirmed diagnosis of a case. It is never edited; a correction names what it supersedes.
+
+    Example: overread case confirm 4711 --finding pneumonia --evidence consensus --reader radiologist-17
+    """
+    said = {"finding": finding, "evidence": evidence, "ai_exposure": ai_exposure, "reader": reader}
+    said |= {"confirmed_at": confirmed_at, "supersedes": supersedes}  # type: ignore[dict-item] # None or int
+    key = idempotency_key or str(uuid.uuid4())
+    with Client() as client:
+        body = {name: value for name, value in said.items() if value is not None}
+        made = client.post(f"/v1/cases/{case_id}/confirmations", json=body, headers={"Idempotency-Key": key})
+    answer(made, as_json=as_json)
+
+
+def predict(file: FileArgument, line: LineOption = None, as_json: JsonFlag = False) -> None:
+    """Score an image with the line's champion. The image is not kept; the scores are logged.
+
+    Example: overread predict chest.png --line cxr-pneumonia
+    """
+    with Client() as client:
+        media_type = MEDIA_TYPES.get(file.suffix.lower(), "application/octet-stream")
+        image = {"image": ("image", file.read_bytes(), media_type)}
+        made = client.post("/v1/predictions", params={"line": client.line(line)}, files=image)
+    columns = ("decision", "scores", "threshold", "number", "weights_digest", "latency_seconds", "prediction_id")
+    answer(made, as_json=as_json, columns=() if as_json else columns)
+
+
+@runs.command("start")
+def start_run(
+    reason: ReasonOption,
+    line: LineOption = None,
+    strategy: Annotated[str | None, typer.Option(help="full, finetune or replay [default: the protocol's]")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay until it has ended")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Ask for a new model from what is confirmed so far. Whoever asks cannot sign its candidate.
+
+    Example: overread run start --reason "200 new confirmations from the north site" --watch
+    """
+    with Client() as client:
+        run = client.post(f"/v1/lines/{client.line(line)}/runs", json={"reason": reason, "strategy": strategy})
+        if watch:
+            run = _watched(client, run)
+    answer(run, as_json=as_json, columns=RUN_COLUMNS)
+
+
+@runs.command("show")
+def show_run(
+    run_id: Annotated[int, typer.Argument(metavar="RUN_ID")],
+    watch: Annotated[bool, typer.Option("--watch", help="Stay until it has ended")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show a run and how far it is.
+
+    Example: overread run show 5 --watch
+    """
+    with Client() as client:
+        run = client.get(f"/v1/runs/{run_id}")
+        answer(_watched(client, run) if watch else run, as_json=as_json, columns=RUN_COLUMNS)
+
+
+@runs.command("list")
+def list_runs(line: LineOption = None, as_json: JsonFlag = False) -> None:
+    """List a line's runs, oldest first.
+
+    Example: overread run list
+    """
+    with Client() as client:
+        rows = client.get(f"/v1/lines/{client.line(line)}/runs")
+    columns = ("run_id", "state", "strategy", "reason", "outcome", "created_at", "finished_at")
+    answer(rows, as_json=as_json, columns=columns)
+
+
+@runs.command("cancel")
+def cancel_run(run_id: Annotated[int, typer.Argument(metavar="RUN_ID")], as_json: JsonFlag = False) -> None:
+    """Stop an unfinished run; its worker notices within seconds.
+
+    Example: overread run cancel 5
+    """
+    with Client() as client:
+        answer(client.post(f"/v1/runs/{run_id}/cancel"), as_json=as_json, columns=RUN_COLUMNS)
+
+
+@candidates.command("list")
+def list_candidates(line: LineOption = None, as_json: JsonFlag = False) -> None:
+    """List a line's candidates, the champions past and present among them.
+
+    Example: overread candidate list
+    """
+    with Client() as client:
+        rows = client.get(f"/v1/lines/{client.line(line)}/candidates")
+    answer(rows, as_json=as_json, columns=CANDIDATE_COLUMNS)
+
+
+@candidates.command("show")
+def show_candidate(candidate_id: CandidateArgument, as_json: JsonFlag = False) -> None:
+    """Show a candidate and the signatures that stand.
+
+    Example: overread candidate show 7
+    """
+    with Client() as client:
+        candidate = client.get(f"/v1/candidates/{candidate_id}")
+        signatures = client.get(f"/v1/candidates/{candidate_id}/approvals")
+    if as_json:
+        answer({**candidate, "approvals": signatures}, as_json=True)
+        return
+    answer(candidate, as_json=False)
+    answer(signatures, as_json=False, columns=SIGNATURE_COLUMNS, empty="No signature stands.")
+
+
+@candidates.command("report")
+def show_report(candidate_id: CandidateArgument, as_json: JsonFlag = False) -> None:
+    """Print a candidate's gate report.
+
+    Example: overread candidate report 7
+    """
+    with Client() as client:
+        if as_json:
+            answer(client.get(f"/v1/candidates/{candidate_id}/gate-report"), as_json=True)
+        else:
+            typer.echo(client.text(f"/v1/candidates/{candidate_id}/gate-report"))
+
+
+@candidates.command("approve")
+def approve(candidate_id: CandidateArgument, reason: ReasonOption, as_json: JsonFlag = False) -> None:
+    """Sign a candidate whose gates passed. Your name, the time and the digests are bound together.
+
+    Example: overread candidate approve 7 --reason "Gates passed; flips reviewed"
+    """
+    _sign(candidate_id, decision="approve", reason=reason, as_json=as_json)
+
+
+@candidates.command("reject")
+def reject(candidate_id: CandidateArgument, reason: ReasonOption, as_json: JsonFlag = False) -> None:
+    """Reject a candidate; one rejection ends it.
+
+    Example: overread candidate reject 7 --reason "Worse on the north site's infants"
+    """
+    _sign(candidate_id, decision="reject", reason=reason, as_json=as_json)
+
+
+def promote(candidate_id: CandidateArgument, reason: ReasonOption, as_json: JsonFlag = False) -> None:
+    """Make a signed candidate the champion, if the champion is still the one its gates compared it with.
+
+    Example: overread promote 7 --reason "Two signatures; better at equal specificity"
+    """
+    with Client() as client:
+        report = client.get(f"/v1/candidates/{candidate_id}/gate-report")
+        wish = {"expected_champion": report["champion_candidate_id"], "reason": reason}
+        made = client.post(f"/v1/candidates/{candidate_id}/promotion", json=wish)
+    answer(made, as_json=as_json)
+    say(f"✓ candidate {candidate_id} is champion; predictions follow within seconds")
+
+
+def roll_back(reason: ReasonOption, line: LineOption = None, as_json: JsonFlag = False) -> None:
+    """Return to the champion that the current one replaced. It needs no new signatures.
+
+    Example: overread roll-back --line cxr-pneumonia --reason "Alarm: sensitivity fell since Monday"
+    """
+    with Client() as client:
+        name = client.line(line)
+        champion = client.get(f"/v1/lines/{name}").get("champion")
+        if champion is None:
+            raise Refused(f"{name} has no champion, so there is nothing to roll back")
+        wish = {"expected_champion": champion["candidate_id"], "reason": reason}
+        made = client.post(f"/v1/lines/{name}/roll-back", json=wish)
+    answer(made, as_json=as_json)
+    say(f"✓ candidate {made['candidate_id']} is champion again; predictions follow within seconds")
+
+
+@datasets.command("list")
+def list_datasets(line: LineOption = None, as_json: JsonFlag = False) -> None:
+    """List a line's dataset versions; `dvc get` reproduces each from its git tag.
+
+    Example: overread dataset list
+    """
+    with Client() as client:
+        rows = client.get(f"/v1/lines/{client.line(line)}/dataset-versions")
+    columns = ("dataset_version_id", "number", "git_tag", "digest", "submitter_shares", "waiting", "created_at")
+    answer(rows, as_json=as_json, columns=columns)
+
+
+def audit(
+    after: Annotated[int, typer.Option(help="Only events with a greater id")] = 0,
+    limit: Annotated[int, typer.Option(help="At most so many")] = 50,
+    as_json: JsonFlag = False,
+) -> None:
+    """Read the audit trail: who did what, each event chained to the one before.
+
+    Example: overread audit --after 100
+    """
+    with Client() as client:
+        rows = client.get("/v1/audit", after=after, limit=limit)
+    answer(rows, as_json=as_json, columns=("audit_event_id", "at", "actor", "action", "subject", "details"))
+
+
+def _sign(candidate_id: int, *, decision: str, reason: str, as_json: bool) -> None:
+    with Client() as client:
+        made = client.post(f"/v1/candidates/{candidate_id}/approvals", json={"decision": decision, "reason": reason})
+    answer(made, as_json=as_json, columns=() if as_json else SIGNATURE_COLUMNS)
+
+
+def _watched(client: Client, run: dict[str, Any]) -> dict[str, Any]:
+    with screen().status("...") as status:
+        while run["state"] not in FINISHED:
+            progress = run["progress"] or {}
+            step = f", epoch {progress['epoch']} of {progress.get('epochs', '?')}" if "epoch" in progress else ""
+            status.update(f"run {run['run_id']}: {run['state']}{step}")
+            time.sleep(1)
+            run = client.get(f"/v1/runs/{run['run_id']}")
+    return run

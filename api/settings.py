@@ -1,0 +1,70 @@
+"""What the API process has to be told, read once from the environment and passed down.
+
+Secrets have no default: without them the process refuses to start and says how to make them. `docs/operating.md`
+lists every variable of the whole service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+class SettingsError(ValueError):
+    """A setting is missing or unusable; the message names the variable and how to mend it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiSettings:
+    """Addresses, folders and secrets of the API process; secrets never appear in its repr."""
+
+    database_url: str = field(repr=False)
+    """PostgreSQL of the record, `postgresql://…`; may hold a password."""
+    blob_root: Path
+    """Folder of the content-addressed images, shared with workers and inference."""
+    inference_url: str
+    inference_token: str = field(repr=False)
+    """Shared secret that the inference process asks for."""
+    patient_key: bytes = field(repr=False)
+    """Keys the hash that replaces patient identifiers; whoever holds it could test guesses of identifiers."""
+    pool_size: int = 8
+    """Most connections to PostgreSQL held at once."""
+
+    @staticmethod
+    def from_environment(environment: Mapping[str, str]) -> ApiSettings:
+        """Read the settings. Raises SettingsError naming the first variable at fault."""
+        home = Path(environment.get("OVERREAD_HOME") or Path.home() / ".overread").expanduser()
+        return ApiSettings(
+            database_url=_needed(
+                environment, "OVERREAD_DATABASE_URL", "for example postgresql://127.0.0.1:5432/overread"
+            ),
+            blob_root=Path(environment.get("OVERREAD_BLOB_ROOT") or home / "blobs").expanduser(),
+            inference_url=environment.get("OVERREAD_INFERENCE_URL") or "http://127.0.0.1:8090",
+            inference_token=_needed(
+                environment, "OVERREAD_INFERENCE_TOKEN", "the secret that the inference process was given"
+            ),
+            patient_key=_patient_key(environment),
+        )
+
+
+def _needed(environment: Mapping[str, str], name: str, meaning: str) -> str:
+    value = environment.get(name, "").strip()
+    if not value:
+        raise SettingsError(
+            f"{name} is not set: {meaning}. `overread up` sets it; elsewhere put it in the environment."
+        )
+    return value
+
+
+def _patient_key(environment: Mapping[str, str]) -> bytes:
+    text = _needed(
+        environment, "OVERREAD_PATIENT_KEY", "64 hexadecimal digits, made once with `openssl rand -hex 32` and kept"
+    )
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        raise SettingsError("OVERREAD_PATIENT_KEY must be hexadecimal: make one with `openssl rand -hex 32`") from None
+    if len(key) < 32:
+        raise SettingsError(f"OVERREAD_PATIENT_KEY has {len(key) * 8} bits; 256 are needed: `openssl rand -hex 32`")
+    return key

@@ -1,0 +1,113 @@
+"""Confirmations, one at a time: what a source confirmed of a case, append-only.
+
+A repeat under the same Idempotency-Key gets the first answer; the confirmation, its audit event and the stored answer
+are one transaction, so an acknowledged confirmation is never lost and never doubled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from typing import Literal
+
+from fastapi import Response
+from fastapi.responses import JSONResponse
+from pydantic import AwareDatetime, Field
+
+from api.auth import ANYONE, allow, guarded_router
+from api.dependencies import CurrentUser, Id, IdempotencyKey, Pool
+from api.v1 import examples
+from api.v1.views import Request, View, shown_as
+from registry import cases, confirmations, db, idempotency
+
+router = guarded_router(tag="Confirmations")
+
+Evidence = Literal["report_text", "single_read", "consensus", "follow_up", "pathology"]
+AiExposure = Literal["blind", "aided", "unknown"]
+REPLAYED = {"Idempotent-Replayed": "true"}
+
+
+class NewConfirmation(Request):
+    """One source's confirmed diagnosis of a case."""
+
+    model_config = shown_as(examples.NEW_CONFIRMATION)
+
+    finding: str = Field(max_length=60, description="One of the classes of the line's protocol")
+    evidence: Evidence = Field(
+        description="What it rests on, from weakest to strongest: the protocol says what is enough"
+    )
+    ai_exposure: AiExposure = Field(description="Had the reader seen the prediction? `blind`: no; `aided`: yes")
+    reader: str = Field(min_length=1, max_length=120, description="Who decided, as a stable pseudonym of yours")
+    confirmed_at: AwareDatetime | None = Field(
+        default=None, description="When it was decided, with offset; now where left out"
+    )
+    supersedes: int | None = Field(
+        default=None, ge=1, description="The confirmation of the same case that this one corrects"
+    )
+
+
+class ConfirmationView(View):
+    """A confirmation as the record holds it. It never changes; a correction is a new one that supersedes it."""
+
+    model_config = shown_as(examples.CONFIRMATION)
+
+    confirmation_id: int
+    case_id: int
+    finding: str
+    evidence: Evidence
+    ai_exposure: AiExposure
+    reader: str
+    confirmed_at: datetime
+    supersedes: int | None = Field(description="The confirmation that this one corrects")
+    superseded_by: int | None = Field(description="The confirmation that corrects this one; null while it stands")
+    created_at: datetime
+
+
+@router.post(
+    "/cases/{case_id}/confirmations",
+    status_code=201,
+    response_model=ConfirmationView,
+    summary="Confirm a diagnosis",
+    response_description="Recorded; it is safe on disk",
+    **allow(
+        "submitter",
+        "reviewer",
+        problems=(
+            "idempotency-key-missing",
+            "not-found",
+            "already-superseded",
+            "idempotency-in-flight",
+            "unknown-finding",
+            "future-date",
+            "wrong-line",
+            "idempotency-key-reused",
+        ),
+    ),
+)
+def confirm(user: CurrentUser, pool: Pool, key: IdempotencyKey, case_id: Id, confirmation: NewConfirmation) -> Response:
+    """Record what a source confirmed of a case, on what evidence, and whether the reader had seen the model's answer.
+
+    The answer is sent after the record is safe on disk. Repeat the request with the same `Idempotency-Key` until you
+    have one: you then get the first answer again, marked `Idempotent-Replayed: true`. To correct a confirmation, send
+    a new one that names it in `supersedes`.
+    """
+    digest = hashlib.sha256(f"confirm {case_id} {confirmation.model_dump_json()}".encode()).hexdigest()
+    with db.transaction(pool) as connection:
+        replay = idempotency.begin(connection, user_id=user.user_id, key=key, request_digest=digest)
+        if replay is not None:
+            return JSONResponse(replay.body, status_code=replay.status, headers=REPLAYED)
+        row = confirmations.confirm(connection, case_id=case_id, actor=user, **dict(confirmation))
+        body = ConfirmationView.model_validate(row).model_dump(mode="json")
+        idempotency.finish(connection, user_id=user.user_id, key=key, request_digest=digest, status=201, body=body)
+    return JSONResponse(body, status_code=201)
+
+
+@router.get(
+    "/cases/{case_id}/confirmations", summary="Read a case's confirmations", **allow(*ANYONE, problems=("not-found",))
+)
+def list_confirmations(pool: Pool, case_id: Id) -> list[ConfirmationView]:
+    """Read every confirmation of a case in the order they came, the superseded ones too."""
+    with db.transaction(pool) as connection:
+        cases.get_case(connection, case_id)
+        rows = confirmations.list_for_case(connection, case_id)
+    return [ConfirmationView.model_validate(row) for row in rows]

@@ -1,0 +1,126 @@
+"""Lines: the questions the service answers, each under a protocol stated in advance."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from api.auth import ANYONE, allow, guarded_router
+from api.dependencies import Body, CurrentUser, Inference, Pool
+from api.v1 import candidates as candidate_views
+from api.v1 import examples
+from api.v1.candidates import CandidateView
+from api.v1.views import Digest, View, shown_as
+from registry import cases, confirmations, datasets, db, lines, promotions, runs
+
+router = guarded_router(tag="Lines")
+
+
+class ProtocolView(View):
+    """A version of a line's protocol: all that is said in advance about how its model may change."""
+
+    protocol_id: int
+    version: int
+    digest: Digest
+    document: dict[str, Any] = Field(description="The protocol, every default filled in")
+    created_at: datetime
+
+
+class Counts(BaseModel):
+    """How much a line has seen."""
+
+    cases: int
+    confirmed_cases: int
+    confirmations: int = Field(description="Superseded ones included")
+    dataset_versions: int
+
+
+class NextTrigger(BaseModel):
+    """What is still missing until the line starts to learn by itself."""
+
+    new_confirmations: int = Field(description="Came in since the line last learnt")
+    needed: int
+    every_hours: float | None = Field(description="Or this long after the last run, with at least one new confirmation")
+
+
+class LineView(BaseModel):
+    """A line as it stands now."""
+
+    model_config = shown_as(examples.LINE)
+
+    line_id: int
+    name: str
+    created_at: datetime
+    protocol: ProtocolView
+    champion: CandidateView | None = Field(description="The model that answers; null until the first promotion")
+    counts: Counts
+    next_trigger: NextTrigger
+
+
+_YAML = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/yaml": {
+                "schema": {"type": "string"},
+                "example": examples.PROTOCOL_YAML,
+            }
+        },
+    }
+}
+
+
+@router.post(
+    "/lines",
+    status_code=201,
+    summary="Create a line",
+    response_description="The line was made under its protocol",
+    **allow("operator", problems=("protocol-invalid", "already-exists", "inference-unavailable"), extra=_YAML),
+)
+def create_line(user: CurrentUser, pool: Pool, inference: Inference, body: Body) -> LineView:
+    """Create a line from its protocol, sent as YAML. Each field that is wrong is named in the refusal.
+
+    The protocol says what counts as confirmed, how patients are split, what is trained and when, which gates a
+    candidate has to pass and who has to sign. It is kept under its digest; every candidate and signature names it.
+    """
+    document, digest = inference.check_protocol(body.file.read())
+    with db.transaction(pool) as connection:
+        line = lines.create_line(connection, name=document["line"], document=document, digest=digest, actor=user)
+        return _view(connection, line)
+
+
+@router.get("/lines", summary="List lines", **allow(*ANYONE))
+def list_lines(pool: Pool) -> list[LineView]:
+    """List all lines with their champions."""
+    with db.transaction(pool) as connection:
+        return [_view(connection, line) for line in lines.list_lines(connection)]
+
+
+@router.get("/lines/{line}", summary="Read a line", **allow(*ANYONE, problems=("not-found",)))
+def read_line(pool: Pool, line: str) -> LineView:
+    """Read a line: its protocol, its champion, how much it has seen, and what is missing until it learns again."""
+    with db.transaction(pool) as connection:
+        return _view(connection, lines.get_line(connection, line))
+
+
+def _view(connection: db.Connection, line: lines.Line) -> LineView:
+    protocol = lines.current_protocol(connection, line.line_id)
+    champion = promotions.champion(connection, line.line_id)
+    latest = datasets.latest(connection, line.line_id)
+    seen, confirmed = cases.count_cases(connection, line.line_id)
+    return LineView(
+        line_id=line.line_id,
+        name=line.name,
+        created_at=line.created_at,
+        protocol=ProtocolView.model_validate(protocol),
+        champion=candidate_views.view(connection, champion) if champion else None,
+        counts=Counts(
+            cases=seen,
+            confirmed_cases=confirmed,
+            confirmations=confirmations.count_new(connection, line_id=line.line_id, after_confirmation_id=0),
+            dataset_versions=latest.number if latest else 0,
+        ),
+        next_trigger=NextTrigger.model_validate(runs.next_trigger(connection, line.line_id)),
+    )

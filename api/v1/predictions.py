@@ -1,0 +1,167 @@
+"""Predictions: the champion's scores, logged with the digest of the weights that made them.
+
+No transaction is open while the network runs; the answer is given only after its log row is committed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any
+
+from fastapi import Query, Response
+from pydantic import Field
+
+from api.auth import allow, guarded_router
+from api.dependencies import CurrentUser, Id, Image, Inference, LineName, Pool, Settings
+from api.inference import InferenceClient
+from api.settings import ApiSettings
+from api.v1 import examples
+from api.v1.views import Digest, View, shown_as
+from registry import blobs, cases, db, lines, predictions
+from registry.users import Role, User
+
+router = guarded_router(tag="Predictions")
+
+READERS: tuple[Role, ...] = ("submitter", "reviewer", "approver", "operator")
+Shown = Annotated[
+    bool,
+    Query(description="Is the answer given to a person? Send false where it is only recorded: blind reads stay blind"),
+]
+_UNAVAILABLE = ("no-champion", "inference-unavailable")
+
+
+class PredictionView(View):
+    """The champion's answer for one image."""
+
+    model_config = shown_as(examples.PREDICTION)
+
+    prediction_id: int
+    line: str
+    case_id: int | None = Field(description="null for an image that was not kept")
+    candidate_id: int = Field(description="The model that answered")
+    number: int = Field(description="Its number within the line")
+    weights_digest: Digest
+    scores: dict[str, float] = Field(description="Probability of each class, 0 to 1")
+    decision: str = Field(description="The class decided for at the operating point")
+    threshold: float | None = Field(
+        description="Threshold on the positive class's score; null where the highest score decides"
+    )
+    operating_point: dict[str, Any] | None = Field(
+        description="The rule behind the threshold, the sensitivity and specificity it stands for, and where measured"
+    )
+    latency_seconds: float = Field(description="Time the inference process took")
+
+
+_REQUEST_BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["image"],
+                "properties": {
+                    "image": {"type": "string", "format": "binary", "description": "PNG, NPY or single-frame DICOM"}
+                },
+            }
+        },
+        "image/png": {"schema": {"type": "string", "format": "binary"}},
+        "application/dicom": {"schema": {"type": "string", "format": "binary"}},
+        "application/x-npy": {"schema": {"type": "string", "format": "binary"}},
+    },
+}
+
+_PNG = {"description": "The heat map", "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+
+
+@router.post(
+    "/predictions",
+    summary="Score an image that is not kept",
+    **allow(
+        *READERS,
+        problems=("image-refused", "body-too-large", "not-found", *_UNAVAILABLE),
+        extra={"requestBody": _REQUEST_BODY},
+    ),
+)
+def predict_image(
+    *, user: CurrentUser, pool: Pool, inference: Inference, line: LineName, image: Image, shown: Shown = True
+) -> PredictionView:
+    """Have the line's champion score an image, sent as the body itself or as the file `image` of a form.
+
+    The image is decoded in a jailed process and forgotten; the scores stay in the record with the digest of the pixels.
+    Not a diagnosis: a second reader's opinion under the line's intended use.
+    """
+    with db.transaction(pool) as connection:
+        row = lines.get_line(connection, line)
+    decoded = inference.decode(image.file, media_type=image.media_type)
+    return _predict(pool, inference, user=user, line=row, pixels=decoded.pixels, case_id=None, shown=shown)
+
+
+@router.post(
+    "/cases/{case_id}/predictions",
+    summary="Score a case",
+    **allow(*READERS, problems=("not-found", *_UNAVAILABLE)),
+)
+def predict_case(
+    *, user: CurrentUser, pool: Pool, inference: Inference, settings: Settings, case_id: Id, shown: Shown = True
+) -> PredictionView:
+    """Have the champion of the case's line score the stored image."""
+    line, pixels = _stored(pool, settings, case_id)
+    return _predict(pool, inference, user=user, line=line, pixels=pixels, case_id=case_id, shown=shown)
+
+
+@router.get(
+    "/cases/{case_id}/heat-map",
+    response_class=Response,
+    summary="Draw what a score rests on",
+    **allow(*READERS, problems=("not-found", "unknown-finding", *_UNAVAILABLE), answers={200: _PNG}),
+)
+def heat_map(
+    pool: Pool,
+    inference: Inference,
+    settings: Settings,
+    case_id: Id,
+    finding: Annotated[str, Query(max_length=60, description="One of the line's classes", examples=["pneumonia"])],
+) -> Response:
+    """Draw the champion's GradCAM for one finding over the stored image, as PNG.
+
+    A heat map shows where the network looked, not why it is right. Show it only on request.
+    """
+    line, pixels = _stored(pool, settings, case_id)
+    return Response(inference.heat_map(line.name, pixels=pixels, finding=finding), media_type="image/png")
+
+
+def _stored(pool: db.Pool, settings: ApiSettings, case_id: Id) -> tuple[lines.Line, bytes]:
+    with db.transaction(pool) as connection:
+        case = cases.get_case(connection, case_id)
+        line = lines.line_by_id(connection, case.line_id)
+    return line, blobs.read(settings.blob_root, case.image_digest)
+
+
+def _predict(
+    pool: db.Pool,
+    inference: InferenceClient,
+    *,
+    user: User,
+    line: lines.Line,
+    pixels: bytes,
+    case_id: int | None,
+    shown: bool,
+) -> PredictionView:
+    scored = inference.predict(line.name, pixels=pixels)
+    with db.transaction(pool) as connection:
+        logged = predictions.log_prediction(
+            connection,
+            line_id=line.line_id,
+            case_id=case_id,
+            candidate_id=scored.candidate_id,
+            weights_digest=scored.weights_digest,
+            image_digest=hashlib.sha256(pixels).hexdigest(),
+            scores=scored.scores,
+            decision=scored.decision,
+            threshold=scored.threshold,
+            shown=shown,
+            latency_seconds=scored.latency_seconds,
+            requested_by=user.user_id,
+        )
+    values = {name: getattr(scored, name) for name in scored.__slots__}
+    return PredictionView(prediction_id=logged.prediction_id, line=line.name, case_id=case_id, **values)

@@ -1,0 +1,72 @@
+"""Make each training image look as if another machine and another hand had taken it.
+
+Invariant: shapes stay, values stay in [0, 1], and all randomness comes from the generator given. Shifts, small
+turns and zooms stand for positioning; gamma, contrast, brightness and noise for the scanner. No mirroring: the heart
+has a side.
+
+Reference: Zhang et al., "Generalizing deep learning for medical image segmentation to unseen domains via deep stacked
+transformation", IEEE TMI 2020 (acquisition-like augmentation carries over to unseen scanners).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strength:
+    """How far each change may go, either way."""
+
+    shift: float = 0.12
+    """Share of the image's side."""
+    zoom: float = 0.10
+    turn_degrees: float = 10.0
+    gamma: float = 0.4
+    """Natural logarithm of the exponent."""
+    contrast: float = 0.3
+    brightness: float = 0.1
+    noise: float = 0.04
+    """Largest standard deviation of the added noise."""
+
+
+def acquisition(images: Tensor, *, generator: torch.Generator, strength: Strength | None = None) -> Tensor:
+    """Return a changed copy of `images` (N, C, H, W) float32 in [0, 1], each image changed in its own way."""
+    limits = strength or Strength()
+    return _scanner(_position(images, generator=generator, limits=limits), generator=generator, limits=limits)
+
+
+def _position(images: Tensor, *, generator: torch.Generator, limits: Strength) -> Tensor:
+    n = len(images)
+    angle = _around_zero(n, generator=generator) * math.radians(limits.turn_degrees)
+    zoom = 1.0 + _around_zero(n, generator=generator) * limits.zoom
+    matrices = torch.zeros(n, 2, 3)
+    matrices[:, 0, 0] = torch.cos(angle) * zoom
+    matrices[:, 0, 1] = -torch.sin(angle) * zoom
+    matrices[:, 1, 0] = torch.sin(angle) * zoom
+    matrices[:, 1, 1] = torch.cos(angle) * zoom
+    matrices[:, :, 2] = _around_zero(n, 2, generator=generator) * 2.0 * limits.shift  # the grid spans -1..1
+    grid = functional.affine_grid(matrices, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _scanner(images: Tensor, *, generator: torch.Generator, limits: Strength) -> Tensor:
+    n = len(images)
+    exponent = torch.exp(_around_zero(n, 1, 1, 1, generator=generator) * limits.gamma)
+    changed = images.clamp(1e-4, 1.0) ** exponent
+    mean = changed.mean(dim=(1, 2, 3), keepdim=True)
+    contrast = 1.0 + _around_zero(n, 1, 1, 1, generator=generator) * limits.contrast
+    brightness = _around_zero(n, 1, 1, 1, generator=generator) * limits.brightness
+    changed = (changed - mean) * contrast + mean + brightness
+    noise = torch.randn(changed.shape, generator=generator)
+    changed = changed + noise * torch.rand(n, 1, 1, 1, generator=generator) * limits.noise
+    return changed.clamp(0.0, 1.0)
+
+
+def _around_zero(*shape: int, generator: torch.Generator) -> Tensor:
+    """Uniform in [-1, 1)."""
+    return torch.rand(*shape, generator=generator) * 2.0 - 1.0

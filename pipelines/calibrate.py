@@ -1,0 +1,124 @@
+"""From logits to probabilities and from probabilities to a decision, both fitted on the tune split only.
+
+Invariant: the sealed test never enters here; what is fitted is one temperature and one threshold, and a rule that no
+threshold meets yields an operating point without one, which the gates fail. Networks are trained with every class drawn
+evenly, so their probabilities are put back to the line's own class shares (`log_prior`) before they mean anything.
+
+References: Guo et al., ICML 2017 (temperature); Saerens et al., Neural Computation 2002 (class shares); Youden, Cancer 1950 (J = sensitivity + specificity - 1);
+Breiman et al., Classification and Regression Trees, 1984 (the one-standard-error rule).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.metrics import Floats, MetricError, sensitivity, specificity
+from pipelines.types import OperatingPoint, Split
+
+Rule = Literal["youden", "sensitivity_at_specificity", "specificity_at_sensitivity"]
+SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE = 0.05, 20.0
+GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
+
+
+def log_prior(labels: NDArray[Any], *, classes: int) -> Floats:
+    """Return the logarithm of each class's share (K,) among `labels` (N,), none below that of half a case."""
+    counts = np.maximum(np.bincount(labels, minlength=classes), 0.5)
+    return np.asarray(np.log(counts / counts.sum()), dtype=np.float64)
+
+
+def softmax(logits: NDArray[Any], *, temperature: float = 1.0, log_prior: NDArray[Any] | None = None) -> Floats:
+    """Return class probabilities (N, K): softmax(logits / temperature + log_prior). Raises MetricError on NaN."""
+    scaled = np.asarray(logits, dtype=np.float64) / temperature
+    if log_prior is not None:
+        scaled = scaled + log_prior
+    if not np.isfinite(scaled).all():
+        raise MetricError("logits must be finite")
+    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def balanced_log_loss(logits: NDArray[Any], labels: NDArray[Any]) -> float:
+    """Return the mean negative log-likelihood of `labels` (N,) in nats, each class weighing the same."""
+    losses = _losses(softmax(logits), labels)
+    return float(np.mean([losses[labels == k].mean() for k in np.unique(labels)]))
+
+
+def fit_temperature(logits: NDArray[Any], labels: NDArray[Any], *, log_prior: NDArray[Any] | None = None) -> float:
+    """Return the temperature in [0.05, 20] of least log-loss on `logits` (N, K) and `labels` (N,), given the prior.
+
+    The loss is convex in 1/temperature, so golden-section search over it finds the one minimum.
+    """
+
+    def loss(inverse: float) -> float:
+        return float(_losses(softmax(logits, temperature=1.0 / inverse, log_prior=log_prior), labels).mean())
+
+    low, high = 1.0 / LARGEST_TEMPERATURE, 1.0 / SMALLEST_TEMPERATURE
+    for _ in range(60):
+        left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
+        low, high = (low, right) if loss(left) <= loss(right) else (left, high)
+    return float(2.0 / (low + high))
+
+
+def choose_operating_point(
+    labels: NDArray[Any], scores: NDArray[Any], *, rule: Rule, target: float | None = None, chosen_on: Split = "tune"
+) -> OperatingPoint:
+    """Choose the threshold on `scores` (N,) in [0, 1] for `labels` (N,) bool; a case is called at score >= threshold.
+
+    `youden` is not the highest J itself, which jumps about with a few cases: it is the middle, in log-odds, of all
+    thresholds whose J lies within one standard error of the highest (Breiman's one-standard-error rule). The two
+    others take the best threshold that keeps the target. `threshold` is None where none does. Raises MetricError
+    unless both classes are there.
+    """
+    truth = np.asarray(labels).astype(bool)
+    values = np.asarray(scores, dtype=np.float64)
+    if not truth.any() or truth.all():
+        raise MetricError("an operating point needs at least one positive and one negative case")
+    levels = np.unique(values)
+    thresholds = np.concatenate([levels[:1], (levels[1:] + levels[:-1]) / 2.0])  # midway between neighbouring scores
+    hits = 1.0 - np.searchsorted(np.sort(values[truth]), thresholds, "left") / truth.sum()
+    correct_rejections = np.searchsorted(np.sort(values[~truth]), thresholds, "left") / (~truth).sum()
+    threshold: float | None
+    if rule == "youden":
+        threshold = _youden(thresholds, hits, correct_rejections, positives=truth.sum(), negatives=(~truth).sum())
+    elif rule == "sensitivity_at_specificity":
+        threshold = _best(thresholds, worth=hits, kept=correct_rejections, target=target)
+    elif rule == "specificity_at_sensitivity":
+        threshold = _best(thresholds, worth=correct_rejections, kept=hits, target=target)
+    else:
+        assert_never(rule)
+    called = None if threshold is None else values >= threshold
+    return OperatingPoint(
+        rule=rule,
+        target=target,
+        threshold=threshold,
+        sensitivity=None if called is None else sensitivity(truth, called),
+        specificity=None if called is None else specificity(truth, called),
+        chosen_on=chosen_on,
+    )
+
+
+def _youden(thresholds: Floats, hits: Floats, correct_rejections: Floats, *, positives: int, negatives: int) -> float:
+    worth = hits + correct_rejections
+    top = int(worth.argmax())
+    variance = hits[top] * (1.0 - hits[top]) / positives
+    variance += correct_rejections[top] * (1.0 - correct_rejections[top]) / negatives
+    near = thresholds[worth >= worth[top] - np.sqrt(variance) - 1e-12].clip(1e-9, 1.0 - 1e-9)
+    odds = np.sqrt(near[0] / (1.0 - near[0]) * near[-1] / (1.0 - near[-1]))
+    return float(odds / (1.0 + odds))
+
+
+def _best(thresholds: Floats, *, worth: Floats, kept: Floats, target: float | None) -> float | None:
+    if target is None:
+        raise MetricError("this rule needs a target in (0, 1)")
+    allowed = kept >= target
+    if not allowed.any():
+        return None
+    best = thresholds[allowed & (worth >= worth[allowed].max() - 1e-12)]
+    return float(best[(len(best) - 1) // 2])  # of equals, the middle one: far from either class
+
+
+def _losses(probabilities: Floats, labels: NDArray[Any]) -> Floats:
+    return np.asarray(-np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12)), dtype=np.float64)

@@ -1,0 +1,81 @@
+"""What the gates look at: two models on one sealed test, and who said what about the new cases.
+
+Invariant: plain arrays and values, no torch, no files; `pipelines.evaluate` makes one, `pipelines.gates` judges it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.protocol import Protocol
+from pipelines.types import Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sealed:
+    """The sealed test: the answers, and who belongs together."""
+
+    labels: NDArray[np.int64]
+    """(N,) index into the protocol's classes."""
+    groups: NDArray[Any]
+    """(N,) patient, or the image where the patient is unknown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scored:
+    """What one model said about the sealed test."""
+
+    digest: Digest
+    scores: NDArray[np.floating[Any]]
+    """(N, classes) in [0, 1]."""
+    decided: NDArray[np.int64]
+    """(N,) class decided at the model's own operating point."""
+    threshold: float | None
+    """None where decisions are by arg-max, or where no operating point met the rule."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opinion:
+    """One submitter's finding on one case that is new in this version, and what others have said about the case."""
+
+    submitter: str
+    finding: str
+    champion: str | None
+    """The champion's decision; None without a champion."""
+    others: str | None
+    """Finding of others whose evidence outweighs this one; None where there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where one case of the dataset version lies; what the leakage gate looks at."""
+
+    image_digest: str
+    group: str
+    split: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Comparison:
+    """All that a gate may look at. `champion` is None for the first model of a line."""
+
+    protocol: Protocol
+    sealed: Sealed
+    candidate: Scored
+    champion: Scored | None
+    opinions: tuple[Opinion, ...]
+    placements: tuple[Placement, ...]
+
+    @property
+    def level(self) -> float:
+        """Two-sided level whose bounds are the one-sided tests at the protocol's alpha."""
+        return 1.0 - 2.0 * self.protocol.gates.alpha
+
+    @property
+    def truth(self) -> NDArray[np.bool_]:
+        """(N,) whether the case is of the positive class."""
+        return np.asarray(self.sealed.labels == self.protocol.positive_index)

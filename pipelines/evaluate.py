@@ -1,0 +1,135 @@
+"""Score the sealed test, once for each model, and gather what the gates look at.
+
+Invariant: candidate and champion see the same prepared images in the same order, each decides at its own operating
+point, and weights are used only if their bytes match their digest. Nothing here chooses anything.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines import job, network
+from pipelines.comparison import Comparison, Opinion, Placement, Scored, Sealed
+from pipelines.dataset import DatasetVersion, open_version
+from pipelines.predict import Model
+from pipelines.protocol import Protocol
+from pipelines.types import EVIDENCE_RANK, Confirmation, Digest
+
+
+def gather(
+    dataset: Path,
+    *,
+    protocol: Protocol,
+    candidate: Mapping[str, Any],
+    champion: Mapping[str, Any] | None,
+    keep_going: Callable[[], None] = lambda: None,
+    tell: Callable[[str], None] = lambda _stage: None,
+) -> tuple[Comparison, Digest]:
+    """Score the sealed test of a checked-out version; returns the comparison and the version's digest.
+
+    `candidate` and `champion` are {"weights": path, "weights_digest": hex, "metadata": document}. A champion with other
+    classes cannot be compared. Raises Refused where a model cannot be used.
+    """
+    version = open_version(dataset)
+    images = version.prepared(protocol.input)
+    rows = version.indices("sealed_test")
+    keep_going()
+    tell("scoring the candidate")
+    first = _scored(_model(candidate, protocol=protocol), candidate, images=images[rows])
+    second, opinions_of_champion = None, {}
+    fresh = version.indices(new_only=True)
+    if champion is not None:
+        keep_going()
+        tell("scoring the champion")
+        model = _model(champion, protocol=protocol)
+        second = _scored(model, champion, images=images[rows])
+        opinions_of_champion = dict(
+            zip(fresh.tolist(), model.decision(model.scores(images[fresh])) if len(fresh) else [], strict=True)
+        )
+    tell("deciding")
+    comparison = Comparison(
+        protocol=protocol,
+        sealed=Sealed(labels=version.labels[rows], groups=version.groups[rows]),
+        candidate=first,
+        champion=second,
+        opinions=tuple(opinions(version, rows=fresh.tolist(), champion=opinions_of_champion)),
+        placements=tuple(
+            Placement(image_digest=example.image_digest, group=example.group, split=example.split)
+            for example in version.examples
+        ),
+    )
+    return comparison, version.digest
+
+
+def opinions(version: DatasetVersion, *, rows: Iterable[int], champion: Mapping[int, str]) -> list[Opinion]:
+    """List what each submitter said about the cases with a new label (`rows`), and about cases that wait for agreement.
+
+    Of a submitter with several confirmations of a case, the last of the strongest evidence counts. `champion` maps rows
+    to decisions.
+    """
+    said = version.confirmations()
+    row_of = {example.case_id: row for row, example in enumerate(version.examples)}
+    wanted = {version.examples[row].case_id for row in rows} | {case.case_id for case in version.waiting()}
+    found = []
+    for case_id in sorted(wanted & said.keys()):
+        row = row_of.get(case_id)
+        for submitter in sorted({item.submitter for item in said[case_id]}):
+            mine = max(
+                (item for item in said[case_id] if item.submitter == submitter),
+                key=lambda item: (EVIDENCE_RANK[item.evidence], item.confirmation_id),
+            )
+            others = [item for item in said[case_id] if item.submitter != submitter]
+            found.append(
+                Opinion(
+                    submitter=submitter,
+                    finding=mine.finding,
+                    champion=None if row is None else champion.get(row),
+                    others=_outweighing(mine, others=others),
+                )
+            )
+    return found
+
+
+def _outweighing(mine: Confirmation, *, others: list[Confirmation]) -> str | None:
+    """Finding of stronger evidence, or of at least two other submitters with equal evidence; by majority.
+
+    None without such evidence, or where it is tied: of two equal voices that differ, nobody can say which is wrong.
+    """
+    strongest = max((EVIDENCE_RANK[item.evidence] for item in others), default=-1)
+    voices = [item for item in others if EVIDENCE_RANK[item.evidence] == strongest]
+    equal = strongest == EVIDENCE_RANK[mine.evidence]
+    if strongest < EVIDENCE_RANK[mine.evidence] or (equal and len({item.submitter for item in voices}) < 2):
+        return None
+    counts = Counter(item.finding for item in voices).most_common(2)
+    return None if len(counts) == 2 and counts[0][1] == counts[1][1] else counts[0][0]
+
+
+def _model(document: Mapping[str, Any], *, protocol: Protocol) -> Model:
+    metadata = document["metadata"]
+    if tuple(metadata["classes"]) != protocol.classes:
+        raise job.Refused(
+            f"a model for the classes {', '.join(metadata['classes'])} cannot be held against a protocol "
+            f"with {', '.join(protocol.classes)}"
+        )
+    try:
+        return Model.from_files(
+            Path(document["weights"]), metadata=metadata, expected_digest=document["weights_digest"]
+        )
+    except network.NetworkError as error:
+        raise job.Refused(f"a model cannot be loaded: {error}") from error
+
+
+def _scored(model: Model, document: Mapping[str, Any], *, images: NDArray[np.float32]) -> Scored:
+    scores = model.scores(images)
+    return Scored(
+        digest=Digest(document["weights_digest"]),
+        scores=scores,
+        decided=model.decided(scores),
+        threshold=model.threshold,
+    )

@@ -1,0 +1,70 @@
+"""What every heavy job has in common: a directory with config.json in, progress.jsonl along the way, result.json out.
+
+Invariant: result.json appears whole or not at all, and last; a job whose parent is gone stops with exit code 75, so
+that an orphan never works beside its successor. A refusal people should read is a result, a bug is a traceback.
+
+    python -m pipelines.train JOB_DIR
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+ORPHANED = 75
+"""EX_TEMPFAIL of sysexits.h: somebody else will try again."""
+
+
+class Refused(Exception):
+    """The job cannot be done with what it was given; the message is for people and becomes the result."""
+
+
+def run(arguments: list[str], *, work: Callable[[Path, dict[str, Any]], dict[str, Any]]) -> int:
+    """Do `work(JOB_DIR, config)` and write what it returns, or its refusal, to result.json; returns the exit code."""
+    if len(arguments) != 1:
+        print("usage: python -m pipelines.<module> JOB_DIR", file=sys.stderr)
+        return 2
+    directory = Path(arguments[0])
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    try:
+        result = work(directory, config)
+    except Refused as refusal:
+        result = {"refused": str(refusal)}
+    write_atomically(directory / "result.json", json.dumps(result, allow_nan=False, indent=1).encode())
+    return 0
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` so that `path` holds all of it or what it held before, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def append_progress(directory: Path, row: Mapping[str, Any]) -> None:
+    """Add one JSON object as a line to progress.jsonl."""
+    with (directory / "progress.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+def orphan_watch() -> Callable[[], None]:
+    """Return a function to call often; it ends the process with code 75 once the parent of now is gone."""
+    parent = os.getppid()
+
+    def check() -> None:
+        if os.getppid() != parent:
+            raise SystemExit(ORPHANED)
+
+    return check

@@ -1,0 +1,173 @@
+"""The networks, built on MONAI, and their weights as safetensors.
+
+Invariant: a network is made from its architecture document alone, and weights are known by the SHA-256 of their bytes,
+which is checked before they are used. Nothing here can run code on load (safetensors, never pickle).
+
+References: MONAI (Cardoso et al., arXiv:2211.02701); residual units, He et al., CVPR 2016; DenseNet, Huang et al.,
+CVPR 2017. MONAI takes seconds to import, so it is imported when the first network is built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from pipelines.protocol import Protocol
+from pipelines.types import Digest
+
+
+class NetworkError(ValueError):
+    """A network cannot be built or its weights cannot be used; the message says why."""
+
+
+class UnknownNetwork(NetworkError):
+    """The architecture names a network that does not exist here."""
+
+
+class WeightsCorrupt(NetworkError):
+    """The weights are not those that the record names, or do not fit the architecture."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """All that is needed to build a network: its name, what it sees and what it tells apart."""
+
+    network: str
+    in_channels: int
+    classes: tuple[str, ...]
+    rows: int
+    columns: int
+    gradcam_layer: str
+    """Dotted name of the layer whose activations a heat map shows."""
+
+    def document(self) -> dict[str, Any]:
+        """The architecture as plain JSON values."""
+        return {**asdict(self), "classes": list(self.classes)}
+
+
+Builder = Callable[[Architecture], nn.Module]
+
+
+def architecture_for(protocol: Protocol) -> Architecture:
+    """Return the architecture that a protocol's recipe asks for. Raises UnknownNetwork."""
+    return Architecture(
+        network=protocol.recipe.network,
+        in_channels=protocol.input.channels,
+        classes=protocol.classes,
+        rows=protocol.input.rows,
+        columns=protocol.input.columns,
+        gradcam_layer=_entry(protocol.recipe.network)[1],
+    )
+
+
+def from_document(document: Mapping[str, Any]) -> Architecture:
+    """Read an architecture document, as stored beside the weights. Raises NetworkError where fields are missing."""
+    try:
+        return Architecture(
+            network=document["network"],
+            in_channels=int(document["in_channels"]),
+            classes=tuple(document["classes"]),
+            rows=int(document["rows"]),
+            columns=int(document["columns"]),
+            gradcam_layer=document["gradcam_layer"],
+        )
+    except KeyError as error:
+        raise NetworkError(f"the architecture document has no field {error.args[0]!r}") from None
+
+
+def build(architecture: Architecture | Mapping[str, Any]) -> nn.Module:
+    """Build the network, (N, in_channels, rows, columns) float32 in [0, 1] -> (N, classes) logits, with new weights.
+
+    The weights come from torch's global generator: seed it first. Raises UnknownNetwork.
+    """
+    wanted = architecture if isinstance(architecture, Architecture) else from_document(architecture)
+    return _entry(wanted.network)[0](wanted)
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Return the number of trainable numbers in `module`."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def save_weights(module: nn.Module) -> bytes:
+    """Return parameters and buffers of `module` as safetensors bytes; equal weights give equal bytes."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    return bytes(save_tensors(tensors))
+
+
+def digest_of_bytes(data: bytes) -> Digest:
+    """Return the SHA-256 of `data` in hexadecimal."""
+    return Digest(hashlib.sha256(data).hexdigest())
+
+
+def load_model(
+    weights: Path, *, architecture: Architecture | Mapping[str, Any], expected_digest: str | None = None
+) -> nn.Module:
+    """Build the network and fill it from a safetensors file; returns it in eval mode.
+
+    Raises WeightsCorrupt where the bytes' SHA-256 is not `expected_digest` or the tensors do not fit, and OSError.
+    """
+    data = weights.read_bytes()
+    if expected_digest is not None and digest_of_bytes(data) != expected_digest:
+        raise WeightsCorrupt(f"{weights.name}: SHA-256 {digest_of_bytes(data)} is not the expected {expected_digest}")
+    module = build(architecture)
+    try:
+        module.load_state_dict(load_tensors(data))
+    except (SafetensorError, RuntimeError) as error:
+        raise WeightsCorrupt(f"{weights.name} does not fit the architecture: {error}") from error
+    return module.eval()
+
+
+def _small_cnn(architecture: Architecture) -> nn.Module:
+    """About 97,000 parameters at 28 x 28: three residual stages that halve the image each; for a CPU, up to 64 px."""
+    from monai.networks.nets import Classifier  # noqa: PLC0415 - takes seconds
+
+    return Classifier(  # type: ignore[no-any-return]
+        in_shape=(architecture.in_channels, architecture.rows, architecture.columns),
+        classes=len(architecture.classes),
+        channels=(16, 32, 64),
+        strides=(2, 2, 2),
+        kernel_size=3,
+        num_res_units=2,
+        act="relu",
+        norm="batch",
+        bias=False,
+    )
+
+
+def _resnet18(architecture: Architecture) -> nn.Module:
+    from monai.networks.nets import resnet18  # noqa: PLC0415 - takes seconds
+
+    return resnet18(  # type: ignore[no-any-return]
+        spatial_dims=2, n_input_channels=architecture.in_channels, num_classes=len(architecture.classes)
+    )
+
+
+def _densenet121(architecture: Architecture) -> nn.Module:
+    from monai.networks.nets import DenseNet121  # noqa: PLC0415 - takes seconds
+
+    return DenseNet121(  # type: ignore[no-any-return]
+        spatial_dims=2, in_channels=architecture.in_channels, out_channels=len(architecture.classes)
+    )
+
+
+NETWORKS: Mapping[str, tuple[Builder, str]] = {
+    "small_cnn": (_small_cnn, "net.layer_2"),
+    "resnet18": (_resnet18, "layer4"),
+    "densenet121": (_densenet121, "features.norm5"),
+}
+"""Name in a protocol -> how to build it, and the layer for its heat maps."""
+
+
+def _entry(name: str) -> tuple[Builder, str]:
+    if name not in NETWORKS:
+        raise UnknownNetwork(f"no network is called {name!r}; there are {', '.join(sorted(NETWORKS))}")
+    return NETWORKS[name]

@@ -1,0 +1,122 @@
+"""A trained model in use: scores, the decision at its operating point, a heat map, and its exportable form.
+
+Invariant: a model is weights checked against their digest plus the metadata written when it was trained; the same two
+give the same scores wherever they are loaded, in training, in the gates and in the inference process.
+
+Reference: Selvaraju et al., ICCV 2017 (GradCAM, by MONAI).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipelines.network import Architecture, from_document, load_model
+
+BATCH = 256
+
+
+class Probabilities(nn.Module):
+    """A network with its calibration inside: (N, C, H, W) float32 in [0, 1] -> (N, classes) probabilities.
+
+    They are softmax(logits / temperature + log_prior), `log_prior` (classes,) the class shares of the line. Plain enough for `torch.export` with a dynamic first dimension.
+    """
+
+    log_prior: Tensor
+
+    def __init__(self, module: nn.Module, *, temperature: float, log_prior: Sequence[float]) -> None:
+        super().__init__()
+        self.module = module
+        self.temperature = temperature
+        device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+        self.register_buffer("log_prior", torch.tensor(log_prior, dtype=torch.float32, device=device))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return class probabilities."""
+        return torch.softmax(self.module(images) / self.temperature + self.log_prior, dim=1)
+
+
+class Model:
+    """A network in eval mode with the metadata it was trained with. Not for use by two threads at once."""
+
+    def __init__(self, module: nn.Module, metadata: Mapping[str, Any]) -> None:
+        self.module = module.eval()
+        self.metadata = metadata
+        self.architecture: Architecture = from_document(metadata["architecture"])
+        self.classes: tuple[str, ...] = tuple(metadata["classes"])
+        positive = metadata["positive"]
+        self.positive_index: int | None = None if positive is None else self.classes.index(positive)
+        point = metadata["operating_point"]
+        self.threshold: float | None = None if point is None else point["threshold"]
+        self._probabilities = _calibrated(self.module, metadata)
+        self._explained: nn.Module | None = None
+
+    @classmethod
+    def from_files(cls, weights: Path, *, metadata: Mapping[str, Any], expected_digest: str | None) -> Model:
+        """Load a model. Raises WeightsCorrupt where the bytes are not those of `expected_digest`, and OSError."""
+        architecture = from_document(metadata["architecture"])
+        return cls(load_model(weights, architecture=architecture, expected_digest=expected_digest), metadata)
+
+    def scores(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return class probabilities (N, classes) float32 of `images` (N, C, H, W) float32 in [0, 1]."""
+        return in_batches(self._probabilities, images)
+
+    def decided(self, scores: NDArray[Any]) -> NDArray[np.int64]:
+        """Return the class index decided for each row of `scores` (N, classes).
+
+        With an operating point: the positive class at or above the threshold, else the likeliest of the others.
+        Without one: the likeliest class.
+        """
+        if self.positive_index is None or self.threshold is None:
+            return np.asarray(scores.argmax(axis=1), dtype=np.int64)
+        others = scores.copy()
+        others[:, self.positive_index] = -1.0
+        called = scores[:, self.positive_index] >= self.threshold
+        return np.where(called, self.positive_index, others.argmax(axis=1)).astype(np.int64)
+
+    def decision(self, scores: NDArray[Any]) -> list[str]:
+        """Return the name of the class decided for each row of `scores` (N, classes)."""
+        return [self.classes[index] for index in self.decided(scores)]
+
+    def heat_map(self, image: NDArray[np.float32], class_index: int) -> NDArray[np.float32]:
+        """Return where `image` (C, H, W) speaks for a class: (H, W) float32 in [0, 1], 1 where most; GradCAM."""
+        from monai.visualize import GradCAM  # noqa: PLC0415 - takes seconds
+
+        if self._explained is None:
+            # Its own copy: the hooks would otherwise stay on the network that serves.
+            self._explained = copy.deepcopy(self.module).requires_grad_(True)
+        explainer = GradCAM(nn_module=self._explained, target_layers=self.architecture.gradcam_layer)
+        heat = explainer(torch.from_numpy(np.array(image[None], dtype=np.float32)), class_idx=class_index)
+        plane = torch.nan_to_num(heat[0, 0].detach()).clamp(0.0, 1.0)
+        return plane.numpy().astype(np.float32)
+
+
+def export(model: Model) -> nn.Module:
+    """Return a module of its own that maps (N, C, H, W) float32 in [0, 1] to probabilities, for `torch.export`."""
+    return _calibrated(copy.deepcopy(model.module), model.metadata)
+
+
+def in_batches(module: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return `module` applied to `images` (N, C, H, W) batch by batch, (N, classes) float32."""
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(images), BATCH):
+            batch = torch.from_numpy(np.array(images[start : start + BATCH], dtype=np.float32))
+            parts.append(module(batch.to(device)).cpu().numpy())
+    if not parts:
+        return np.empty((0, 0), dtype=np.float32)
+    return np.concatenate(parts).astype(np.float32)
+
+
+def _calibrated(module: nn.Module, metadata: Mapping[str, Any]) -> Probabilities:
+    return Probabilities(
+        module, temperature=float(metadata["temperature"]), log_prior=[float(v) for v in metadata["log_prior"]]
+    ).eval()

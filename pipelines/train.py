@@ -1,0 +1,373 @@
+"""Train one candidate: the loop, top to bottom, from images to weights, temperature and operating point.
+
+Invariant: the same inputs give the same weights, byte for byte, on the same CPU and torch, whether or not the run was
+killed and resumed on the way. All randomness of an epoch comes from (seed, epoch), so a checkpoint holds no generator.
+The sealed test never enters here; epoch, temperature and threshold are chosen on the tune split.
+
+References: AdamW, Loshchilov and Hutter, ICLR 2019; weight averaging, Izmailov et al., UAI 2018. What was tried, and
+what did not work, is in docs/learning-log.md.
+
+    python -m pipelines.train JOB_DIR        # config.json in; weights.safetensors, metadata.json, result.json out
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from pipelines import augment, calibrate, checkpoint, job, network, predict, strategies
+from pipelines.dataset import open_version
+from pipelines.metrics import auroc_estimate, macro_auroc_estimate
+from pipelines.protocol import Protocol, from_document
+from pipelines.types import Digest, OperatingPoint, Strategy, digest_of
+
+
+class TrainingRefused(job.Refused):
+    """Training cannot start, or went nowhere; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Cases:
+    """Cases of one split: what the network sees, and what is known of each."""
+
+    images: NDArray[np.float32]
+    """(N, C, rows, columns) in [0, 1]."""
+    labels: NDArray[np.int64]
+    """(N,) index into the protocol's classes."""
+    sites: NDArray[Any]
+    """(N,) text."""
+    label_since: NDArray[np.int64]
+    """(N,) number of the dataset version since which the case has this label."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """The champion that an update starts from."""
+
+    weights: Path
+    weights_digest: Digest
+    architecture: network.Architecture
+    dataset_number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trained:
+    """A candidate: network in eval mode on the CPU, the metadata to load it with, and the epochs it went through."""
+
+    module: nn.Module
+    metadata: dict[str, Any]
+    history: list[dict[str, Any]]
+
+
+def fit(  # noqa: PLR0915 - one run, read from top to bottom
+    train: Cases,
+    tune: Cases,
+    *,
+    protocol: Protocol,
+    strategy: Strategy,
+    seed: int,
+    base: Base | None = None,
+    threads: int | None = None,
+    checkpoints: Path | None = None,
+    dataset_digest: str | None = None,
+    tell: Callable[[dict[str, Any]], None] = lambda _row: None,
+    keep_going: Callable[[], None] = lambda: None,
+) -> Trained:
+    """Train on `train`, choose on `tune`.
+
+    `threads` of the CPU (the recipe's if None) are part of the result: sums depend on them. `checkpoints` is a
+    directory to resume from and to save each epoch to. `tell` hears of each epoch; `keep_going` is called before each
+    batch and raises to stop. Raises TrainingRefused where a class is missing or the loss is not finite.
+    """
+    _check(train, split="train", protocol=protocol)
+    _check(tune, split="tune", protocol=protocol)
+    recipe = protocol.recipe
+    architecture = network.architecture_for(protocol)
+    notes: list[str] = []
+    if base is not None and base.architecture != architecture:
+        notes.append("the champion has another architecture or other classes: trained from nothing")
+        base = None
+    plan = strategies.plan(
+        strategy,
+        labels=train.labels,
+        sites=train.sites,
+        label_since=train.label_since,
+        base_number=None if base is None else base.dataset_number,
+        recipe=recipe,
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with _deterministic(threads or recipe.threads, device=device):
+        module = _first_weights(architecture, plan=plan, base=base, seed=seed).to(device)
+        average = _first_weights(architecture, plan=plan, base=base, seed=seed).to(device).eval()
+        average.load_state_dict(module.state_dict())
+        optimiser = torch.optim.AdamW(module.parameters(), lr=plan.peak_learning_rate, weight_decay=recipe.weight_decay)
+        batches = [plan.draws * k // _batch_count(plan) for k in range(_batch_count(plan) + 1)]
+        steps = _batch_count(plan) * plan.epochs
+        # What has to be equal for a checkpoint to be of this very run.
+        identity = digest_of(
+            {
+                "protocol": protocol.digest,
+                "dataset": dataset_digest,
+                "strategy": strategy,
+                "seed": seed,
+                "base": None if base is None else base.weights_digest,
+                "threads": threads or recipe.threads,
+                "torch": torch.__version__,
+                "device": device.type,
+                "cases": [len(train.labels), len(tune.labels)],
+            }
+        )
+        state = checkpoint.State(module=module, average=average, optimiser=optimiser)
+        if checkpoints is not None:
+            state = checkpoint.load(state, directory=checkpoints, identity=identity)
+
+        for epoch in range(state.epoch, plan.epochs):
+            begun = time.monotonic()
+            rng = np.random.default_rng([seed, epoch])
+            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+            torch.manual_seed(int(rng.integers(2**62)))  # dropout, in the networks that have it
+            order = strategies.epoch_order(plan.pools, rng=rng)
+            module.train()
+            losses = []
+            for k, (first, last) in enumerate(itertools.pairwise(batches)):
+                keep_going()
+                rows = np.sort(order[first:last])  # a memory map is read forwards
+                images = torch.from_numpy(np.array(train.images[rows]))  # (B, C, H, W)
+                labels = torch.from_numpy(train.labels[rows])  # (B,)
+                if recipe.augment:
+                    images = augment.acquisition(images, generator=generator)
+                step = epoch * _batch_count(plan) + k
+                for group in optimiser.param_groups:
+                    group["lr"] = _learning_rate(step, steps=steps, plan=plan)
+                loss = functional.cross_entropy(module(images.to(device)), labels.to(device))
+                if not torch.isfinite(loss):
+                    raise TrainingRefused(
+                        f"the loss became {loss.item()} in epoch {epoch + 1}: lower recipe.learning_rate"
+                    )
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                _average(average, towards=module, step=step, steps=steps)
+                losses.append(loss.item())
+
+            logits = predict.in_batches(average, tune.images)  # (N, K)
+            tune_loss = calibrate.balanced_log_loss(logits, tune.labels)
+            row = {
+                "epoch": epoch + 1,
+                "epochs": plan.epochs,
+                "loss": float(np.mean(losses)),
+                "tune_auroc": _tune_auroc(logits, tune.labels, protocol=protocol).value,
+                "tune_log_loss": tune_loss,
+                "seconds": round(time.monotonic() - begun, 3),
+            }
+            best = state.best if state.best is not None and state.best_loss <= tune_loss else None
+            state = checkpoint.State(
+                module=module,
+                average=average,
+                optimiser=optimiser,
+                epoch=epoch + 1,
+                best=best or {name: tensor.clone() for name, tensor in average.state_dict().items()},
+                best_epoch=state.best_epoch if best else epoch + 1,
+                best_loss=min(state.best_loss, tune_loss),
+                history=(*state.history, row),
+            )
+            if checkpoints is not None:
+                checkpoint.save(state, directory=checkpoints, identity=identity)
+            tell(row)
+
+        assert state.best is not None, "a plan has at least one epoch"
+        average.load_state_dict(state.best)
+        chosen = average.cpu().eval()
+        logits = predict.in_batches(chosen, tune.images)
+
+    log_prior = calibrate.log_prior(train.labels, classes=len(protocol.classes))
+    temperature = calibrate.fit_temperature(logits, tune.labels, log_prior=log_prior)
+    metadata = {
+        "schema_version": 1,
+        "architecture": architecture.document(),
+        "parameters": network.parameter_count(chosen),
+        "classes": list(protocol.classes),
+        "positive": protocol.positive,
+        "input": protocol.input.model_dump(mode="json"),
+        "temperature": temperature,
+        "log_prior": log_prior.tolist(),
+        "operating_point": None,
+        "strategy": strategy,
+        "seed": seed,
+        "started_from": plan.start,
+        "base_digest": None if base is None or plan.start == "nothing" else base.weights_digest,
+        "dataset_digest": dataset_digest,
+        "protocol_digest": protocol.digest,
+        "epochs": plan.epochs,
+        "chosen_epoch": state.best_epoch,
+        "batch_size": plan.batch_size,
+        "sample_gradients": plan.sample_gradients,
+        "seconds": round(sum(row["seconds"] for row in state.history), 3),
+        "tune": {
+            "auroc": asdict(_tune_auroc(logits, tune.labels, protocol=protocol)),
+            "log_loss": state.best_loss,
+            "n": len(tune.labels),
+        },
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "device": device.type,
+        "threads": threads or recipe.threads,
+        "notes": [*notes, *plan.notes],
+    }
+    point = _operating_point(predict.Model(chosen, metadata), tune=tune, protocol=protocol)
+    metadata["operating_point"] = None if point is None else asdict(point)
+    return Trained(module=chosen, metadata=metadata, history=list(state.history))
+
+
+def main(arguments: list[str]) -> int:
+    """Run the training that a job directory describes."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it to be deterministic on CUDA
+    return job.run(arguments, work=_work)
+
+
+def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
+    protocol = from_document(config["protocol"])
+    version = open_version(Path(config["dataset"]))
+    if version.classes != protocol.classes:
+        raise TrainingRefused("the dataset version has other classes than the protocol: freeze a new version")
+    prepared = version.prepared(protocol.input)
+    splits = [
+        Cases(
+            images=prepared[rows],
+            labels=version.labels[rows],
+            sites=version.sites[rows],
+            label_since=version.label_since[rows],
+        )
+        for rows in (version.indices("train"), version.indices("tune"))
+    ]
+    trained = fit(
+        splits[0],
+        splits[1],
+        protocol=protocol,
+        strategy=config["strategy"],
+        seed=int(config["seed"]),
+        base=_base(config.get("base")),
+        threads=config.get("threads"),
+        checkpoints=directory / "checkpoints",
+        dataset_digest=version.digest,
+        tell=lambda row: job.append_progress(directory, row),
+        keep_going=job.orphan_watch(),
+    )
+    data = network.save_weights(trained.module)
+    weights = directory / "weights.safetensors"
+    job.write_atomically(weights, data)
+    metadata = {**trained.metadata, "dataset_number": version.number}
+    job.write_atomically(directory / "metadata.json", json.dumps(metadata, allow_nan=False, indent=1).encode())
+    return {
+        "weights": str(weights),
+        "weights_digest": network.digest_of_bytes(data),
+        "metadata": metadata,
+        "history": trained.history,
+    }
+
+
+def _base(document: Mapping[str, Any] | None) -> Base | None:
+    if document is None:
+        return None
+    return Base(
+        weights=Path(document["weights"]),
+        weights_digest=Digest(document["weights_digest"]),
+        architecture=network.from_document(document["architecture"]),
+        dataset_number=int(document["dataset_number"]),
+    )
+
+
+def _check(cases: Cases, *, split: str, protocol: Protocol) -> None:
+    present = set(np.unique(cases.labels).tolist())
+    missing = [name for index, name in enumerate(protocol.classes) if index not in present]
+    if missing:
+        raise TrainingRefused(f"the {split} split has no case of {', '.join(missing)}: confirm more cases first")
+    if not np.isfinite(cases.images).all():
+        raise TrainingRefused(f"the {split} split has pixels that are not numbers: freeze a new dataset version")
+
+
+def _first_weights(
+    architecture: network.Architecture, *, plan: strategies.Plan, base: Base | None, seed: int
+) -> nn.Module:
+    """The champion's weights, or new ones that depend on the seed alone; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if plan.start == "champion":
+            assert base is not None, "a plan starts from a champion only if there is one"
+            return network.load_model(base.weights, architecture=architecture, expected_digest=base.weights_digest)
+        return network.build(architecture)
+
+
+def _batch_count(plan: strategies.Plan) -> int:
+    """Batches an epoch, all within one of the same size: BatchNorm never meets a leftover of one."""
+    return max(1, round(plan.draws / plan.batch_size))
+
+
+def _learning_rate(step: int, *, steps: int, plan: strategies.Plan) -> float:
+    warm_up = max(1.0, plan.warm_up_share * steps)
+    if step + 1 < warm_up:
+        return plan.peak_learning_rate * (step + 1) / warm_up
+    done = (step + 1 - warm_up) / max(1.0, steps - warm_up)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    return plan.peak_learning_rate * (plan.final_share + (1.0 - plan.final_share) * cosine)
+
+
+@torch.no_grad()
+def _average(average: nn.Module, *, towards: nn.Module, step: int, steps: int) -> None:
+    """Move the averaged weights towards the network's; the average looks back over about a twentieth of the run."""
+    share = max(1.0 / max(1.0, 0.05 * steps), 9.0 / (10.0 + step))
+    for mine, theirs in zip(average.state_dict().values(), towards.state_dict().values(), strict=True):
+        if mine.is_floating_point():
+            mine.lerp_(theirs, min(1.0, share))
+        else:
+            mine.copy_(theirs)
+
+
+def _tune_auroc(logits: NDArray[np.float32], labels: NDArray[np.int64], *, protocol: Protocol) -> Any:
+    scores = calibrate.softmax(logits)
+    if protocol.positive_index is None:
+        return macro_auroc_estimate(labels, scores)
+    return auroc_estimate(labels == protocol.positive_index, scores[:, protocol.positive_index])
+
+
+def _operating_point(model: predict.Model, *, tune: Cases, protocol: Protocol) -> OperatingPoint | None:
+    index = protocol.positive_index
+    if index is None:
+        return None
+    rule = protocol.operating_point
+    scores = model.scores(tune.images)[:, index]
+    return calibrate.choose_operating_point(tune.labels == index, scores, rule=rule.rule, target=rule.target)
+
+
+@contextmanager
+def _deterministic(threads: int, *, device: torch.device) -> Iterator[None]:
+    """Ask torch for repeatable sums on this many threads, and put its global settings back afterwards."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(threads)
+    # On CUDA a few layers have no deterministic form; torch then warns instead of stopping the run.
+    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before[0])
+            torch.use_deterministic_algorithms(before[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

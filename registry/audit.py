@@ -1,0 +1,101 @@
+"""The audit trail: who did what to what, each event carrying the digest of the one before it.
+
+The chain is made by a trigger (`chain_audit_event` in the schema); `first_broken` recomputes it here, in another
+language, so that a rewritten or missing row shows. An event holds ids and words of the service, never a patient.
+
+Making an event takes a lock that is held until the transaction ends: record it last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from registry.db import Connection, fetch_all
+
+SYSTEM = "overread"
+"""The actor of what the service does by itself."""
+
+_GENESIS = "0" * 64
+_SEPARATOR = "\x1f"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEvent:
+    """One row of the trail; `details` as stored."""
+
+    audit_event_id: int
+    at: datetime
+    actor: str
+    action: str
+    subject: str
+    details: dict[str, Any]
+    previous_digest: str
+    digest: str
+
+
+def canonical_json(value: Any) -> str:
+    """Write `value` in the one form that digests are taken over. Raises ValueError on NaN or infinity."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of the canonical JSON of `value`, 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def record(
+    conn: Connection, *, actor: str, action: str, subject: str, details: Mapping[str, Any] | None = None
+) -> None:
+    """Add an event: `action` as `subject:verb` (e.g. `candidate:promote`), `subject` as `kind/id`."""
+    conn.execute(
+        "INSERT INTO audit_events (actor, action, subject, details) VALUES (%s, %s, %s, %s)",
+        (actor, action, subject, Jsonb(dict(details or {}))),
+    )
+
+
+def take_turn(conn: Connection) -> None:
+    """Wait for the turn to write the trail; held until the transaction ends.
+
+    Rows inserted after this get ids in the order in which they are committed.
+    """
+    conn.execute("SELECT pg_advisory_xact_lock(hashtext('audit_events'))")
+
+
+def list_events(conn: Connection, *, after: int = 0, limit: int = 100, subject: str | None = None) -> list[AuditEvent]:
+    """Events with an id above `after`, oldest first; of one subject if given."""
+    return fetch_all(
+        conn,
+        AuditEvent,
+        "SELECT * FROM audit_events WHERE audit_event_id > %(after)s"
+        " AND (%(subject)s::text IS NULL OR subject = %(subject)s) ORDER BY audit_event_id LIMIT %(limit)s",
+        {"after": after, "limit": limit, "subject": subject},
+    )
+
+
+def first_broken(conn: Connection) -> int | None:
+    """Recompute the chain from its first event; return the id of the first that does not fit, or None.
+
+    A missing event shows as the first one after it. A cut-off end cannot show here: compare the last digest with one
+    kept elsewhere.
+    """
+    expected_id, previous = 1, _GENESIS
+    with conn.cursor() as cursor:
+        query = (
+            "SELECT audit_event_id, at, actor, action, subject, details::text, previous_digest, digest"
+            " FROM audit_events ORDER BY audit_event_id"
+        )
+        for event_id, at, actor, action, subject, details, stored_previous, digest in cursor.stream(query):
+            stamp = at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            text = _SEPARATOR.join((str(event_id), stamp, actor, action, subject, details, previous))
+            computed = hashlib.sha256(text.encode()).hexdigest()
+            if event_id != expected_id or stored_previous != previous or digest != computed:
+                return int(event_id)
+            expected_id, previous = expected_id + 1, digest
+    return None

@@ -1,0 +1,77 @@
+"""Files known by their SHA-256: images, weights, metadata. `<root>/<first two digits>/<digest>`.
+
+A row is written only after its bytes are safely on disk (temporary file, fsync, rename, fsync of the folder), so a
+committed row always has its bytes; bytes without a row are harmless and may be swept. What is read is hashed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from pathlib import Path
+
+from registry.db import Connection
+from registry.errors import BlobCorrupt, Invalid, NotFound
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def put(conn: Connection, root: Path, data: bytes, *, media_type: str) -> str:
+    """Store `data` and return its digest; storing the same bytes again changes nothing (and mends a damaged file)."""
+    digest = hashlib.sha256(data).hexdigest()
+    path = path_of(root, digest)
+    if not _holds(path, digest):
+        _write(path, data)
+    conn.execute(
+        "INSERT INTO blobs (digest, size_bytes, media_type) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
+        (digest, len(data), media_type),
+    )
+    return digest
+
+
+def read(root: Path, digest: str) -> bytes:
+    """Return the bytes with this digest. Raises NotFound, BlobCorrupt if the file no longer has its digest."""
+    try:
+        data = path_of(root, digest).read_bytes()
+    except FileNotFoundError:
+        raise NotFound(f"there is no stored file {digest}") from None
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise BlobCorrupt(f"the stored file {digest} is damaged; restore it from a backup", digest=digest)
+    return data
+
+
+def path_of(root: Path, digest: str) -> Path:
+    """Where the bytes with this digest lie, whether or not they do. Raises Invalid for what is not a digest."""
+    if not _DIGEST.fullmatch(digest):
+        raise Invalid("a digest is 64 lower-case hexadecimal digits")
+    return root / digest[:2] / digest
+
+
+def _holds(path: Path, digest: str) -> bool:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == digest
+    except FileNotFoundError:
+        return False
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name[:16]}.{secrets.token_hex(8)}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a full disk must not fill up with halves
+        raise
+    for folder in (path.parent, path.parent.parent):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,221 @@
+"""Candidates: the models that runs made, known by the digest of their weights, and the gate reports on them.
+
+A gate report is stored only if its document names, by digest, exactly what it is recorded for; it is append-only, and
+the newest one counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from registry import audit, datasets, jobs, lifecycle, lines, runs
+from registry.db import Connection, constraint_means, fetch_all, fetch_one
+from registry.errors import AlreadyExists, EvidenceMismatch, NotFound, StateMoved
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One model; `metadata` holds architecture, temperature, operating point and recipe as the science wrote them."""
+
+    candidate_id: int
+    line_id: int
+    number: int
+    run_id: int
+    dataset_version_id: int
+    protocol_id: int
+    weights_digest: str
+    metadata_digest: str
+    metadata: dict[str, Any]
+    state: str
+    mlflow_model_version: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateReport:
+    """The verdict on a candidate against the champion of that time (None: there was none)."""
+
+    gate_report_id: int
+    candidate_id: int
+    champion_candidate_id: int | None
+    dataset_version_id: int
+    protocol_id: int
+    verdict: str
+    document: dict[str, Any]
+    text: str
+    digest: str
+    created_at: datetime
+
+
+def record_candidate(
+    conn: Connection, *, run_id: int, weights_digest: str, metadata_digest: str, metadata: Mapping[str, Any]
+) -> Candidate:
+    """Record what a run trained (both files stored as blobs already), and ask for its gates and its mirror.
+
+    Raises StateMoved, AlreadyExists if the run has a candidate, NotFound.
+    """
+    run = runs.move_to_gating(conn, run_id=run_id)
+    assert run.dataset_version_id is not None  # a run in training has its data
+    with constraint_means(
+        conn,
+        candidates_one_per_run=AlreadyExists(f"run {run_id} has its candidate already"),
+        candidates_one_row_per_number=StateMoved("another candidate of this line was recorded meanwhile; try again"),
+    ):
+        candidate = fetch_one(
+            conn,
+            Candidate,
+            "INSERT INTO candidates (line_id, number, run_id, dataset_version_id, protocol_id, weights_digest,"
+            " metadata_digest, metadata) VALUES (%(line_id)s,"
+            " (SELECT coalesce(max(number), 0) + 1 FROM candidates WHERE line_id = %(line_id)s),"
+            " %(run_id)s, %(version)s, %(protocol)s, %(weights)s, %(metadata_digest)s, %(metadata)s) RETURNING *",
+            {
+                "line_id": run.line_id,
+                "run_id": run_id,
+                "version": run.dataset_version_id,
+                "protocol": run.protocol_id,
+                "weights": weights_digest,
+                "metadata_digest": metadata_digest,
+                "metadata": Jsonb(dict(metadata)),
+            },
+        )
+    assert candidate is not None
+    kinds: tuple[jobs.JobKind, ...] = ("gate_candidate", "mirror_candidate")
+    for kind in kinds:
+        jobs.enqueue(
+            conn,
+            kind=kind,
+            line_id=run.line_id,
+            payload={"candidate_id": candidate.candidate_id, "run_id": run_id},
+            unique_key=f"{kind}:candidate:{candidate.candidate_id}",
+        )
+    audit.record(
+        conn,
+        actor=audit.SYSTEM,
+        action="candidate:train",
+        subject=f"candidate/{candidate.candidate_id}",
+        details={"run": run_id, "weights": weights_digest, "metadata": metadata_digest},
+    )
+    return candidate
+
+
+def record_gate_report(
+    conn: Connection,
+    *,
+    candidate_id: int,
+    champion_candidate_id: int | None,
+    dataset_version_id: int,
+    protocol_id: int,
+    verdict: str,
+    document: Mapping[str, Any],
+    text: str,
+    digest: str,
+) -> GateReport:
+    """Record the verdict on a candidate and, if its run still waits for it, finish the run.
+
+    Anything but "pass" makes the candidate `gates_failed`. Raises EvidenceMismatch if the document does not name
+    exactly these things or has another digest, StateMoved.
+    """
+    candidate = lock(conn, candidate_id)
+    champion = None if champion_candidate_id is None else get(conn, champion_candidate_id)
+    named = {
+        "candidate_digest": candidate.weights_digest,
+        "champion_digest": None if champion is None else champion.weights_digest,
+        "dataset_digest": datasets.get(conn, dataset_version_id).digest,
+        "protocol_digest": lines.protocol(conn, protocol_id).digest,
+        "verdict": verdict,
+    }
+    wrong = [name for name, value in named.items() if name not in document or document[name] != value]
+    if audit.digest_of(document) != digest:
+        wrong.append("digest")
+    if dataset_version_id != candidate.dataset_version_id:
+        wrong.append("dataset_version_id")
+    if wrong:
+        raise EvidenceMismatch(
+            f"the gate report is not about candidate {candidate_id} as recorded: {', '.join(wrong)} differ"
+        )
+    report = fetch_one(
+        conn,
+        GateReport,
+        "INSERT INTO gate_reports (candidate_id, champion_candidate_id, dataset_version_id, protocol_id, verdict,"
+        " document, text, digest) VALUES (%s, %s, %s, %s, %s, %s, %s, %s) RETURNING *",
+        (
+            candidate_id,
+            champion_candidate_id,
+            dataset_version_id,
+            protocol_id,
+            verdict,
+            Jsonb(dict(document)),
+            text,
+            digest,
+        ),
+    )
+    assert report is not None
+    set_state(conn, candidate, "gates_passed" if verdict == "pass" else "gates_failed")
+    if runs.get(conn, candidate.run_id).state == "gating":
+        runs.finish(conn, run_id=candidate.run_id, outcome=f"candidate {candidate.number}: gates {verdict}")
+    audit.record(
+        conn,
+        actor=audit.SYSTEM,
+        action=f"candidate:gate_{verdict}",
+        subject=f"candidate/{candidate_id}",
+        details={"gate_report": report.gate_report_id, "digest": digest},
+    )
+    return report
+
+
+def get(conn: Connection, candidate_id: int) -> Candidate:
+    """Return a candidate by id. Raises NotFound."""
+    candidate = fetch_one(conn, Candidate, "SELECT * FROM candidates WHERE candidate_id = %s", (candidate_id,))
+    if candidate is None:
+        raise NotFound(f"there is no candidate {candidate_id}")
+    return candidate
+
+
+def lock(conn: Connection, candidate_id: int) -> Candidate:
+    """Return a candidate and keep others from changing it until the transaction ends. Raises NotFound."""
+    candidate = fetch_one(
+        conn, Candidate, "SELECT * FROM candidates WHERE candidate_id = %s FOR NO KEY UPDATE", (candidate_id,)
+    )
+    if candidate is None:
+        raise NotFound(f"there is no candidate {candidate_id}")
+    return candidate
+
+
+def list_candidates(conn: Connection, line_id: int) -> list[Candidate]:
+    """Candidates of a line, newest first."""
+    return fetch_all(conn, Candidate, "SELECT * FROM candidates WHERE line_id = %s ORDER BY number DESC", (line_id,))
+
+
+def for_run(conn: Connection, run_id: int) -> Candidate | None:
+    """Return the candidate a run made, None if it made none."""
+    return fetch_one(conn, Candidate, "SELECT * FROM candidates WHERE run_id = %s", (run_id,))
+
+
+def latest_report(conn: Connection, candidate_id: int) -> GateReport | None:
+    """Return the gate report that counts, None before the first."""
+    return fetch_one(
+        conn,
+        GateReport,
+        "SELECT * FROM gate_reports WHERE candidate_id = %s ORDER BY gate_report_id DESC LIMIT 1",
+        (candidate_id,),
+    )
+
+
+def set_state(conn: Connection, candidate: Candidate, target: str) -> None:
+    """Move a candidate on. Raises StateMoved if it may not go there, or is no longer where `candidate` says."""
+    moved = conn.execute(
+        "UPDATE candidates SET state = %s WHERE candidate_id = %s AND state = %s",
+        (lifecycle.advance("candidate", candidate.state, target), candidate.candidate_id, candidate.state),
+    )
+    if moved.rowcount != 1:
+        raise StateMoved(f"candidate {candidate.candidate_id} is no longer {candidate.state}; read it again")
+
+
+def set_mlflow_version(conn: Connection, *, candidate_id: int, version: str) -> None:
+    """Note under which model version MLflow shows a candidate."""
+    conn.execute("UPDATE candidates SET mlflow_model_version = %s WHERE candidate_id = %s", (version, candidate_id))

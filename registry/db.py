@@ -1,0 +1,132 @@
+"""Connections to the record, and the four ways the other modules talk to it.
+
+Sessions run in UTC at READ COMMITTED with autocommit off. Functions of this package take a connection first and never
+commit: whoever opens the transaction ends it, with `with transaction(pool) as conn: ...`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any, LiteralString, TypeVar
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg.rows import TupleRow
+from psycopg_pool import ConnectionPool
+
+from registry.errors import NotDurable, RegistryError
+
+Connection = psycopg.Connection[TupleRow]
+Pool = ConnectionPool[Connection]
+Row = TypeVar("Row")
+Parameters = Sequence[Any] | Mapping[str, Any]
+
+_SESSION: dict[str, Any] = {"options": "-c timezone=UTC", "application_name": "overread", "connect_timeout": 10}
+
+
+def connect(url: str) -> Connection:
+    """Open one connection: autocommit off, UTC. Raises psycopg.OperationalError when the server does not answer."""
+    return psycopg.connect(url, **_SESSION)
+
+
+def pool(url: str, *, minimum: int = 1, maximum: int = 10, timeout_seconds: float = 5.0) -> Pool:
+    """Open a pool of connections; asking a full one for longer than `timeout_seconds` raises psycopg_pool.PoolTimeout.
+
+    A connection is checked before it is handed out, so that a restarted server costs no request.
+    """
+    return ConnectionPool(
+        url,
+        min_size=minimum,
+        max_size=maximum,
+        timeout=timeout_seconds,
+        kwargs=_SESSION,
+        check=ConnectionPool.check_connection,
+        open=True,
+        name="record",
+    )
+
+
+@contextmanager
+def transaction(pool: Pool) -> Iterator[Connection]:
+    """Lend a connection for one transaction: committed at the end of the block, rolled back if it raises."""
+    with pool.connection() as conn:
+        yield conn
+
+
+def assert_durable(conn: Connection) -> None:
+    """Refuse a server that may lose what it acknowledged. Raises NotDurable naming the setting to change."""
+    for setting, safe in (
+        ("fsync", ("on",)),
+        ("full_page_writes", ("on",)),
+        ("synchronous_commit", ("on", "local", "remote_write", "remote_apply")),
+    ):
+        value = fetch_value(conn, "SELECT current_setting(%s)", (setting,))
+        if value not in safe:
+            raise NotDurable(
+                f"PostgreSQL runs with {setting} = {value}: a crash could lose acknowledged diagnoses. "
+                f"Set {setting} = on in postgresql.conf and reload.",
+                setting=setting,
+            )
+
+
+def row_of(cls: type[Row]) -> Callable[[psycopg.Cursor[Any]], Callable[[Sequence[Any]], Row]]:
+    """Make rows into `cls`, a dataclass, by column name; columns it does not know are left out.
+
+    Leaving them out lets a running process outlive a migration that adds a column.
+    """
+    wanted = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # Row is always a dataclass here
+
+    def factory(cursor: psycopg.Cursor[Any]) -> Callable[[Sequence[Any]], Row]:
+        positions = [
+            (position, column.name) for position, column in enumerate(cursor.description or ()) if column.name in wanted
+        ]
+
+        def make(values: Sequence[Any]) -> Row:
+            return cls(**{name: values[position] for position, name in positions})
+
+        return make
+
+    return factory
+
+
+def fetch_one(conn: Connection, cls: type[Row], query: LiteralString, parameters: Parameters = ()) -> Row | None:
+    """Run `query` and return its first row as `cls`, or None."""
+    with conn.cursor(row_factory=row_of(cls)) as cursor:
+        return cursor.execute(query, parameters).fetchone()
+
+
+def fetch_all(conn: Connection, cls: type[Row], query: LiteralString, parameters: Parameters = ()) -> list[Row]:
+    """Run `query` and return all its rows as `cls`."""
+    with conn.cursor(row_factory=row_of(cls)) as cursor:
+        return cursor.execute(query, parameters).fetchall()
+
+
+def fetch_value(conn: Connection, query: LiteralString, parameters: Parameters = ()) -> Any:
+    """Run `query` and return the first column of its first row; None where there is no row."""
+    row = conn.execute(query, parameters).fetchone()
+    return None if row is None else row[0]
+
+
+@contextmanager
+def constraint_means(conn: Connection, **meanings: RegistryError) -> Iterator[None]:
+    """Run a block under a savepoint; the violation of a constraint named in `meanings` raises that refusal instead.
+
+    The savepoint leaves the transaction usable, so that one bad row of many can be reported and the rest go on.
+    """
+    if conn.info.transaction_status == TransactionStatus.IDLE:
+        conn.execute("SELECT 1")  # begin, or the block below would be the whole transaction and commit
+    try:
+        with conn.transaction():
+            yield
+    except psycopg.IntegrityError as error:
+        meaning = meanings.get(error.diag.constraint_name or "")
+        if meaning is None:
+            raise
+        raise meaning from error
+
+
+def lock_line(conn: Connection, line_id: int) -> None:
+    """Wait for the turn to change who is champion of a line; held until the transaction ends."""
+    conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('champion of line ' || %s::text, 0))", (line_id,))

@@ -1,0 +1,271 @@
+"""Training runs: one step of learning of one line, from the freeze of its data to a gated candidate.
+
+A line takes one step at a time (`runs_one_unfinished_per_line`). Each step of a run asks for the next as a job in the
+same transaction: freezing -> training -> gating -> finished; or it ends as refused, failed or cancelled, saying why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from registry import audit, datasets, jobs, lifecycle, lines
+from registry.db import Connection, constraint_means, fetch_all, fetch_one, fetch_value
+from registry.errors import Invalid, NotFound, RunInProgress, StateMoved
+from registry.lines import Line
+from registry.users import User
+
+STRATEGIES = ("full", "finetune", "replay")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run; `requested_by` is None when the protocol's own trigger started it, `history` has a row per epoch."""
+
+    run_id: int
+    line_id: int
+    protocol_id: int
+    strategy: str
+    seed: int
+    requested_by: int | None
+    reason: str
+    dataset_version_id: int | None
+    base_candidate_id: int | None
+    state: str
+    outcome: str | None
+    progress: dict[str, Any]
+    history: list[dict[str, Any]]
+    created_at: datetime
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Situation:
+    new: int
+    """Confirmations since the newest dataset version."""
+    fresh: int
+    """Of these, the ones since the last run that made no version; a refusal is not repeated without cause."""
+    waited: timedelta
+    """Since the last run, or since the line was made."""
+    busy: bool
+
+
+def start_run(
+    conn: Connection, *, line_id: int, requested_by: User | None, reason: str, strategy: str | None = None
+) -> Run:
+    """Begin a run and ask for its freeze; `strategy` None means the protocol's. Without a champion it is `full`.
+
+    Raises RunInProgress, NotFound, Invalid for an unknown strategy.
+    """
+    protocol = lines.current_protocol(conn, line_id)
+    if strategy is not None and strategy not in STRATEGIES:
+        raise Invalid(f"unknown strategy {strategy!r}; it is one of {', '.join(STRATEGIES)}")
+    has_champion = fetch_value(
+        conn, "SELECT EXISTS (SELECT FROM promotions WHERE line_id = %s AND ended_at IS NULL)", (line_id,)
+    )
+    recipe = protocol.document["recipe"]
+    chosen = (strategy or recipe["strategy"]) if has_champion else "full"
+    with constraint_means(
+        conn, runs_one_unfinished_per_line=RunInProgress("this line has an unfinished run; wait for it, or cancel it")
+    ):
+        run = fetch_one(
+            conn,
+            Run,
+            "INSERT INTO runs (line_id, protocol_id, strategy, seed, requested_by, reason)"
+            " VALUES (%s, %s, %s, %s, %s, %s) RETURNING *",
+            (
+                line_id,
+                protocol.protocol_id,
+                chosen,
+                recipe["seed"],
+                None if requested_by is None else requested_by.user_id,
+                reason,
+            ),
+        )
+    assert run is not None
+    _ask(conn, run, "freeze_dataset")
+    audit.record(
+        conn,
+        actor=audit.SYSTEM if requested_by is None else requested_by.name,
+        action="run:start",
+        subject=f"run/{run.run_id}",
+        details={"line": line_id, "strategy": chosen, "reason": reason},
+    )
+    return run
+
+
+def attach_dataset(conn: Connection, *, run_id: int, dataset_version_id: int, base_candidate_id: int | None) -> Run:
+    """Give a run its data and what it starts from, and ask for the training. Raises StateMoved, NotFound."""
+    version = datasets.get(conn, dataset_version_id)
+    run = _move(conn, run_id, "training")
+    if version.line_id != run.line_id:
+        raise Invalid(f"dataset version {dataset_version_id} is of another line than run {run_id}")
+    conn.execute(
+        "UPDATE runs SET dataset_version_id = %s, base_candidate_id = %s WHERE run_id = %s",
+        (dataset_version_id, base_candidate_id, run_id),
+    )
+    _ask(conn, run, "train_candidate")
+    return get(conn, run_id)
+
+
+def record_progress(
+    conn: Connection, *, run_id: int, progress: Mapping[str, Any], history_rows: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Show how far a run is; `history_rows` replace those of the same `epoch`, as a resumed run repeats some."""
+    known = fetch_value(conn, "SELECT history FROM runs WHERE run_id = %s FOR UPDATE", (run_id,))
+    if known is None:
+        raise NotFound(f"there is no run {run_id}")
+    by_epoch = {row.get("epoch"): dict(row) for row in [*known, *history_rows]}
+    conn.execute(
+        "UPDATE runs SET progress = %s, history = %s WHERE run_id = %s",
+        (Jsonb(dict(progress)), Jsonb(list(by_epoch.values())), run_id),
+    )
+
+
+def refuse(conn: Connection, *, run_id: int, outcome: str) -> Run:
+    """End a run that has nothing it may learn from, saying why in words. Raises StateMoved."""
+    return _end(conn, run_id, state="refused", outcome=outcome)
+
+
+def fail(conn: Connection, *, run_id: int, outcome: str) -> Run:
+    """End a run that broke, saying how. Raises StateMoved."""
+    return _end(conn, run_id, state="failed", outcome=outcome)
+
+
+def fail_for_job(conn: Connection, *, job: jobs.Job) -> Run | None:
+    """End the run of a job that failed or was cancelled for good; None where that ends no run.
+
+    Call it with every job that `jobs.fail`, `jobs.finish_cancelled` and `jobs.reap` return.
+    """
+    if job.state not in {"failed", "cancelled"} or job.kind.startswith("mirror_"):
+        return None
+    run = get(conn, int(job.payload["run_id"]))
+    if run.state not in lifecycle.UNFINISHED_RUN_STATES:
+        return None
+    words = job.kind.replace("_", " ")
+    if job.state == "cancelled":
+        return _end(conn, run.run_id, state="cancelled", outcome=f"{words} was cancelled")
+    return fail(conn, run_id=run.run_id, outcome=f"{words} failed, attempt {job.attempts}: {job.error}")
+
+
+def cancel(conn: Connection, *, run_id: int, actor: User) -> Run:
+    """Stop a run: its waiting jobs never start, its running one is told with its next heartbeat. Raises StateMoved."""
+    run = _end(conn, run_id, state="cancelled", outcome=f"cancelled by {actor.name}", actor=actor)
+    for row in conn.execute(
+        "SELECT job_id FROM jobs WHERE line_id = %s AND payload ->> 'run_id' = %s AND kind NOT LIKE 'mirror%%'"
+        " AND state IN ('queued', 'running')",
+        (run.line_id, str(run_id)),
+    ).fetchall():
+        jobs.request_cancel(conn, row[0])
+    return run
+
+
+def move_to_gating(conn: Connection, *, run_id: int) -> Run:
+    """Note that a run has its candidate. Raises StateMoved, NotFound."""
+    return _move(conn, run_id, "gating")
+
+
+def finish(conn: Connection, *, run_id: int, outcome: str) -> Run:
+    """End a run whose candidate has been gated. Raises StateMoved."""
+    return _end(conn, run_id, state="finished", outcome=outcome)
+
+
+def get(conn: Connection, run_id: int) -> Run:
+    """Return a run by id. Raises NotFound."""
+    run = fetch_one(conn, Run, "SELECT * FROM runs WHERE run_id = %s", (run_id,))
+    if run is None:
+        raise NotFound(f"there is no run {run_id}")
+    return run
+
+
+def list_runs(conn: Connection, line_id: int, *, limit: int = 100) -> list[Run]:
+    """Runs of a line, newest first."""
+    return fetch_all(conn, Run, "SELECT * FROM runs WHERE line_id = %s ORDER BY run_id DESC LIMIT %s", (line_id, limit))
+
+
+def due_triggers(conn: Connection) -> list[tuple[Line, str]]:
+    """Lines whose protocol says that it is time to learn, each with the reason in words."""
+    due = []
+    for line in lines.list_lines(conn):
+        triggers = lines.current_protocol(conn, line.line_id).document["triggers"]
+        now = _situation(conn, line.line_id)
+        hours = triggers.get("every_hours")
+        if now.busy:
+            continue
+        if now.fresh >= triggers["new_confirmations"]:
+            due.append((line, f"{now.fresh} new confirmations; the protocol asks for {triggers['new_confirmations']}"))
+        elif hours is not None and now.new >= 1 and now.waited >= timedelta(hours=hours):
+            due.append((line, f"{hours:g} hours have passed and there are {now.new} new confirmations"))
+    return due
+
+
+def next_trigger(conn: Connection, line_id: int) -> dict[str, Any]:
+    """What a line waits for: `new_confirmations` now, `needed`, and `every_hours` (None: never by the clock)."""
+    triggers = lines.current_protocol(conn, line_id).document["triggers"]
+    now = _situation(conn, line_id)
+    return {
+        "new_confirmations": now.fresh,
+        "needed": triggers["new_confirmations"],
+        "every_hours": triggers.get("every_hours"),
+    }
+
+
+def _situation(conn: Connection, line_id: int) -> _Situation:
+    found = fetch_one(
+        conn,
+        _Situation,
+        "WITH seen AS (SELECT coalesce(max(last_confirmation_id), 0) AS id FROM dataset_versions"
+        " WHERE line_id = %(line_id)s), tried AS (SELECT max(created_at) AS at FROM runs"
+        " WHERE line_id = %(line_id)s AND dataset_version_id IS NULL)"
+        " SELECT (SELECT count(*) FROM confirmations, seen WHERE line_id = %(line_id)s AND confirmation_id > seen.id)"
+        " AS new, (SELECT count(*) FROM confirmations, seen, tried WHERE line_id = %(line_id)s"
+        " AND confirmation_id > seen.id AND (tried.at IS NULL OR confirmations.created_at > tried.at)) AS fresh,"
+        " clock_timestamp() - coalesce((SELECT max(created_at) FROM runs WHERE line_id = %(line_id)s),"
+        " (SELECT created_at FROM lines WHERE line_id = %(line_id)s)) AS waited,"
+        " EXISTS (SELECT FROM runs WHERE line_id = %(line_id)s AND finished_at IS NULL) AS busy",
+        {"line_id": line_id},
+    )
+    assert found is not None
+    return found
+
+
+def _ask(conn: Connection, run: Run, kind: jobs.JobKind) -> None:
+    jobs.enqueue(
+        conn, kind=kind, line_id=run.line_id, payload={"run_id": run.run_id}, unique_key=f"{kind}:run:{run.run_id}"
+    )
+
+
+def _move(conn: Connection, run_id: int, target: str) -> Run:
+    current = get(conn, run_id).state
+    moved = fetch_one(
+        conn,
+        Run,
+        "UPDATE runs SET state = %s WHERE run_id = %s AND state = %s RETURNING *",
+        (lifecycle.advance("run", current, target), run_id, current),
+    )
+    if moved is None:
+        raise StateMoved(f"run {run_id} is no longer {current}; read it again")
+    return moved
+
+
+def _end(conn: Connection, run_id: int, *, state: str, outcome: str, actor: User | None = None) -> Run:
+    _move(conn, run_id, state)
+    run = fetch_one(
+        conn,
+        Run,
+        "UPDATE runs SET outcome = %s, finished_at = clock_timestamp() WHERE run_id = %s RETURNING *",
+        (outcome, run_id),
+    )
+    assert run is not None
+    audit.record(
+        conn,
+        actor=audit.SYSTEM if actor is None else actor.name,
+        action=f"run:{state}",
+        subject=f"run/{run_id}",
+        details={"outcome": outcome},
+    )
+    return run

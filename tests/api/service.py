@@ -1,0 +1,100 @@
+"""The processes behind the tests of the API, and how to reach them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+import psycopg
+import pytest
+import yaml
+
+from registry import db
+
+ROOT = Path(__file__).parents[2]
+ROLES = ("submitter", "reviewer", "approver", "operator", "auditor")
+PROTOCOL = {
+    "title": "Pneumonia on a frontal chest radiograph",
+    "intended_use": "Second reader for frontal chest radiographs of children; never without a first reader.",
+    "classes": ["normal", "pneumonia"],
+    "input": {"rows": 28, "columns": 28},
+}
+
+
+_TLS = ssl.create_default_context()
+"""Unused over plain HTTP, but a client that is given none spends a tenth of a second on making one."""
+
+
+@dataclass
+class Service:
+    """A running API, keys for it, and the record behind it."""
+
+    url: str
+    environment: dict[str, str]
+    keys: dict[str, str]
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def client(self, user: str | None) -> httpx.Client:
+        """A client with the key of `user` (of each role there is one named after it), or without a key."""
+        headers = {"Authorization": f"Bearer {self.keys[user]}"} if user else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=30, verify=_TLS)
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """A connection to the record."""
+        return db.connect(self.environment["OVERREAD_DATABASE_URL"])
+
+    @property
+    def blob_root(self) -> Path:
+        """Where the images are."""
+        return Path(self.environment["OVERREAD_HOME"]) / "blobs"
+
+    def new_line(self, **changes: object) -> str:
+        """Create a line of its own for a test; keyword arguments change fields of its protocol."""
+        name = f"line-{next(self.numbers)}"
+        text = yaml.safe_dump({"line": name, **PROTOCOL, **changes})
+        with self.client("operator") as operator:
+            answer = operator.post("/v1/lines", content=text, headers={"Content-Type": "application/yaml"})
+        assert answer.status_code == 201, answer.text
+        return name
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(arguments: list[str], *, environment: Mapping[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start `python -m …` from the root of the repository."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments], cwd=ROOT, env={**os.environ, **environment}, stdout=log, stderr=log
+    )
+
+
+def start_api(environment: Mapping[str, str], *, port: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start the API as `overread up` does."""
+    arguments = ["uvicorn", "--factory", "api.app:serve", "--port", str(port), "--timeout-graceful-shutdown", "2"]
+    return start(arguments, environment=environment, log=log)
+
+
+def wait_for(url: str, *, process: subprocess.Popen[bytes], log: Path, seconds: float = 60) -> None:
+    """Wait until a GET of `url` answers 200; fail with the log where the process ends or takes too long."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            if httpx.get(url, timeout=2, verify=_TLS).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.02)
+    pytest.fail(f"{url} did not answer:\n{log.read_text(errors='replace')[-4000:]}")

@@ -1,0 +1,223 @@
+"""The supervisor with real, small child processes: starting in order, restarting, stopping without a trace."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from api.cli.errors import SetupError, StartFailed
+from api.cli.processes import Exits, Lives, Logs, Process, levels
+from api.cli.supervisor import TAG, Event, Supervisor, how_it_ended
+
+SLEEPER = "import time; print('ready', flush=True); time.sleep(600)"
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+# A process with a child in a session of its own, as a worker has while it trains.
+PARENT = (
+    "import subprocess, sys, time\n"
+    "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
+    "print('ready', flush=True); time.sleep(600)"
+)
+
+
+def child(name: str, code: str, **options: object) -> Process:
+    """Describe a Python one-liner as a process of the table."""
+    described = {"health": Logs(pattern="ready"), "start_seconds": 20.0, "stop_seconds": 5.0, **options}
+    return Process(name=name, purpose="a test", command=(sys.executable, "-c", code), **described)  # type: ignore[arg-type]
+
+
+def tagged(tag: str) -> list[psutil.Process]:
+    """Find what carries this tag and still runs."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(TAG, "").endswith(f"@{tag}") and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def until(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
+    """Wait for something to become true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def supervise(tmp_path: Path) -> Iterator[Callable[..., tuple[Supervisor, list[Event]]]]:
+    """Make supervisors of tables; whatever they started is stopped after the test."""
+    made: list[Supervisor] = []
+
+    def make(*processes: Process, **options: object) -> tuple[Supervisor, list[Event]]:
+        events: list[Event] = []
+        supervisor = Supervisor(
+            processes,
+            tag=str(tmp_path),
+            logs=tmp_path / "logs",
+            folder=tmp_path,
+            environment=lambda _process: dict(os.environ),
+            report=events.append,
+            **options,  # type: ignore[arg-type]
+        )
+        made.append(supervisor)
+        return supervisor, events
+
+    yield make
+    for supervisor in made:
+        supervisor.stop()
+
+
+def test_a_process_starts_only_when_what_it_needs_is_healthy(
+    supervise: Callable[..., tuple[Supervisor, list[Event]]],
+) -> None:
+    first = child("first", "print('slow'); import time; time.sleep(0.3)", health=Exits(), restart="never")
+    second = child("second", SLEEPER, needs=("first",))
+    called: list[str] = []
+    supervisor, events = supervise(second, first, when_ready={"first": lambda: called.append("first")})
+    supervisor.start()
+    story = [(event.kind, event.name) for event in events]
+    assert story == [("starting", "first"), ("done", "first"), ("starting", "second"), ("ready", "second")]
+    assert called == ["first"]
+
+
+def test_needs_that_run_in_a_circle_are_refused() -> None:
+    with pytest.raises(SetupError, match="left, right"):
+        levels([child("left", SLEEPER, needs=("right",)), child("right", SLEEPER, needs=("left",))])
+
+
+def test_a_killed_child_is_restarted_and_said_so_while_the_others_keep_running(
+    supervise: Callable[..., tuple[Supervisor, list[Event]]],
+) -> None:
+    supervisor, events = supervise(child("one", SLEEPER), child("two", SLEEPER))
+    supervisor.start()
+    one, two = supervisor.children["one"].popen, supervisor.children["two"].popen
+    assert one is not None
+    assert two is not None
+    os.kill(one.pid, signal.SIGKILL)
+    until(lambda: [event.kind for event in events if event.name == "one"].count("ready") == 2)
+    died = next(event for event in events if event.kind == "died")
+    assert (died.name, died.detail) == ("one", "was killed by SIGKILL")
+    again = supervisor.children["one"].popen
+    assert again is not None
+    assert again.pid != one.pid
+    assert two.poll() is None
+    assert supervisor.children["one"].restarts == 1
+
+
+def test_the_pause_before_a_restart_grows(
+    supervise: Callable[..., tuple[Supervisor, list[Event]]], tmp_path: Path
+) -> None:
+    flag = tmp_path / "started"
+    code = (
+        f"import pathlib, sys, time; p = pathlib.Path({str(flag)!r})\nif p.exists(): sys.exit(3)\np.touch(); {SLEEPER}"
+    )
+    supervisor, events = supervise(child("moody", code))
+    supervisor.start()
+    process = supervisor.children["moody"].popen
+    assert process is not None
+    process.kill()
+    until(lambda: len([event for event in events if event.kind == "died"]) >= 3)
+    died = [event for event in events if event.kind == "died"]
+    assert [event.seconds for event in died[:3]] == [0.5, 1.0, 2.0]
+    assert died[1].detail == "ended with code 3"
+
+
+def test_what_a_killed_child_had_started_is_ended_with_it(
+    supervise: Callable[..., tuple[Supervisor, list[Event]]], tmp_path: Path
+) -> None:
+    supervisor, events = supervise(child("parent", PARENT))
+    supervisor.start()
+    grandchildren = {process.pid for process in tagged(str(tmp_path))} - {_pid(supervisor, "parent")}
+    assert len(grandchildren) == 1
+    os.kill(_pid(supervisor, "parent"), signal.SIGKILL)
+    until(lambda: any(event.kind == "died" for event in events))
+    assert not grandchildren & {process.pid for process in tagged(str(tmp_path))}
+
+
+def test_stopping_goes_backwards_and_leaves_no_orphans(
+    supervise: Callable[..., tuple[Supervisor, list[Event]]], tmp_path: Path
+) -> None:
+    supervisor, events = supervise(child("base", SLEEPER), child("parent", PARENT, needs=("base",)))
+    supervisor.start()
+    assert len(tagged(str(tmp_path))) == 3
+    supervisor.stop()
+    assert tagged(str(tmp_path)) == []
+    assert [event.name for event in events if event.kind == "stopped"] == ["parent", "base"]
+    supervisor.stop()  # twice is no harm
+
+
+def test_a_child_that_ignores_the_request_to_stop_is_killed(
+    supervise: Callable[..., tuple[Supervisor, list[Event]]], tmp_path: Path
+) -> None:
+    supervisor, events = supervise(child("deaf", DEAF, stop_seconds=0.3))
+    supervisor.start()
+    supervisor.stop()
+    assert [event.name for event in events if event.kind == "killed"] == ["deaf"]
+    assert tagged(str(tmp_path)) == []
+
+
+def test_asked_twice_to_stop_it_waits_for_nobody(supervise: Callable[..., tuple[Supervisor, list[Event]]]) -> None:
+    supervisor, _events = supervise(child("deaf", DEAF, stop_seconds=600.0))
+    supervisor.start()
+    supervisor.ask_to_stop()
+    supervisor.ask_to_stop()
+    began = time.monotonic()
+    supervisor.stop()
+    assert time.monotonic() - began < 10
+
+
+def test_a_child_that_ends_while_starting_stops_everything_and_shows_its_log(
+    supervise: Callable[..., tuple[Supervisor, list[Event]]], tmp_path: Path
+) -> None:
+    broken = child("broken", "import sys; sys.exit('the setting X is missing')", needs=("base",))
+    supervisor, _events = supervise(child("base", SLEEPER), broken)
+    with pytest.raises(StartFailed, match=r"(?s)broken ended with code 1.*the setting X is missing"):
+        supervisor.start()
+    assert tagged(str(tmp_path)) == []
+
+
+def test_a_child_that_never_becomes_healthy_fails_the_start(
+    supervise: Callable[..., tuple[Supervisor, list[Event]]], tmp_path: Path
+) -> None:
+    supervisor, _events = supervise(child("mute", "import time; time.sleep(600)", start_seconds=0.5))
+    with pytest.raises(StartFailed, match="mute was not ready after"):
+        supervisor.start()
+    assert tagged(str(tmp_path)) == []
+
+
+def test_a_missing_program_is_named(supervise: Callable[..., tuple[Supervisor, list[Event]]]) -> None:
+    gone = Process(name="gone", purpose="a test", command=("/nowhere/gone",), health=Lives())
+    supervisor, _events = supervise(gone)
+    with pytest.raises(SetupError, match="gone cannot start /nowhere/gone: no such file"):
+        supervisor.start()
+
+
+def test_every_process_has_a_log_of_its_own(
+    supervise: Callable[..., tuple[Supervisor, list[Event]]], tmp_path: Path
+) -> None:
+    supervisor, _events = supervise(child("one", SLEEPER), child("two", SLEEPER))
+    supervisor.start()
+    for name in ("one", "two"):
+        text = (tmp_path / "logs" / f"{name}.log").read_text()
+        assert f"overread starts {name}" in text
+        assert "ready" in text
+
+
+def test_an_ending_is_told_in_words() -> None:
+    assert how_it_ended(0) == "ended with code 0"
+    assert how_it_ended(-9) == "was killed by SIGKILL"
+
+
+def _pid(supervisor: Supervisor, name: str) -> int:
+    process = supervisor.children[name].popen
+    assert process is not None
+    return process.pid

@@ -1,0 +1,226 @@
+"""Makes things in the record the way the service does, with sensible values for whatever a test does not care about."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from registry import approvals, audit, candidates, cases, confirmations, datasets, jobs, lines, promotions, runs, users
+from registry.candidates import Candidate, GateReport
+from registry.cases import Case
+from registry.confirmations import Confirmation
+from registry.datasets import DatasetVersion
+from registry.db import Connection
+from registry.jobs import Job, JobKind
+from registry.lines import Line
+from registry.promotions import Promotion
+from registry.runs import Run
+from registry.users import User
+
+PROTOCOL = Path(__file__).parent.parent / "pipelines" / "protocols" / "cxr-pneumonia.yaml"
+
+_numbers = itertools.count(1)
+
+
+def protocol_document(**changes: Any) -> dict[str, Any]:
+    """The example protocol as plain values, with some fields changed."""
+    return {**yaml.safe_load(PROTOCOL.read_text(encoding="utf-8")), **changes}
+
+
+def user(db: Connection, *roles: str, name: str | None = None, printed_name: str | None = None) -> User:
+    """Somebody with these roles."""
+    name = name or f"user-{next(_numbers)}"
+    return users.create_user(db, name=name, printed_name=printed_name or name.title(), roles=roles)
+
+
+def line(db: Connection, **changes: Any) -> Line:
+    """A line under the example protocol with some fields changed; its name is its own."""
+    document = protocol_document(**{"line": f"line-{next(_numbers)}", **changes})
+    # Recipes and triggers as a checked protocol has them: every default filled in.
+    document["recipe"] = {"seed": 0, **document["recipe"]}
+    return lines.create_line(
+        db,
+        name=document["line"],
+        document=document,
+        digest=audit.digest_of(document),
+        actor=user(db, "operator"),
+    )
+
+
+def new_protocol(db: Connection, line: Line, **changes: Any) -> None:
+    """Put a further version of a line's protocol into force."""
+    now = lines.current_protocol(db, line.line_id)
+    document = {**now.document, **changes}
+    db.execute(
+        "INSERT INTO protocols (line_id, version, document, digest, created_by) VALUES (%s, %s, %s, %s, %s)",
+        (
+            line.line_id,
+            now.version + 1,
+            audit.canonical_json(document),
+            audit.digest_of(document),
+            now.created_by,
+        ),
+    )
+
+
+def blob(db: Connection) -> str:
+    """The digest of a stored file that no test reads."""
+    digest = hashlib.sha256(str(next(_numbers)).encode()).hexdigest()
+    db.execute("INSERT INTO blobs (digest, size_bytes, media_type) VALUES (%s, 1, 'application/x-npy')", (digest,))
+    return digest
+
+
+def case(db: Connection, line: Line, *, actor: User | None = None, **fields: Any) -> Case:
+    """A case with an image of its own."""
+    values: dict[str, Any] = {
+        "image_digest": fields.pop("image_digest", None) or blob(db),
+        "patient": None,
+        "site": "north",
+        "scanner": None,
+        "sex": None,
+        "age_band": None,
+        "attributes": {},
+        "external_id": None,
+    }
+    made, _ = cases.submit_case(db, line_id=line.line_id, actor=actor or user(db, "submitter"), **{**values, **fields})
+    return made
+
+
+def confirmation(db: Connection, case: Case, *, actor: User | None = None, **fields: Any) -> Confirmation:
+    """A blind single read that found nothing, unless told otherwise."""
+    values: dict[str, Any] = {
+        "finding": "normal",
+        "evidence": "single_read",
+        "ai_exposure": "blind",
+        "reader": "reader-1",
+        "confirmed_at": None,
+        "supersedes": None,
+    }
+    return confirmations.confirm(db, case_id=case.case_id, actor=actor or user(db, "submitter"), **{**values, **fields})
+
+
+def dataset_version(
+    db: Connection, line: Line, *, submitter_shares: Mapping[str, float] | None = None, up_to: int | None = None
+) -> DatasetVersion:
+    """The next dataset version of a line."""
+    newest = datasets.latest(db, line.line_id)
+    number = 1 if newest is None else newest.number + 1
+    digest = hashlib.sha256(f"{line.name} {number}".encode()).hexdigest()
+    return datasets.record_version(
+        db,
+        line_id=line.line_id,
+        number=number,
+        protocol_id=lines.current_protocol(db, line.line_id).protocol_id,
+        digest=digest,
+        git_tag=f"{line.name}/v{number:04d}",
+        git_commit=digest[:40],
+        manifest={"number": number},
+        submitter_shares=submitter_shares or {},
+        waiting={},
+        last_confirmation_id=confirmations.last_id(db, line.line_id) if up_to is None else up_to,
+    )
+
+
+def training_run(
+    db: Connection,
+    line: Line,
+    *,
+    requested_by: User | None = None,
+    submitter_shares: Mapping[str, float] | None = None,
+) -> Run:
+    """A run that has its data and is training."""
+    run = runs.start_run(db, line_id=line.line_id, requested_by=requested_by, reason="a test asked for it")
+    version = dataset_version(db, line, submitter_shares=submitter_shares)
+    base = promotions.champion(db, line.line_id)
+    return runs.attach_dataset(
+        db,
+        run_id=run.run_id,
+        dataset_version_id=version.dataset_version_id,
+        base_candidate_id=None if base is None else base.candidate_id,
+    )
+
+
+def candidate(db: Connection, line: Line, **run_fields: Any) -> Candidate:
+    """A candidate that waits for its gates."""
+    run = training_run(db, line, **run_fields)
+    return candidates.record_candidate(
+        db, run_id=run.run_id, weights_digest=blob(db), metadata_digest=blob(db), metadata={"network": "small_cnn"}
+    )
+
+
+def gate_report(db: Connection, candidate: Candidate, *, verdict: str = "pass") -> GateReport:
+    """A report on a candidate against today's champion, under the line's current protocol."""
+    champion = promotions.champion(db, candidate.line_id)
+    protocol = lines.current_protocol(db, candidate.line_id)
+    document = {
+        "candidate_digest": candidate.weights_digest,
+        "champion_digest": None if champion is None else champion.weights_digest,
+        "dataset_digest": datasets.get(db, candidate.dataset_version_id).digest,
+        "protocol_digest": protocol.digest,
+        "verdict": verdict,
+        "results": [],
+    }
+    return candidates.record_gate_report(
+        db,
+        candidate_id=candidate.candidate_id,
+        champion_candidate_id=None if champion is None else champion.candidate_id,
+        dataset_version_id=candidate.dataset_version_id,
+        protocol_id=protocol.protocol_id,
+        verdict=verdict,
+        document=document,
+        text=f"verdict: {verdict}",
+        digest=audit.digest_of(document),
+    )
+
+
+def gated_candidate(db: Connection, line: Line, *, verdict: str = "pass", **run_fields: Any) -> Candidate:
+    """A candidate with its gate report."""
+    made = candidate(db, line, **run_fields)
+    gate_report(db, made, verdict=verdict)
+    return candidates.get(db, made.candidate_id)
+
+
+def signatures(db: Connection, candidate: Candidate, approvers: Sequence[User]) -> None:
+    """Everyone in `approvers` signs for the candidate."""
+    for approver in approvers:
+        approvals.sign(
+            db, candidate_id=candidate.candidate_id, approver=approver, decision="approve", reason="I read the report"
+        )
+
+
+def approved_candidate(db: Connection, line: Line, **run_fields: Any) -> Candidate:
+    """A candidate that only waits for its promotion."""
+    made = gated_candidate(db, line, **run_fields)
+    signatures(db, made, [user(db, "approver"), user(db, "approver")])
+    return made
+
+
+def promotion(db: Connection, candidate: Candidate) -> Promotion:
+    """The promotion of an approved candidate in place of today's champion."""
+    champion = promotions.champion(db, candidate.line_id)
+    return promotions.promote(
+        db,
+        candidate_id=candidate.candidate_id,
+        expected_champion_id=None if champion is None else champion.candidate_id,
+        actor=user(db, "approver"),
+        reason="it is better",
+    )
+
+
+def champion(db: Connection, line: Line) -> Candidate:
+    """A new champion, come to it the long way."""
+    made = approved_candidate(db, line)
+    promotion(db, made)
+    return candidates.get(db, made.candidate_id)
+
+
+def job(db: Connection, *, kind: JobKind = "freeze_dataset", **fields: Any) -> Job:
+    """A queued job."""
+    job_id = jobs.enqueue(db, kind=kind, line_id=None, **{"payload": {}, **fields})
+    assert job_id is not None
+    return jobs.get_job(db, job_id)

@@ -1,0 +1,50 @@
+"""The whole service for the journeys: real processes, started once, each journey on a line of its own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from api.cli.demo import Story, Xray, find_xrays, make_people
+from api.cli.stack import Stack
+
+PROTOCOL = Path(__file__).parents[2] / "pipelines" / "protocols" / "cxr-pneumonia.yaml"
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    """Every process of the service, embedded, with short leases so that recovery is seen in seconds."""
+    with tempfile.TemporaryDirectory(prefix="ovr-", ignore_cleanup_errors=True) as folder:
+        hurry = {"OVERREAD_LEASE_SECONDS": "6", "OVERREAD_HEARTBEAT_SECONDS": "1", "OVERREAD_TRIGGER_SECONDS": "1"}
+        with Stack(Path(folder), settings=hurry) as running:
+            yield running
+
+
+@pytest.fixture(scope="session")
+def keys(stack: Stack) -> dict[str, str]:
+    """API keys by user name."""
+    return make_people(stack)
+
+
+@pytest.fixture(scope="session")
+def xrays(stack: Stack) -> list[Xray]:
+    """Chest X-rays, real ones where they are at hand."""
+    return find_xrays(stack.home / "xrays", count=1400)[0]
+
+
+@pytest.fixture
+def tell(stack: Stack, keys: dict[str, str], xrays: list[Xray]) -> Callable[..., Story]:
+    """Make a story on a new line; keyword arguments change fields of the example protocol."""
+
+    def make(line: str, **changes: object) -> Story:
+        document = yaml.safe_load(PROTOCOL.read_text(encoding="utf-8")) | {"line": line} | changes
+        story = Story(stack, keys=keys, xrays=xrays, screen=Console(stderr=True), line=line)
+        story.create_line(yaml.safe_dump(document))
+        return story
+
+    return make

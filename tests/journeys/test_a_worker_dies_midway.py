@@ -1,0 +1,56 @@
+"""The Celery worker is killed -9 in the middle of training: the run resumes, once, and nothing is lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from api.cli.demo import Story
+
+
+def processes_running(*words: str) -> list[psutil.Process]:
+    """Processes whose command line holds all of `words`."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if all(word in line for word in words):
+            found.append(process)
+    return found
+
+
+@pytest.mark.timeout(420)
+def test_a_worker_dies_midway(tell: Callable[..., Story]) -> None:
+    recipe = {"network": "small_cnn", "strategy": "full", "epochs": 30, "update_epochs": 8}
+    story = tell("killed", recipe=recipe)
+    confirmed = story.confirm_batch(400, ["pacs-north"])
+    reviewer = story.doors["rita"]
+
+    def training_midway() -> bool:
+        runs = reviewer.get(f"/v1/lines/{story.line}/runs")
+        return any(run["state"] == "training" and run["progress"].get("epoch", 0) >= 3 for run in runs)
+
+    story.wait("training to be under way", training_midway)
+    home = str(story.stack.home)
+    workers = processes_running("celery", "workers.app", "worker")
+    workers = [process for process in workers if process.environ().get("OVERREAD_HOME") == home]
+    assert workers, "no Celery worker found to kill"
+    for process in workers:
+        process.kill()
+    killed_at = time.monotonic()
+
+    candidate, report, _ = story.learn(confirmed)
+
+    (run,) = reviewer.get(f"/v1/lines/{story.line}/runs")
+    assert run["state"] == "finished"
+    candidates = reviewer.get(f"/v1/lines/{story.line}/candidates")
+    assert [one["candidate_id"] for one in candidates] == [candidate["candidate_id"]]
+    assert report["document"]["candidate_digest"] == candidate["weights_digest"]
+    jobs = story.doors["otto"].get("/v1/jobs", line=story.line)
+    (training,) = [job for job in jobs if job["kind"] == "train_candidate"]
+    assert training["attempts"] == 2
+    epochs = [row["epoch"] for row in run["history"]]
+    assert epochs == sorted(set(epochs)), "an epoch was recorded twice"
+    assert time.monotonic() - killed_at < 120

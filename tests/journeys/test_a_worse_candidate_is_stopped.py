@@ -1,0 +1,31 @@
+"""Flipped labels of one submitter go the same way as good ones, and are stopped; the champion stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from api.cli.demo import Story
+
+
+@pytest.mark.timeout(420)
+def test_a_worse_candidate_is_stopped(tell: Callable[..., Story]) -> None:
+    story = tell("poison")
+    champion, _, _ = story.learn(story.confirm_batch(320, ["pacs-north"]))
+    story.sign_and_promote(champion)
+
+    worse, report, _ = story.learn(story.confirm_batch(240, ["pacs-east"], flipped=True))
+
+    assert report["verdict"] == "fail"
+    failed = {row["name"]: row["reason"] for row in report["document"]["results"] if row["verdict"] == "fail"}
+    assert "pacs-east" in failed["submitters"]
+    for person in ("anna", "ben"):
+        path = f"/v1/candidates/{worse['candidate_id']}"
+        signed = story.doors[person].request("POST", f"{path}/approvals", json={"decision": "approve", "reason": "hurry"})
+        assert signed.status_code == 409, signed.text
+        expected = {"expected_champion": champion["candidate_id"], "reason": "hurry"}
+        promoted = story.doors[person].request("POST", f"{path}/promotion", json=expected)
+        assert promoted.status_code == 409, promoted.text
+    assert story.doors["rita"].get(f"/v1/lines/{story.line}")["champion"]["candidate_id"] == champion["candidate_id"]
+    assert story.predict()["weights_digest"] == champion["weights_digest"]

@@ -1,0 +1,313 @@
+"""Freezing with real git and DVC: what is frozen is whole, reproducible by an outsider, and survives a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import dataset, images, synthetic
+from pipelines.data_repository import VersionDamaged, VersionUnknown
+from pipelines.protocol import InputSpec, parse
+from pipelines.types import CaseId, Confirmation, ConfirmedCase, digest_of
+
+ROOT = Path(__file__).resolve().parents[2]
+PROTOCOL = parse((ROOT / "pipelines" / "protocols" / "cxr-pneumonia.yaml").read_text(encoding="utf-8"))
+LINE = PROTOCOL.line
+SPEC = InputSpec(channels=1, rows=28, columns=28)
+
+
+Frozen = tuple["Hospital", dict[str, Any], dict[str, Any]]
+
+
+class Hospital:
+    """Confirmed cases with images on disk, and freezes of them as jobs."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.pictures, self.labels = synthetic.radiographs(140, rng=np.random.default_rng(0))
+        self.repository, self.remote, self.blobs = home / "data", home / "remote", home / "blobs"
+        for picture in self.pictures:
+            data = images.npy_bytes(picture)
+            digest = hashlib.sha256(data).hexdigest()
+            (self.blobs / digest[:2]).mkdir(parents=True, exist_ok=True)
+            (self.blobs / digest[:2] / digest).write_bytes(data)
+
+    def case(self, index: int) -> ConfirmedCase:
+        said = Confirmation(
+            confirmation_id=index + 1,
+            finding=PROTOCOL.classes[self.labels[index]],
+            evidence="single_read",
+            ai_exposure="blind",
+            submitter="north" if index % 4 else "south",
+            reader="ana",
+        )
+        return ConfirmedCase(
+            case_id=CaseId(index + 1),
+            image_digest=images.image_digest(self.pictures[index]),
+            patient=f"p{index // 2}",
+            site="a",
+            scanner=None,
+            sex=None,
+            age_band=None,
+            confirmations=(said,),
+        )
+
+    def job(self, number: int, *, n: int, previous: int | None = None, **changes: Any) -> Path:
+        directory = self.home / f"job-{number}"
+        directory.mkdir(exist_ok=True)
+        rows = "".join(json.dumps(asdict(self.case(index))) + "\n" for index in range(n))
+        (directory / "cases.ndjson").write_text(rows, encoding="utf-8")
+        config = {
+            "kind": "freeze",
+            "repository": str(self.repository),
+            "remote": str(self.remote),
+            "line": LINE,
+            "number": number,
+            "protocol": PROTOCOL.document(),
+            "split_key": "0b" * 32,
+            "cases": str(directory / "cases.ndjson"),
+            "blobs": str(self.blobs),
+            "previous": previous,
+            **changes,
+        }
+        (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        return directory
+
+    def freeze(self, number: int, *, n: int, previous: int | None = None, **changes: Any) -> dict[str, Any]:
+        directory = self.job(number, n=n, previous=previous, **changes)
+        with start(directory) as process:
+            _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        result: dict[str, Any] = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+        return result
+
+
+def start(job: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pipelines.dataset", str(job)]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+@pytest.fixture(scope="module")
+def first_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hospital's home with one frozen version of 100 cases; copy it, for it is shared."""
+    home = tmp_path_factory.mktemp("first")
+    Hospital(home).freeze(1, n=100)
+    return home
+
+
+@pytest.fixture(scope="module")
+def frozen(first_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Frozen:
+    """A hospital with two frozen versions, of 100 and of 130 cases; do not write to it."""
+    hospital = moved(first_home, tmp_path_factory.mktemp("frozen") / "home")
+    return hospital, hospital.freeze(1, n=100), hospital.freeze(2, n=130, previous=1)
+
+
+def moved(home: Path, target: Path) -> Hospital:
+    """The same hospital elsewhere: data repository, remote and blobs have all moved."""
+    shutil.copytree(home, target, ignore=shutil.ignore_patterns("job-*"))
+    return Hospital(target)
+
+
+def test_a_frozen_version_holds_every_case_once_with_its_pixels(frozen: Frozen, tmp_path: Path) -> None:
+    hospital, _, second = frozen
+    path = dataset.checkout(hospital.repository, line=LINE, number=2, into=tmp_path, digest=second["digest"])
+    version = dataset.open_version(path)
+    assert (version.line, version.number, version.digest) == (LINE, 2, second["digest"])
+    assert [example.case_id for example in version.examples] == list(range(1, 131))
+    assert version.classes == ("normal", "pneumonia")
+    assert np.array_equal(version.labels, hospital.labels[:130])
+    assert all(np.array_equal(a, b) for a, b in zip(version.images(range(130)), hospital.pictures, strict=False))
+    prepared = version.prepared(SPEC)
+    assert prepared.shape == (130, 1, 28, 28)
+    assert prepared.dtype == np.float32
+    assert prepared[:, 0] == pytest.approx(hospital.pictures[:130] / 255.0, abs=1e-6)
+    assert not prepared.flags.writeable
+    assert version.confirmations()[CaseId(7)] == hospital.case(6).confirmations
+    parts = [version.indices(split) for split in ("train", "tune", "sealed_test")]
+    assert sorted(np.concatenate(parts)) == list(range(130))
+
+
+def test_a_second_version_adds_only_what_is_new(frozen: Frozen, tmp_path: Path) -> None:
+    hospital, first, second = frozen
+    assert (first["examples"], first["new_examples"]) == (100, 100)
+    assert (second["examples"], second["new_examples"]) == (130, 30)
+    assert second["submitter_shares"] == pytest.approx({"north": 22 / 30, "south": 8 / 30})
+    old, new = first["manifest"]["shards"], second["manifest"]["shards"]
+    assert new[: len(old)] == old
+    assert [shard["images"] for shard in new] == [100, 30]
+    assert second["manifest"]["previous"] == {"number": 1, "digest": first["digest"]}
+    version = dataset.open_version(dataset.checkout(hospital.repository, line=LINE, number=2, into=tmp_path))
+    assert len(version.indices(new_only=True)) == 30
+    before = dataset.open_version(dataset.checkout(hospital.repository, line=LINE, number=1, into=tmp_path))
+    assert np.array_equal(before.splits, version.splits[:100])
+
+
+def test_an_outsider_reproduces_a_version_from_a_clone_and_the_remote_alone(frozen: Frozen, tmp_path: Path) -> None:
+    hospital, first, _ = frozen
+    clone = tmp_path / "clone"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment |= {"DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(tmp_path / "site")}
+
+    def run(*command: str) -> None:
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+
+    run("git", "clone", "-q", f"file://{hospital.repository}", str(clone))  # has no cache: all comes from the remote
+    run(sys.executable, "-m", "dvc", "get", "-q", str(clone), LINE, "--rev", first["git_tag"], "-o", "got")
+    document = json.loads((tmp_path / "got" / "manifest.json").read_text(encoding="utf-8"))
+    assert digest_of(document) == first["digest"]
+    for shard in document["shards"]:
+        data = (tmp_path / "got" / "shards" / shard["name"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == shard["digest"]
+    labels = (tmp_path / "got" / "labels.parquet").read_bytes()
+    assert hashlib.sha256(labels).hexdigest() == document["labels_digest"]
+    assert pq.read_table(tmp_path / "got" / "labels.parquet").num_rows == 100
+
+
+def test_freezing_the_same_number_again_returns_the_first(frozen: Frozen) -> None:
+    hospital, _, second = frozen
+    assert hospital.freeze(2, n=140, previous=1) == second  # even if more cases have been confirmed meanwhile
+
+
+def test_a_checkout_is_read_only_and_made_once(frozen: Frozen, tmp_path: Path) -> None:
+    hospital, first, second = frozen
+    path = dataset.checkout(hospital.repository, line=LINE, number=1, into=tmp_path)
+    assert all(file.stat().st_mode & 0o222 == 0 for file in path.rglob("*") if file.is_file())
+    inode = path.stat().st_ino
+    assert dataset.checkout(hospital.repository, line=LINE, number=1, into=tmp_path, digest=first["digest"]) == path
+    assert path.stat().st_ino == inode
+    with pytest.raises(VersionDamaged, match="not the version meant"):
+        dataset.checkout(hospital.repository, line=LINE, number=1, into=tmp_path, digest=second["digest"])
+    with pytest.raises(VersionUnknown, match="v0009"):
+        dataset.checkout(hospital.repository, line=LINE, number=9, into=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["labels.parquet", "shards"])
+def test_a_changed_byte_in_a_checkout_is_found(frozen: Frozen, tmp_path: Path, name: str) -> None:
+    hospital, _, _ = frozen
+    path = dataset.checkout(hospital.repository, line=LINE, number=1, into=tmp_path)
+    file = path / name if name != "shards" else next((path / "shards").iterdir())
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    file.unlink()  # a checkout may share its bytes with DVC's cache
+    file.write_bytes(data)
+    with pytest.raises(VersionDamaged):
+        dataset.open_version(path).prepared(SPEC)
+
+
+def test_nothing_new_is_refused_in_words(frozen: Frozen) -> None:
+    hospital, _, _ = frozen
+    assert "nothing is new" in hospital.freeze(3, n=130, previous=2)["refused"]
+
+
+def test_a_damaged_working_directory_and_cache_are_healed_from_the_remote(first_home: Path, tmp_path: Path) -> None:
+    hospital = moved(first_home, tmp_path / "home")
+    line = hospital.repository / LINE
+    for file in [*(line / "shards").iterdir(), *(hospital.repository / ".dvc" / "cache").rglob("*")]:
+        if file.is_file():
+            file.chmod(0o644)
+            file.write_bytes(b"damaged")
+    second = hospital.freeze(2, n=130, previous=1)
+    assert second["examples"] == 130
+    assert len(
+        dataset.open_version(dataset.checkout(hospital.repository, line=LINE, number=2, into=tmp_path)).images([0])
+    )
+
+
+def test_too_few_cases_are_refused_in_words(tmp_path: Path) -> None:
+    hospital = Hospital(tmp_path)
+    assert "no case has a settled diagnosis" in hospital.freeze(1, n=0)["refused"]
+    assert "none yet for" in hospital.freeze(1, n=3)["refused"]
+
+
+def test_an_image_damaged_at_rest_is_named_and_left_out(tmp_path: Path) -> None:
+    hospital = Hospital(tmp_path)
+    digests = [images.image_digest(picture) for picture in hospital.pictures[:2]]
+    (hospital.blobs / digests[0][:2] / digests[0]).write_bytes(b"damaged")
+    (hospital.blobs / digests[1][:2] / digests[1]).unlink()
+    result = hospital.freeze(1, n=100)
+    assert result["examples"] == 98
+    assert [row["case_id"] for row in result["waiting"]] == [1, 2]
+    assert result["manifest"]["waiting"] == {"image unreadable": 2}
+
+
+@pytest.mark.parametrize(
+    "kill",
+    [("writing images", 0.0, True), ("publishing", 0.2, False), ("publishing", 0.6, True), ("publishing", 1.0, False)],
+)
+def test_a_freeze_killed_at_any_moment_is_healed_by_the_next(
+    frozen: Frozen, first_home: Path, tmp_path: Path, kill: tuple[str, float, bool]
+) -> None:
+    stage, after_seconds, with_children = kill
+    _, _, second = frozen
+    hospital = moved(first_home, tmp_path / "home")
+    directory = hospital.job(2, n=130, previous=1)
+    with start(directory) as process:
+        await_stage(directory, stage, process)
+        time.sleep(after_seconds)
+        # Without its children: DVC then works on as an orphan, and the next freeze has to wait for it.
+        (os.killpg if with_children else os.kill)(process.pid, signal.SIGKILL)
+        process.wait()
+    assert_healed(hospital, digest=second["digest"], into=tmp_path / "out")
+
+
+def test_a_freeze_killed_between_commit_and_tag_is_healed_by_the_next(
+    frozen: Frozen, first_home: Path, tmp_path: Path
+) -> None:
+    _, _, second = frozen
+    hospital = moved(first_home, tmp_path / "home")
+    hospital.freeze(2, n=130, previous=1)
+    git(hospital, "tag", "-d", second["git_tag"])
+    (hospital.repository / ".git" / "index.lock").touch()
+    (hospital.repository / LINE / "shards" / "partial").write_bytes(b"half a shard")
+    assert_healed(hospital, digest=second["digest"], into=tmp_path / "out")
+
+
+def assert_healed(hospital: Hospital, *, digest: str, into: Path) -> None:
+    assert hospital.freeze(2, n=130, previous=1)["digest"] == digest
+    assert git(hospital, "status", "--porcelain") == ""
+    path = dataset.checkout(hospital.repository, line=LINE, number=2, into=into, digest=digest)
+    assert len(dataset.open_version(path).images(range(130))) == 130
+
+
+def git(hospital: Hospital, *arguments: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", *arguments]
+    return subprocess.run(
+        command, cwd=hospital.repository, env=environment, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_a_freeze_whose_parent_is_gone_stops(tmp_path: Path) -> None:
+    directory = Hospital(tmp_path).job(1, n=100)
+    script = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+    command = [sys.executable, "-c", script, sys.executable, "-m", "pipelines.dataset", str(directory)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as parent:
+        await_stage(directory, "waiting", parent)
+        parent.kill()
+        parent.communicate(timeout=30)  # until the last of the family has let go of the pipe
+    assert not (directory / "result.json").exists()
+
+
+def await_stage(job: Path, stage: str, process: subprocess.Popen[Any]) -> None:
+    while stage not in _text(job / "progress.jsonl"):
+        assert process.poll() is None, "it ended before it got so far"
+        time.sleep(0.005)
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8") if file.exists() else ""

@@ -1,0 +1,54 @@
+"""Workers as they run: settings for a database and a home of the test's own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry import db
+from workers.lease import Workshop
+from workers.settings import WorkerSettings
+
+MakeSettings = Callable[..., WorkerSettings]
+
+
+@pytest.fixture
+def settings(fresh_database: str, tmp_path: Path) -> WorkerSettings:
+    """Settings with leases short enough to watch them run out."""
+    given = {
+        "OVERREAD_HOME": str(tmp_path / "home"),
+        "OVERREAD_DATABASE_URL": fresh_database,
+        "OVERREAD_BROKER_URL": "memory://",
+        "OVERREAD_MLFLOW_URL": "http://127.0.0.1:9",  # the discard port: nobody answers
+        "OVERREAD_INFERENCE_TOKEN": "for-tests-only",
+    }
+    made = WorkerSettings.from_environment(given)
+    return dataclasses.replace(made, lease_seconds=3.0, heartbeat_seconds=0.2, resend_seconds=1.0)
+
+
+@pytest.fixture
+def workshop(settings: WorkerSettings) -> Iterator[Workshop]:
+    """A workshop on those settings."""
+    made = Workshop(settings)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def record(fresh_database: str) -> Iterator[db.Connection]:
+    """A connection for the test itself, which commits what others are to see."""
+    with db.connect(fresh_database) as connection:
+        yield connection
+
+
+def state_of(record: db.Connection, table: str, **key: Any) -> str:
+    """State of a row, as others see it now."""
+    record.rollback()
+    ((name, value),) = key.items()
+    row = record.execute(f"SELECT state FROM {table} WHERE {name} = %s", (value,)).fetchone()  # type: ignore[arg-type]  # noqa: S608 - names from the tests
+    assert row is not None
+    return str(row[0])

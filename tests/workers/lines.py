@@ -1,0 +1,109 @@
+"""A small line that really learns: synthetic radiographs, a protocol that asks for little, and the jobs done in order."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from pipelines import images, protocol, synthetic
+from registry import blobs, cases, confirmations, db, jobs, lines, runs, users
+from workers.lease import Workshop
+from workers.settings import WorkerSettings
+from workers.tasks import TASKS
+
+INTENDED_USE = "Second reader for synthetic radiographs in tests; of no use to anybody who is ill."
+
+
+def small_protocol(name: str, **changes: Any) -> protocol.Protocol:
+    """Two epochs, one thread, and gates that a model of two epochs can be measured by."""
+    document = {
+        "line": name,
+        "title": "Synthetic pneumonia",
+        "intended_use": INTENDED_USE,
+        "classes": ["normal", "pneumonia"],
+        "input": {"channels": 1, "rows": 28, "columns": 28},
+        "recipe": {"network": "small_cnn", "epochs": 2, "update_epochs": 1, "threads": 1},
+        "triggers": {"new_confirmations": 50},
+        "gates": {"minimum_cases_per_class": 5},
+    }
+    return protocol.from_document({**document, **changes})
+
+
+def make_line(record: db.Connection, *, name: str = "small", **changes: Any) -> tuple[lines.Line, users.User]:
+    """Open a line, and somebody who may do everything."""
+    asked = small_protocol(name, **changes)
+    roles = ("submitter", "reviewer", "operator")
+    person = users.create_user(record, name=f"{name}-olga", printed_name="Olga", roles=roles)
+    line = lines.create_line(record, name=name, document=asked.document(), digest=asked.digest, actor=person)
+    record.commit()
+    return line, person
+
+
+def confirm_cases(
+    record: db.Connection, settings: WorkerSettings, *, line: lines.Line, person: users.User, count: int, seed: int = 0
+) -> None:
+    """Submit and confirm synthetic radiographs, each of a patient of its own."""
+    pictures, labels = synthetic.radiographs(count, rng=np.random.default_rng(seed), size=28)
+    for index, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        digest = blobs.put(record, settings.blob_root, images.npy_bytes(picture), media_type="application/x-npy")
+        case, _ = cases.submit_case(
+            record,
+            line_id=line.line_id,
+            image_digest=digest,
+            patient=f"patient-{seed}-{index}",
+            site="north",
+            scanner=None,
+            sex=None,
+            age_band=None,
+            attributes={},
+            external_id=None,
+            actor=person,
+        )
+        confirmations.confirm(
+            record,
+            case_id=case.case_id,
+            finding=("normal", "pneumonia")[int(label)],
+            evidence="single_read",
+            ai_exposure="blind",
+            reader="reader-1",
+            confirmed_at=None,
+            supersedes=None,
+            actor=person,
+        )
+    record.commit()
+
+
+def start_run(record: db.Connection, line: lines.Line) -> runs.Run:
+    """Ask a line to learn."""
+    run = runs.start_run(record, line_id=line.line_id, requested_by=None, reason="a test asked for it")
+    record.commit()
+    return run
+
+
+def waiting(record: db.Connection, kind: str | None = None) -> list[jobs.Job]:
+    """Jobs that wait to be claimed, oldest first."""
+    record.rollback()
+    found = [job for job in jobs.list_jobs(record, states=["queued"]) if kind in {None, job.kind}]
+    record.rollback()
+    return found[::-1]
+
+
+def work(workshop: Workshop, record: db.Connection, *kinds: str) -> None:
+    """Do jobs of these kinds, one after the other as they come up, until none waits."""
+    for kind in kinds:
+        for job in waiting(record, kind):
+            TASKS[job.kind](workshop, job_id=job.job_id)  # type: ignore[index]
+
+
+def in_thread(workshop: Workshop, job: jobs.Job) -> threading.Thread:
+    """Do a job as the Celery worker does, in a thread."""
+    thread = threading.Thread(
+        target=TASKS[job.kind],  # type: ignore[index]
+        args=(workshop,),
+        kwargs={"job_id": job.job_id},
+        daemon=True,
+    )
+    thread.start()
+    return thread

@@ -1,0 +1,264 @@
+"""The inference process: predictions by digest, champions swapped under load, hostile input refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from pipelines import images, network
+from registry import blobs, db, lines
+from registry.candidates import Candidate
+from tests import factories
+from workers.champions import Champions
+from workers.settings import WorkerSettings
+
+from .lines import make_line, small_protocol
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+    """A running inference process."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    client: httpx.Client
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def crown(record: db.Connection, settings: WorkerSettings, line: lines.Line, *, seed: int) -> Candidate:
+    """Promote a model with random weights, the short way: this is about serving, not about evidence."""
+    torch.manual_seed(seed)
+    asked = small_protocol(line.name)
+    architecture = network.architecture_for(asked)
+    weights = network.save_weights(network.build(architecture))
+    metadata: dict[str, Any] = {
+        "architecture": architecture.document(),
+        "classes": list(asked.classes),
+        "positive": asked.positive,
+        "temperature": 1.0,
+        "operating_point": {"threshold": 0.4, "rule": "youden"},
+    }
+    digest = blobs.put(record, settings.blob_root, weights, media_type="application/x-safetensors")
+    made = factories.candidate(record, line)
+    record.execute(
+        "UPDATE candidates SET weights_digest = %s, metadata = %s WHERE candidate_id = %s",
+        (digest, json.dumps(metadata), made.candidate_id),
+    )
+    factories.gate_report(record, factories.candidates.get(record, made.candidate_id))
+    gated = factories.candidates.get(record, made.candidate_id)
+    factories.signatures(record, gated, [factories.user(record, "approver"), factories.user(record, "approver")])
+    factories.promotion(record, gated)
+    record.commit()
+    return factories.candidates.get(record, made.candidate_id)
+
+
+def picture(seed: int = 0, *, shape: tuple[int, ...] = (28, 28)) -> bytes:
+    return images.npy_bytes(np.random.default_rng(seed).integers(0, 255, shape, dtype=np.uint8))
+
+
+@pytest.fixture
+def inference(settings: WorkerSettings, record: db.Connection, tmp_path: Path) -> Iterator[Inference]:
+    """The process itself, on a database of the test's own; `record` comes first so that it goes last."""
+    del record
+    port, token = free_port(), secrets.token_hex(16)
+    environment = {
+        **os.environ,
+        "OVERREAD_HOME": str(settings.home),
+        "OVERREAD_DATABASE_URL": settings.database_url,
+        "OVERREAD_INFERENCE_PORT": str(port),
+        "OVERREAD_INFERENCE_TOKEN": token,
+    }
+    url = f"http://127.0.0.1:{port}"
+    log = tmp_path / "inference.log"
+    with log.open("wb") as stream:
+        command = [sys.executable, "-m", "workers.inference"]
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=stream)
+    client = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=30, trust_env=False)
+    try:
+        wait_until(lambda: answers(client), seconds=90)
+        yield Inference(url=url, process=process, client=client)
+    finally:
+        client.close()
+        process.terminate()
+        assert process.wait(timeout=20) in {0, -15}, log.read_text()
+
+
+def answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def wait_until(condition: Any, *, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def serves(inference: Inference, line: str, digest: str) -> bool:
+    serving = inference.client.get("/health").json()["lines"].get(line)
+    return bool(serving) and serving["digest"] == digest
+
+
+def test_the_champion_answers_with_its_digest_and_decision(
+    inference: Inference, record: db.Connection, settings: WorkerSettings
+) -> None:
+    line, _ = make_line(record, name="chest")
+    path = "/lines/chest/predictions"
+    assert inference.client.post("/lines/nobody/predictions", content=picture()).status_code == 404
+    answer = inference.client.post(path, content=picture())
+    assert (answer.status_code, answer.json()["code"]) == (409, "no-champion")
+
+    champion = crown(record, settings, line, seed=1)
+    wait_until(lambda: serves(inference, "chest", champion.weights_digest), seconds=5)
+    answer = inference.client.post(path, content=picture())
+    assert answer.status_code == 200
+    said = answer.json()
+    assert said["weights_digest"] == champion.weights_digest
+    assert said["number"] == champion.number
+    assert sum(said["scores"].values()) == pytest.approx(1.0, abs=1e-5)
+    assert said["decision"] == ("pneumonia" if said["scores"]["pneumonia"] >= said["threshold"] else "normal")
+    assert said["latency_seconds"] < 5
+
+    heat = inference.client.post("/lines/chest/heat-map?finding=pneumonia", content=picture(shape=(90, 70, 3)))
+    assert heat.status_code == 200
+    assert images.decode(heat.content).pixels.shape == (28, 28)
+    assert inference.client.post("/lines/chest/heat-map?finding=gout", content=picture()).status_code == 422
+
+
+def test_no_door_but_health_opens_without_the_token(inference: Inference) -> None:
+    with httpx.Client(base_url=inference.url, trust_env=False) as stranger:
+        assert stranger.get("/health").status_code == 200
+        for path in ("/decode", "/lines/chest/predictions", "/lines/chest/heat-map?finding=x", "/protocols/check"):
+            assert stranger.post(path, content=b"").status_code == 401
+            wrong = stranger.post(path, content=b"", headers={"Authorization": "Bearer nöt-it".encode()})
+            assert wrong.status_code == 401
+
+
+def test_images_are_decoded_in_the_jail_and_hostile_ones_refused(inference: Inference) -> None:
+    honest = images.png_bytes(np.arange(100, dtype=np.uint8).reshape(10, 10))
+    answer = inference.client.post("/decode", content=honest, headers={"Content-Type": "image/png"})
+    assert answer.status_code == 200
+    assert np.load(io.BytesIO(answer.content)).shape == (10, 10)
+    assert json.loads(answer.headers["x-overread-attributes"]) == {}
+    refused = inference.client.post("/decode", content=b"%PDF-1.7")
+    assert (refused.status_code, refused.json()["code"]) == (422, "unsupported-format")
+    assert inference.client.post("/decode", content=b"\0" * (64 * 1024**2 + 1)).status_code == 413
+    damaged = inference.client.post("/lines/chest/predictions", content=b"\x93NUMPY" + b"\xff" * 50)
+    assert damaged.status_code == 422
+
+
+def test_a_protocol_is_checked_field_by_field(inference: Inference) -> None:
+    text = (ROOT / "pipelines" / "protocols" / "cxr-pneumonia.yaml").read_text(encoding="utf-8")
+    good = inference.client.post("/protocols/check", content=text)
+    assert good.status_code == 200
+    assert len(good.json()["digest"]) == 64
+    bad = inference.client.post("/protocols/check", content=text.replace("positive: pneumonia", "positive: gout"))
+    assert bad.status_code == 422
+    assert "gout" in bad.json()["errors"][0]["message"]
+
+
+def test_champions_are_swapped_under_load_without_one_failed_request(
+    inference: Inference, record: db.Connection, settings: WorkerSettings
+) -> None:
+    line, _ = make_line(record, name="busy")
+    first = crown(record, settings, line, seed=1)
+    wait_until(lambda: serves(inference, "busy", first.weights_digest))
+    stop, failures, digests = threading.Event(), [], []
+
+    def client() -> None:
+        with httpx.Client(
+            base_url=inference.url, headers=inference.client.headers, timeout=30, trust_env=False
+        ) as http:
+            while not stop.is_set():
+                try:
+                    answer = http.post("/lines/busy/predictions", content=picture())
+                except httpx.HTTPError as error:
+                    failures.append(repr(error))
+                    continue
+                if answer.status_code == 200:
+                    digests.append(answer.json()["weights_digest"])
+                else:
+                    failures.append(answer.text)
+
+    clients = [threading.Thread(target=client) for _ in range(8)]
+    for thread in clients:
+        thread.start()
+    swaps = []
+    for seed in range(2, 6):
+        promoted = crown(record, settings, line, seed=seed)
+        began = time.monotonic()
+        wait_until(lambda digest=promoted.weights_digest: digest in digests[-20:], seconds=10)
+        swaps.append(time.monotonic() - began)
+    stop.set()
+    for thread in clients:
+        thread.join()
+    assert failures == []
+    assert len(set(digests)) == 5
+    assert max(swaps) < 5
+    assert len(digests) > 50
+
+
+def test_a_champion_with_damaged_weights_never_serves(
+    settings: WorkerSettings, record: db.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    line, _ = make_line(record, name="careful")
+    first = crown(record, settings, line, seed=1)
+    champions = Champions(settings)
+    champions.start()
+    try:
+        assert champions.serving("careful").candidate.candidate_id == first.candidate_id
+        second = crown(record, settings, line, seed=2)
+        path = blobs.path_of(settings.blob_root, second.weights_digest)
+        path.write_bytes(path.read_bytes()[:-1] + b"\0")
+        with db.connect(settings.database_url) as connection:
+            champions.refresh(connection)
+        assert champions.serving("careful").candidate.candidate_id == first.candidate_id
+    finally:
+        champions.stop()
+
+
+def test_the_old_champion_keeps_serving_while_the_record_is_away(
+    settings: WorkerSettings, record: db.Connection
+) -> None:
+    line, _ = make_line(record, name="steady")
+    first = crown(record, settings, line, seed=1)
+    champions = Champions(settings)
+    champions.start()
+    try:
+        record.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        record.commit()
+        pixels = images.from_npy(picture())
+        assert champions.score("steady", pixels)[0].candidate.candidate_id == first.candidate_id
+        second = crown(record, settings, line, seed=2)
+        wait_until(lambda: champions.serving("steady").candidate.candidate_id == second.candidate_id)
+    finally:
+        champions.stop()

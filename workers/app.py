@@ -1,0 +1,87 @@
+"""All of Celery: the application, its one queue, and the doctrine of what is retried where.
+
+The job row in PostgreSQL owns the work; a message only says "look at job 7". So messages are acknowledged on arrival,
+may be lost, doubled or late, hold nothing but a number, and Celery itself retries nothing: a job that fails is queued
+again by the record, after a pause, until its attempts are used up, and the relay sends it again. No result is kept.
+
+Tasks run in threads, for all they do is watch other processes; a thread can be told to let go, and nothing is forked.
+
+    celery -A workers.app worker
+    celery -A workers.app beat
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_shutting_down
+
+from workers import broker, schedule
+from workers.lease import Workshop
+from workers.settings import WorkerSettings
+from workers.tasks import TASKS, Task
+
+QUEUE = "overread"
+TICK_EXPIRES_SECONDS = 60.0
+"""A tick that no worker took for so long is dropped; the next ones ask the same."""
+
+
+def make_celery(settings: WorkerSettings) -> Celery:
+    """Build the Celery application for these settings: a task for each kind of job, and the schedule's tick."""
+    broker.install()
+    workshop = Workshop(settings)
+    made = Celery("overread", broker=settings.broker_url, set_as_current=False)
+    made.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        task_acks_late=False,
+        task_default_queue=QUEUE,
+        worker_pool="threads",
+        worker_prefetch_multiplier=1,
+        worker_concurrency=settings.worker_concurrency,
+        worker_enable_remote_control=False,  # it needs a broker that broadcasts; jobs are cancelled in the record
+        worker_send_task_events=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        timezone="UTC",
+        beat_scheduler="celery.beat:Scheduler",
+        beat_max_loop_interval=settings.trigger_seconds,
+        beat_schedule={
+            "start-due-runs": {
+                "task": schedule.TASK,
+                "schedule": settings.trigger_seconds,
+                "options": {"expires": max(TICK_EXPIRES_SECONDS, settings.trigger_seconds)},
+            }
+        },
+    )
+    for kind, work in TASKS.items():
+        _register(made, name=task_name(kind), work=work, workshop=workshop)
+    _register(made, name=schedule.TASK, work=schedule.start_due_runs, workshop=workshop)
+
+    def let_go(**_: Any) -> None:
+        workshop.stopping.set()
+
+    worker_shutting_down.connect(let_go, weak=False)
+    return made
+
+
+def task_name(kind: str) -> str:
+    """Name of the task that does jobs of a kind."""
+    return f"workers.{kind}"
+
+
+def _register(made: Celery, *, name: str, work: Task, workshop: Workshop) -> None:
+    @made.task(name=name)  # type: ignore[untyped-decorator] # Celery is untyped
+    def run(**arguments: int) -> None:
+        work(workshop, **arguments)
+
+
+def __getattr__(name: str) -> Celery:
+    # Celery's command line asks this module for `celery`; imported for any other reason it reads no environment.
+    if name == "celery":
+        made = globals()["celery"] = make_celery(WorkerSettings.from_environment())
+        return made
+    raise AttributeError(name)

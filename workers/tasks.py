@@ -1,0 +1,175 @@
+"""One task per kind of job: claim it, have the work done elsewhere, record what came of it in one transaction.
+
+Invariant: a task may be called twice, late, or by two workers at once, and happens once. It holds no transaction while
+work goes on, and imports nothing heavy: science and MLflow run in processes of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipelines.types import canonical_json
+from registry import blobs, candidates, datasets, db, jobs, promotions, runs
+from workers import translate
+from workers.lease import Lease, Workshop, claimed
+from workers.supervise import Row
+
+MIRROR_SECONDS = 300.0
+"""The most that one attempt to tell MLflow may take; a server that hangs must not keep a worker from learning."""
+
+Task = Callable[..., None]
+
+
+def freeze_dataset(workshop: Workshop, *, job_id: int) -> None:
+    """Freeze a run's confirmed cases as the next dataset version; refused in words where nothing is new."""
+    with claimed(workshop, job_id=job_id) as lease:
+        if lease is None:
+            return
+        run_id, name = int(lease.job.payload["run_id"]), f"freeze_dataset-{lease.job.payload['run_id']}"
+        directory = lease.directory(name)
+        with workshop.transaction() as connection:
+            config = translate.freeze_config(connection, run_id=run_id, directory=directory, settings=workshop.settings)
+        result = lease.run("pipelines.dataset", name=name, config=config)
+        with lease.recording() as connection:
+            run = runs.get(connection, run_id)
+            version = datasets.record_version(connection, **translate.version_row(run, config=config, result=result))
+            champion = promotions.champion(connection, run.line_id) if run.strategy != "full" else None
+            runs.attach_dataset(
+                connection,
+                run_id=run_id,
+                dataset_version_id=version.dataset_version_id,
+                base_candidate_id=champion.candidate_id if champion else None,
+            )
+        lease.forget(name)
+
+
+def train_candidate(workshop: Workshop, *, job_id: int) -> None:
+    """Train a run's candidate, showing every epoch in the record; an interrupted attempt is resumed."""
+    with claimed(workshop, job_id=job_id) as lease:
+        if lease is None:
+            return
+        run_id, name = int(lease.job.payload["run_id"]), f"train_candidate-{lease.job.payload['run_id']}"
+        with workshop.transaction() as connection:
+            run = runs.get(connection, run_id)
+        dataset = _check_out(lease, dataset_version_id=run.dataset_version_id)
+        with workshop.transaction() as connection:
+            config = translate.train_config(connection, run=run, dataset=dataset, settings=workshop.settings)
+        result = lease.run("pipelines.train", name=name, config=config, note=_showing(run_id))
+        with lease.recording() as connection:
+            _record_candidate(connection, run_id=run_id, result=result, blob_root=workshop.settings.blob_root)
+        lease.forget(name)
+
+
+def gate_candidate(workshop: Workshop, *, job_id: int) -> None:
+    """Measure a candidate against the champion on the sealed test, and record the report whatever its verdict."""
+    with claimed(workshop, job_id=job_id) as lease:
+        if lease is None:
+            return
+        candidate_id, name = lease.job.payload["candidate_id"], f"gate_candidate-{lease.job.payload['candidate_id']}"
+        with workshop.transaction() as connection:
+            candidate = candidates.get(connection, candidate_id)
+        dataset = _check_out(lease, dataset_version_id=candidate.dataset_version_id)
+        with workshop.transaction() as connection:
+            champion = promotions.champion(connection, candidate.line_id)
+            config = translate.gate_config(
+                connection, candidate=candidate, champion=champion, dataset=dataset, settings=workshop.settings
+            )
+        result = lease.run("pipelines.gates", name=name, config=config)
+        with lease.recording() as connection:
+            candidates.record_gate_report(
+                connection, **translate.report_row(candidate, champion=champion, result=result)
+            )
+        lease.forget(name)
+
+
+def mirror_candidate(workshop: Workshop, *, job_id: int) -> None:
+    """Show a candidate in MLflow: parameters, curves, data, model, weights."""
+    with claimed(workshop, job_id=job_id) as lease:
+        if lease is None:
+            return
+        _mirror(lease, candidate_id=lease.job.payload["candidate_id"])
+        with lease.recording():
+            pass
+
+
+def mirror_promotion(workshop: Workshop, *, job_id: int) -> None:
+    """Point MLflow's aliases at whom the record names, now and until the record stops changing meanwhile."""
+    with claimed(workshop, job_id=job_id) as lease:
+        if lease is None:
+            return
+        told, name = None, f"mirror_promotion-{job_id}"
+        while (wanted := _aliases(lease)) != told:
+            missing = [found for found in wanted.named() if found.mlflow_model_version is None]
+            for candidate in missing:
+                _mirror(lease, candidate_id=candidate.candidate_id)
+            if not missing:
+                config = translate.aliases_config(wanted, settings=workshop.settings)
+                lease.run("workers.errands", name=name, config=config, within_seconds=MIRROR_SECONDS)
+                told = wanted
+        with lease.recording():
+            pass
+        lease.forget(name)
+
+
+TASKS: dict[jobs.JobKind, Task] = {
+    "freeze_dataset": freeze_dataset,
+    "train_candidate": train_candidate,
+    "gate_candidate": gate_candidate,
+    "mirror_candidate": mirror_candidate,
+    "mirror_promotion": mirror_promotion,
+}
+
+
+def _check_out(lease: Lease, *, dataset_version_id: int | None) -> str:
+    assert dataset_version_id is not None, "a run that trains has its data"
+    with lease.workshop.transaction() as connection:
+        config = translate.check_out_config(connection, dataset_version_id=dataset_version_id, settings=lease.settings)
+    if (here := translate.checked_out(config)) is not None:
+        return str(here)
+    name = f"check_out-{lease.job.job_id}"
+    path: str = lease.run("workers.errands", name=name, config=config)["path"]
+    lease.forget(name)
+    return path
+
+
+def _showing(run_id: int) -> Callable[[db.Connection, list[Row]], None]:
+    def note(connection: db.Connection, rows: list[Row]) -> None:
+        epochs = [row for row in rows if "epoch" in row]
+        runs.record_progress(connection, run_id=run_id, progress=rows[-1], history_rows=epochs)
+
+    return note
+
+
+def _record_candidate(connection: db.Connection, *, run_id: int, result: dict[str, Any], blob_root: Path) -> None:
+    weights = Path(result["weights"]).read_bytes()
+    metadata = canonical_json(result["metadata"]).encode()
+    weights_digest = blobs.put(connection, blob_root, weights, media_type="application/x-safetensors")
+    if weights_digest != result["weights_digest"]:
+        raise ValueError("the weights on disk are not those that the training tells of; train again")
+    if result["history"]:
+        _showing(run_id)(connection, result["history"])
+    candidates.record_candidate(
+        connection,
+        run_id=run_id,
+        weights_digest=weights_digest,
+        metadata_digest=blobs.put(connection, blob_root, metadata, media_type="application/json"),
+        metadata=result["metadata"],
+    )
+
+
+def _mirror(lease: Lease, *, candidate_id: int) -> None:
+    with lease.workshop.transaction() as connection:
+        config = translate.mirror_config(connection, candidate_id=candidate_id, settings=lease.settings)
+    name = f"mirror_candidate-{candidate_id}-{lease.job.job_id}"
+    result = lease.run("workers.errands", name=name, config=config, within_seconds=MIRROR_SECONDS)
+    lease.forget(name)
+    with lease.workshop.transaction() as connection:
+        candidates.set_mlflow_version(connection, candidate_id=candidate_id, version=result["version"])
+
+
+def _aliases(lease: Lease) -> translate.Aliases:
+    assert lease.job.line_id is not None, "a promotion is of a line"
+    with lease.workshop.transaction() as connection:
+        return translate.aliases(connection, line_id=lease.job.line_id)

@@ -1,0 +1,252 @@
+"""Between the record and the science: rows become the configurations of jobs, results become the values of rows.
+
+Invariant: the two meet here and nowhere else. What is read from the record is read in the caller's transaction, and a
+configuration names everything by path and digest, so that the process that gets it needs no database.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, cast
+
+from pipelines.job import write_atomically
+from pipelines.types import AiExposure, CaseId, Confirmation, ConfirmedCase, Digest, Evidence, digest_of
+from registry import blobs, candidates, confirmations, datasets, db, lines, promotions, runs
+from workers.settings import WorkerSettings
+
+DATASET_DIGEST_LENGTH = 36
+"""What MLflow allows a dataset's digest; the whole one is among the tags."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aliases:
+    """Who MLflow's aliases of a line's model ought to name; None: nobody."""
+
+    line: str
+    champion: candidates.Candidate | None
+    previous: candidates.Candidate | None
+    challenger: candidates.Candidate | None
+
+    def named(self) -> list[candidates.Candidate]:
+        """Return each candidate that has an alias."""
+        return [found for found in (self.champion, self.previous, self.challenger) if found is not None]
+
+
+def confirmed_cases(rows: Iterable[confirmations.StandingConfirmation]) -> Iterator[ConfirmedCase]:
+    """Gather standing confirmations, in order of case, into the cases they are of."""
+    for case_id, group in groupby(rows, key=lambda row: row.case_id):
+        said = list(group)
+        yield ConfirmedCase(
+            case_id=CaseId(case_id),
+            image_digest=Digest(said[0].image_digest),
+            patient=said[0].patient,
+            site=said[0].site,
+            scanner=said[0].scanner,
+            sex=said[0].sex,
+            age_band=said[0].age_band,
+            confirmations=tuple(
+                Confirmation(
+                    confirmation_id=row.confirmation_id,
+                    finding=row.finding,
+                    evidence=cast(Evidence, row.evidence),
+                    ai_exposure=cast(AiExposure, row.ai_exposure),
+                    submitter=row.submitter,
+                    reader=row.reader,
+                )
+                for row in said
+            ),
+        )
+
+
+def freeze_config(
+    connection: db.Connection, *, run_id: int, directory: Path, settings: WorkerSettings
+) -> dict[str, Any]:
+    """Say what a run's freeze has to do, and put its cases beside it.
+
+    A second attempt gets the first one's words: the first may have published the version already, and what is then
+    recorded as considered must be what was considered.
+    """
+    said = directory / "config.json"
+    if said.exists():
+        return cast(dict[str, Any], json.loads(said.read_text(encoding="utf-8")))
+    run = runs.get(connection, run_id)
+    line = lines.line_by_id(connection, run.line_id)
+    previous = datasets.latest(connection, run.line_id)
+    up_to = confirmations.last_id(connection, run.line_id)
+    standing = confirmations.standing_for_line(connection, line_id=run.line_id, up_to=up_to)
+    cases = directory / "cases.ndjson"
+    rows = (json.dumps(asdict(case), allow_nan=False) for case in confirmed_cases(standing))
+    write_atomically(cases, "".join(f"{row}\n" for row in rows).encode())
+    return {
+        "kind": "freeze",
+        "repository": str(settings.data_repository),
+        "remote": settings.dvc_remote,
+        "line": line.name,
+        "number": previous.number + 1 if previous else 1,
+        "previous": previous.number if previous else None,
+        "protocol": lines.protocol(connection, run.protocol_id).document,
+        "split_key": line.split_key.hex(),
+        "cases": str(cases),
+        "blobs": str(settings.blob_root),
+        "last_confirmation_id": up_to,
+    }
+
+
+def version_row(run: runs.Run, *, config: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """Name the values of `datasets.record_version` for what a freeze made."""
+    reasons = Counter(row["reason"].partition(":")[0] for row in result["waiting"])
+    kept = ("number", "digest", "git_tag", "git_commit", "manifest", "submitter_shares")
+    return {
+        **{name: result[name] for name in kept},
+        "line_id": run.line_id,
+        "protocol_id": run.protocol_id,
+        "waiting": dict(reasons),
+        "last_confirmation_id": config["last_confirmation_id"],
+    }
+
+
+def check_out_config(connection: db.Connection, *, dataset_version_id: int, settings: WorkerSettings) -> dict[str, Any]:
+    """Say which dataset version's files are needed here."""
+    version = datasets.get(connection, dataset_version_id)
+    return {
+        "errand": "check_out",
+        "repository": str(settings.data_repository),
+        "line": lines.line_by_id(connection, version.line_id).name,
+        "number": version.number,
+        "digest": version.digest,
+        "git_tag": version.git_tag,
+        "into": str(settings.checkouts),
+    }
+
+
+def checked_out(config: dict[str, Any]) -> Path | None:
+    """Return where a dataset version's files are if they are here already, None if they have to be fetched."""
+    path = Path(config["into"]) / config["git_tag"]
+    manifest = path / "manifest.json"
+    found = manifest.exists() and digest_of(json.loads(manifest.read_text(encoding="utf-8"))) == config["digest"]
+    return path if found else None
+
+
+def train_config(connection: db.Connection, *, run: runs.Run, dataset: str, settings: WorkerSettings) -> dict[str, Any]:
+    """Say what a run's training has to do."""
+    base = None
+    if run.base_candidate_id is not None:
+        candidate = candidates.get(connection, run.base_candidate_id)
+        base = {
+            **model_files(candidate, settings=settings),
+            "architecture": candidate.metadata["architecture"],
+            "dataset_number": datasets.get(connection, candidate.dataset_version_id).number,
+        }
+    document = lines.protocol(connection, run.protocol_id).document
+    return {
+        "dataset": dataset,
+        "protocol": document,
+        "strategy": run.strategy,
+        "seed": run.seed,
+        "base": base,
+        "threads": document["recipe"]["threads"],
+    }
+
+
+def gate_config(
+    connection: db.Connection,
+    *,
+    candidate: candidates.Candidate,
+    champion: candidates.Candidate | None,
+    dataset: str,
+    settings: WorkerSettings,
+) -> dict[str, Any]:
+    """Say what is measured against what, on which data."""
+    return {
+        "dataset": dataset,
+        "protocol": lines.protocol(connection, candidate.protocol_id).document,
+        "candidate": model_files(candidate, settings=settings),
+        "champion": model_files(champion, settings=settings) if champion else None,
+    }
+
+
+def report_row(
+    candidate: candidates.Candidate, *, champion: candidates.Candidate | None, result: dict[str, Any]
+) -> dict[str, Any]:
+    """Name the values of `candidates.record_gate_report` for what the gates found."""
+    return {
+        "candidate_id": candidate.candidate_id,
+        "champion_candidate_id": champion.candidate_id if champion else None,
+        "dataset_version_id": candidate.dataset_version_id,
+        "protocol_id": candidate.protocol_id,
+        "verdict": result["verdict"],
+        "document": result["report"],
+        "text": result["text"],
+        "digest": result["digest"],
+    }
+
+
+def model_files(candidate: candidates.Candidate, *, settings: WorkerSettings) -> dict[str, Any]:
+    """Name a model's weights, by path and digest, and its metadata."""
+    return {
+        "weights": str(blobs.path_of(settings.blob_root, candidate.weights_digest)),
+        "weights_digest": candidate.weights_digest,
+        "metadata": candidate.metadata,
+    }
+
+
+def mirror_config(connection: db.Connection, *, candidate_id: int, settings: WorkerSettings) -> dict[str, Any]:
+    """Say all that MLflow is to show of a candidate."""
+    candidate = candidates.get(connection, candidate_id)
+    run = runs.get(connection, candidate.run_id)
+    version = datasets.get(connection, candidate.dataset_version_id)
+    protocol = lines.protocol(connection, candidate.protocol_id)
+    line = lines.line_by_id(connection, candidate.line_id)
+    return {
+        "errand": "mirror_candidate",
+        **model_files(candidate, settings=settings),
+        "tracking_uri": settings.mlflow_url,
+        "lock": str(settings.jobs / f"mirror_candidate-{candidate_id}.lock"),
+        "line": line.name,
+        "number": candidate.number,
+        "run_name": f"{line.name} candidate {candidate.number}",
+        "params": {**protocol.document["recipe"], "strategy": run.strategy, "seed": run.seed},
+        "history": run.history,
+        "dataset": {
+            "name": version.git_tag,
+            "digest": version.digest[:DATASET_DIGEST_LENGTH],
+            "counts": version.manifest["counts"],
+        },
+        "tags": {
+            "overread.candidate_id": str(candidate_id),
+            "overread.run_id": str(run.run_id),
+            "overread.weights_digest": candidate.weights_digest,
+            "overread.dataset_digest": version.digest,
+            "overread.protocol_digest": protocol.digest,
+        },
+    }
+
+
+def aliases(connection: db.Connection, *, line_id: int) -> Aliases:
+    """Return who the aliases of a line ought to name now."""
+    champion = promotions.champion(connection, line_id)
+    passed = [found for found in candidates.list_candidates(connection, line_id) if found.state == "gates_passed"]
+    newer = [found for found in passed if champion is None or found.number > champion.number]
+    return Aliases(
+        line=lines.line_by_id(connection, line_id).name,
+        champion=champion,
+        previous=promotions.previous(connection, line_id),
+        challenger=newer[0] if newer else None,
+    )
+
+
+def aliases_config(wanted: Aliases, *, settings: WorkerSettings) -> dict[str, Any]:
+    """Say which MLflow versions the aliases are to name."""
+    return {
+        "errand": "set_aliases",
+        "tracking_uri": settings.mlflow_url,
+        "line": wanted.line,
+        "champion": wanted.champion and wanted.champion.mlflow_model_version,
+        "previous": wanted.previous and wanted.previous.mlflow_model_version,
+        "challenger": wanted.challenger and wanted.challenger.mlflow_model_version,
+    }

@@ -112,6 +112,10 @@ def describe(app: FastAPI) -> dict[str, Any]:
         )
         for operations in document["paths"].values():
             for operation in operations.values():
+                operation["responses"] = dict(sorted(operation["responses"].items()))
+                for parameter in operation.get("parameters", ()):
+                    # Optional only to FastAPI, so that its absence is a refusal of our own.
+                    parameter["required"] |= parameter["name"] == "Idempotency-Key"
                 if roles := operation.get(ROLES_KEY):
                     operation["description"] += f"\n\nNeeds the role {' or '.join(f'`{role}`' for role in roles)}."
         for kind, known in errors.components().items():

@@ -58,6 +58,7 @@ def _idempotency_key(
     idempotency_key: Annotated[
         str | None,
         Header(
+            alias="Idempotency-Key",
             description="Any text of 1 to 200 characters, new for each new thing you send. After a time-out, send the "
             "same request with the same key: it is done once, and you get the first answer again.",
             examples=["ris-export-2026-03-02-0001"],

@@ -18,9 +18,9 @@ import psycopg
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from psycopg_pool import PoolTimeout
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from registry import errors as record
 
@@ -197,7 +197,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _answer_validation)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(psycopg.Error, _answer_database)
-    app.add_exception_handler(PoolTimeout, _answer_database)
+    app.add_exception_handler(ClientDisconnect, _answer_disconnect)
     app.add_exception_handler(OSError, _answer_storage)
     app.add_exception_handler(Exception, _answer_crash)
 
@@ -221,7 +221,7 @@ def _answer_http(_request: Request, error: Exception) -> JSONResponse:
     return problem_response(refusal, headers=error.headers)
 
 
-def _answer_database(request: Request, error: Exception) -> JSONResponse:
+def _answer_database(_request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, psycopg.errors.DiskFull):
         return problem_response(Refusal("storage-full"))
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):  # PoolTimeout is an OperationalError
@@ -231,11 +231,15 @@ def _answer_database(request: Request, error: Exception) -> JSONResponse:
     raise error
 
 
-def _answer_storage(request: Request, error: Exception) -> JSONResponse:
+def _answer_storage(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, OSError)
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return problem_response(Refusal("storage-full"))
     raise error
+
+
+def _answer_disconnect(_request: Request, _error: Exception) -> JSONResponse:
+    return problem_response(Refusal("invalid-request", "The connection ended before the body did.", errors=[]))
 
 
 def _answer_crash(_request: Request, _error: Exception) -> JSONResponse:

@@ -4,8 +4,9 @@ Invariant: the sealed test never enters here; what is fitted is one temperature 
 threshold meets yields an operating point without one, which the gates fail. Networks are trained with every class drawn
 evenly, so their probabilities are put back to the line's own class shares (`log_prior`) before they mean anything.
 
-References: Guo et al., ICML 2017 (temperature); Saerens et al., Neural Computation 2002 (class shares); Youden, Cancer 1950 (J = sensitivity + specificity - 1);
-Breiman et al., Classification and Regression Trees, 1984 (the one-standard-error rule).
+References: Guo et al., ICML 2017 (temperature); Saerens et al., Neural Computation 2002 (class shares);
+Youden, Cancer 1950 (J = sensitivity + specificity - 1); Breiman et al., Classification and Regression Trees, 1984
+(the one-standard-error rule).
 """
 
 from __future__ import annotations

@@ -90,13 +90,13 @@ def opinions(version: DatasetVersion, *, rows: Iterable[int], champion: Mapping[
                     submitter=submitter,
                     finding=mine.finding,
                     champion=None if row is None else champion.get(row),
-                    others=_outweighing(mine, others=others),
+                    others=outweighing(mine, others=others),
                 )
             )
     return found
 
 
-def _outweighing(mine: Confirmation, *, others: list[Confirmation]) -> str | None:
+def outweighing(mine: Confirmation, *, others: list[Confirmation]) -> str | None:
     """Finding of stronger evidence, or of at least two other submitters with equal evidence; by majority.
 
     None without such evidence, or where it is tied: of two equal voices that differ, nobody can say which is wrong.

@@ -26,7 +26,8 @@ BATCH = 256
 class Probabilities(nn.Module):
     """A network with its calibration inside: (N, C, H, W) float32 in [0, 1] -> (N, classes) probabilities.
 
-    They are softmax(logits / temperature + log_prior), `log_prior` (classes,) the class shares of the line. Plain enough for `torch.export` with a dynamic first dimension.
+    They are softmax(logits / temperature + log_prior), `log_prior` (classes,) the class shares of the line. Plain
+    enough for `torch.export` with a dynamic first dimension.
     """
 
     log_prior: Tensor
@@ -91,7 +92,11 @@ class Model:
 
         if self._explained is None:
             # Its own copy: the hooks would otherwise stay on the network that serves.
-            self._explained = copy.deepcopy(self.module).requires_grad_(True)
+            explained = copy.deepcopy(self.module).requires_grad_(True)
+            for part in explained.modules():
+                if hasattr(part, "inplace"):
+                    part.inplace = False  # an activation in place would overwrite what the hook has to keep
+            self._explained = explained
         explainer = GradCAM(nn_module=self._explained, target_layers=self.architecture.gradcam_layer)
         heat = explainer(torch.from_numpy(np.array(image[None], dtype=np.float32)), class_idx=class_index)
         plane = torch.nan_to_num(heat[0, 0].detach()).clamp(0.0, 1.0)

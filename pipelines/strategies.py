@@ -25,8 +25,8 @@ from pipelines.types import Strategy
 
 SMALLEST_STRATUM = 8
 """A (site, class) with fewer cases is treated as this large: one case is not rehearsed dozens of times."""
-LARGEST_COST = 3.0
-"""An update sees at most this many times the whole training split."""
+LARGEST_COST = 0.5
+"""An update costs at most this share of a training from nothing, in sample-gradients."""
 FEWEST_STEPS = 16
 """Batches an epoch, as far as batches of 16 allow: small data sets get smaller batches rather than too few steps."""
 
@@ -102,7 +102,8 @@ def plan(
         pools = _rehearsal(new, labels=labels, sites=sites, recipe=recipe)
     else:
         assert_never(strategy)
-    affordable = LARGEST_COST * len(labels) / (recipe.update_epochs * sum(pool.draws for pool in pools))
+    wanted = recipe.update_epochs * sum(pool.draws for pool in pools)
+    affordable = LARGEST_COST * recipe.epochs * len(labels) / wanted
     pools = tuple(replace(pool, draws=max(1, int(pool.draws * min(1.0, affordable)))) for pool in pools)
     return Plan(
         start="champion",

@@ -157,9 +157,7 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
                     group["lr"] = _learning_rate(step, steps=steps, plan=plan)
                 loss = functional.cross_entropy(module(images.to(device)), labels.to(device))
                 if not torch.isfinite(loss):
-                    raise TrainingRefused(
-                        f"the loss became {loss.item()} in epoch {epoch + 1}: lower recipe.learning_rate"
-                    )
+                    raise _diverged(epoch)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
@@ -167,6 +165,8 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
                 losses.append(loss.item())
 
             logits = predict.in_batches(average, tune.images)  # (N, K)
+            if not np.isfinite(logits).all():
+                raise _diverged(epoch)
             tune_loss = calibrate.balanced_log_loss(logits, tune.labels)
             row = {
                 "epoch": epoch + 1,
@@ -299,6 +299,10 @@ def _check(cases: Cases, *, split: str, protocol: Protocol) -> None:
         raise TrainingRefused(f"the {split} split has no case of {', '.join(missing)}: confirm more cases first")
     if not np.isfinite(cases.images).all():
         raise TrainingRefused(f"the {split} split has pixels that are not numbers: freeze a new dataset version")
+
+
+def _diverged(epoch: int) -> TrainingRefused:
+    return TrainingRefused(f"training diverged in epoch {epoch + 1} (not a number): lower recipe.learning_rate")
 
 
 def _first_weights(

@@ -78,17 +78,13 @@ def row_of(cls: type[Row]) -> Callable[[psycopg.Cursor[Any]], Callable[[Sequence
     """
     wanted = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # Row is always a dataclass here
 
-    def factory(cursor: psycopg.Cursor[Any]) -> Callable[[Sequence[Any]], Row]:
+    def _maker(cursor: psycopg.Cursor[Any]) -> Callable[[Sequence[Any]], Row]:
         positions = [
             (position, column.name) for position, column in enumerate(cursor.description or ()) if column.name in wanted
         ]
+        return lambda values: cls(**{name: values[position] for position, name in positions})
 
-        def make(values: Sequence[Any]) -> Row:
-            return cls(**{name: values[position] for position, name in positions})
-
-        return make
-
-    return factory
+    return _maker
 
 
 def fetch_one(conn: Connection, cls: type[Row], query: LiteralString, parameters: Parameters = ()) -> Row | None:

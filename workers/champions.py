@@ -7,6 +7,7 @@ cannot be loaded, the old one stays and the log says so. It asks the record each
 
 from __future__ import annotations
 
+import importlib
 import logging
 import threading
 import time
@@ -91,7 +92,7 @@ class Champions:
     def stop(self) -> None:
         """Stop following, and let the models answer what they were given."""
         self._stopping.set()
-        self._thread.join()
+        self._thread.join(timeout=5)  # it may be loading a model that nobody needs any more
         for serving in self._serving.values():
             if serving is not None:
                 serving.batcher.close()
@@ -139,7 +140,8 @@ class Champions:
             new = self._load(line, candidate)
         except (OSError, ValueError, KeyError, RegistryError) as error:
             self._failed[attempt] = time.monotonic() + RETRY_SECONDS
-            log.error("line %s: candidate %s cannot serve, nothing is swapped: %s", line, candidate.number, error)  # noqa: TRY400 - the reason is enough
+            reason = f"{type(error).__name__}: {error}"
+            log.error("line %s: candidate %s cannot serve, nothing is swapped: %s", line, candidate.number, reason)  # noqa: TRY400 - the reason is enough
             return
         old, self._serving[line] = self._serving[line], new
         log.info("line %s: candidate %s serves, weights %s", line, candidate.number, candidate.weights_digest)
@@ -163,6 +165,7 @@ class Champions:
         )
 
     def _follow(self) -> None:
+        importlib.import_module("monai.networks.nets")  # takes seconds: the first promotion should not wait for it
         while not self._stopping.is_set():
             try:
                 with db.connect(self._settings.database_url) as connection:

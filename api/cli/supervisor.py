@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import re
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, assert_never
+from typing import Any, Literal, assert_never
 
 import psutil
 
@@ -166,7 +167,6 @@ class Supervisor:
             child.log_offset = log.tell()
             log.write(f"--- {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} overread starts {child.process.name}\n".encode())
             log.flush()
-            user = self._run_as.get(child.process.name)
             try:
                 child.popen = subprocess.Popen(
                     child.process.command,
@@ -176,8 +176,7 @@ class Supervisor:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,  # Ctrl-C reaches the supervisor only, which then stops in order
-                    user=user,
-                    extra_groups=[] if user else None,
+                    **as_user(self._run_as.get(child.process.name)),
                 )
             except OSError as error:
                 self._cannot_spawn(child, error=error)
@@ -279,6 +278,13 @@ class Supervisor:
 
 class Interrupted(Exception):
     """Somebody asked to stop."""
+
+
+def as_user(name: str | None) -> dict[str, Any]:
+    """Give subprocess what makes a child another system user altogether: root's groups must not stay with it."""
+    if name is None:
+        return {}
+    return {"user": name, "group": pwd.getpwnam(name).pw_gid, "extra_groups": []}
 
 
 def how_it_ended(code: int) -> str:

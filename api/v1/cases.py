@@ -63,6 +63,7 @@ class CaseWithConfirmations(CaseView):
     response_description="The case was made",
     **allow(
         "submitter",
+        answers={200: {"model": CaseView, "description": "You sent this image under this external_id before"}},
         problems=(
             "image-refused",
             "body-too-large",

@@ -9,17 +9,21 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import psycopg
 import pytest
 
+from api.cli.doctor import examine
 from api.cli.errors import SetupError
 from api.cli.home import AlreadyUp, home_at, read_stack_file
 from api.cli.processes import PROCESSES, Exits, Logs, Process, started_here
 from api.cli.stack import SECRET_SETTINGS, Stack
-from api.cli.supervisor import TAG
+from api.cli.supervisor import TAG, accepts_connections
 
 SLEEPER = "import time; print('ready', flush=True); time.sleep(600)"
 TELL = "import json, os; print(json.dumps({k: v for k, v in os.environ.items() if k.startswith(('OVERREAD_', 'PG'))}))"
@@ -137,6 +141,38 @@ def test_what_a_killed_supervisor_left_behind_is_ended_by_the_next_start(tmp_pat
     with Stack(tmp_path, {}, processes=(small("one"),), report=said.append):
         assert not left & {process.pid for process in _tagged(tmp_path)}
     assert any("was cut off: ended 2 processes" in line for line in said)
+
+
+@pytest.fixture
+def roomy() -> Iterator[Path]:
+    """A folder outside pytest's own, whose permissions a second pytest would take back from PostgreSQL's user."""
+    with tempfile.TemporaryDirectory(prefix="ovr-") as folder:
+        yield Path(folder)
+
+
+def test_the_embedded_database_is_private_durable_and_survives_a_kill(roomy: Path) -> None:
+    home = roomy / ("far-away-" * 12)  # too long for a unix socket, which then lies elsewhere
+    table = tuple(process for process in PROCESSES if process.name in {"postgres", "migrate"})
+    with Stack(home, {}, processes=table) as stack:
+        url = stack.environment["OVERREAD_DATABASE_URL"]
+        for check in ("database", "migrations", "durability", "append-only"):
+            [finding] = examine(home_at(home), only=check)
+            assert finding.good, finding
+        with psycopg.connect(url) as connection:
+            assert connection.execute("SHOW listen_addresses").fetchone() == ("",)
+            query = "SELECT rolname FROM pg_roles WHERE rolsuper AND rolname <> 'postgres'"
+            assert connection.execute(query).fetchall() == []
+            folder = Path(connection.info.host)  # the socket's folder is what guards it
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+            connection.execute("INSERT INTO users (name, printed_name, roles) VALUES ('kept', 'Kept', '{}')")
+        os.kill(stack.pids["postgres"], signal.SIGKILL)
+        end = time.monotonic() + 30
+        while not accepts_connections(url):
+            assert time.monotonic() < end, "it did not come back"
+            time.sleep(0.1)
+        with psycopg.connect(url) as connection:
+            assert connection.execute("SELECT printed_name FROM users WHERE name = 'kept'").fetchone() == ("Kept",)
+    assert not accepts_connections(url)
 
 
 def _stack_in_a_process(home: Path) -> subprocess.Popen[bytes]:

@@ -28,4 +28,4 @@ def test_a_worse_candidate_is_stopped(tell: Callable[..., Story]) -> None:
         promoted = story.doors[person].request("POST", f"{path}/promotion", json=expected)
         assert promoted.status_code == 409, promoted.text
     assert story.doors["rita"].get(f"/v1/lines/{story.line}")["champion"]["candidate_id"] == champion["candidate_id"]
-    assert story.predict()["weights_digest"] == champion["weights_digest"]
+    assert story.predict().json()["weights_digest"] == champion["weights_digest"]

@@ -21,7 +21,7 @@ def test_the_loop_closes(tell: Callable[..., Story], tmp_path: Path) -> None:
     assert report["verdict"] == "pass", report["text"]
     assert report["document"]["champion_digest"] is None
     story.sign_and_promote(first)
-    assert story.predict()["weights_digest"] == first["weights_digest"]
+    assert story.predict().json()["weights_digest"] == first["weights_digest"]
 
     better, report, seconds = story.learn(story.confirm_batch(660, ["pacs-north", "pacs-south"]))
     assert report["verdict"] == "pass", report["text"]
@@ -30,7 +30,7 @@ def test_the_loop_closes(tell: Callable[..., Story], tmp_path: Path) -> None:
     assert improvement["difference"]["low"] > 0.0
     story.sign_and_promote(better)
 
-    answer = story.predict()
+    answer = story.predict().json()
     assert answer["weights_digest"] == better["weights_digest"] != first["weights_digest"]
     assert sum(answer["scores"].values()) == pytest.approx(1.0, abs=1e-4)
     assert seconds < 180

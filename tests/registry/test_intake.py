@@ -176,9 +176,11 @@ def test_ids_of_confirmations_grow_in_the_order_of_commits(fresh_database: str) 
         reader = factories.user(conn, "submitter")
         first, second = factories.case(conn, line), factories.case(conn, line)
     with connect(fresh_database) as slow, connect(fresh_database) as quick:
-        factories.confirmation(slow, first, actor=reader)
+        earlier = factories.confirmation(slow, first, actor=reader)
         quick.execute("SET lock_timeout = '100ms'")
-        # While the earlier one is not committed, a later one cannot be: a freeze would step over the earlier.
         with pytest.raises(psycopg.errors.LockNotAvailable):
             factories.confirmation(quick, second, actor=reader)
         quick.rollback()
+        # It did not even get a number while it waited: with one, a freeze could step over it before it is committed.
+        given = quick.execute("SELECT last_value FROM confirmations_confirmation_id_seq").fetchone()
+        assert given == (earlier.confirmation_id,)

@@ -10,7 +10,7 @@ import pytest
 
 from registry import approvals, candidates, jobs, lines, promotions
 from registry.candidates import Candidate
-from registry.db import Connection, connect
+from registry.db import Connection, connect, lock_line
 from registry.errors import (
     ApprovalMissing,
     ApprovalVoid,
@@ -112,6 +112,20 @@ def test_a_second_champion_is_refused_even_to_one_who_takes_no_lock(fresh_databa
         _wait_until_blocked(fresh_database)
         rude.commit()
         assert "came first" in outcome.result(timeout=30)  # the unique index spoke, not the check before it
+
+
+def test_promotions_of_one_line_take_turns(fresh_database: str) -> None:
+    with connect(fresh_database) as conn:
+        line, other = factories.line(conn), factories.line(conn)
+        actor = factories.user(conn, "approver")
+        waits, goes_on = factories.approved_candidate(conn, line), factories.approved_candidate(conn, other)
+    with connect(fresh_database) as holder, connect(fresh_database) as conn:
+        lock_line(holder, line.line_id)
+        conn.execute("SET lock_timeout = '100ms'")
+        _promote(conn, goes_on, None, actor)
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            _promote(conn, waits, None, actor)
+        conn.rollback()
 
 
 def test_two_open_reigns_of_one_line_cannot_be_written(db: Connection) -> None:

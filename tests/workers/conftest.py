@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 
 from registry import db
 from workers.lease import Workshop
 from workers.settings import WorkerSettings
 
-MakeSettings = Callable[..., WorkerSettings]
+
+@pytest.fixture(scope="module")
+def module_database(postgres: Any, template: str) -> Iterator[str]:
+    """URL of a migrated database for the tests of a module that share a process."""
+    name = f"module_{secrets.token_hex(6)}"
+    source = urlsplit(template).path.removeprefix("/")
+    with psycopg.connect(postgres.get_uri(), autocommit=True) as administrator:
+        administrator.execute(f"CREATE DATABASE {name} TEMPLATE {source}")  # type: ignore[call-overload] # names of ours
+        yield str(postgres.get_uri(database=name))
+        administrator.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[call-overload] # the same
 
 
-@pytest.fixture
-def settings(fresh_database: str, tmp_path: Path) -> WorkerSettings:
+def make_settings(database_url: str, home: Path) -> WorkerSettings:
     """Settings with leases short enough to watch them run out."""
     given = {
-        "OVERREAD_HOME": str(tmp_path / "home"),
-        "OVERREAD_DATABASE_URL": fresh_database,
+        "OVERREAD_HOME": str(home),
+        "OVERREAD_DATABASE_URL": database_url,
         "OVERREAD_BROKER_URL": "memory://",
         "OVERREAD_MLFLOW_URL": "http://127.0.0.1:9",  # the discard port: nobody answers
         "OVERREAD_INFERENCE_TOKEN": "for-tests-only",
     }
     made = WorkerSettings.from_environment(given)
     return dataclasses.replace(made, lease_seconds=3.0, heartbeat_seconds=0.2, resend_seconds=1.0)
+
+
+@pytest.fixture
+def settings(fresh_database: str, tmp_path: Path) -> WorkerSettings:
+    """Settings on a database and a home of the test's own."""
+    return make_settings(fresh_database, tmp_path / "home")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A small line that really learns: synthetic radiographs, a protocol that asks for little, and the jobs done in order."""
+"""A small line that really learns: synthetic radiographs, a protocol that asks for little, its jobs done in order."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import threading
 from typing import Any
 
 import numpy as np
+import torch
 
-from pipelines import images, protocol, synthetic
-from registry import blobs, cases, confirmations, db, jobs, lines, runs, users
+from pipelines import images, network, protocol, synthetic
+from pipelines.types import digest_of
+from registry import blobs, candidates, cases, confirmations, datasets, db, jobs, lines, runs, users
+from tests import factories
 from workers.lease import Workshop
 from workers.settings import WorkerSettings
 from workers.tasks import TASKS
@@ -80,6 +83,56 @@ def start_run(record: db.Connection, line: lines.Line) -> runs.Run:
     run = runs.start_run(record, line_id=line.line_id, requested_by=None, reason="a test asked for it")
     record.commit()
     return run
+
+
+def crown(record: db.Connection, settings: WorkerSettings, line: lines.Line, *, seed: int) -> candidates.Candidate:
+    """Promote a model with random weights, the short way: for what happens after the evidence."""
+    torch.manual_seed(seed)
+    asked = small_protocol(line.name)
+    architecture = network.architecture_for(asked)
+    weights = network.save_weights(network.build(architecture))
+    metadata: dict[str, Any] = {
+        "architecture": architecture.document(),
+        "classes": list(asked.classes),
+        "positive": asked.positive,
+        "temperature": 1.0,
+        "log_prior": [0.0, 0.0],
+        "operating_point": {"threshold": 0.4, "rule": "youden"},
+    }
+    made = candidates.record_candidate(
+        record,
+        run_id=_run_with_data(record, line).run_id,
+        weights_digest=blobs.put(record, settings.blob_root, weights, media_type="application/x-safetensors"),
+        metadata_digest=blobs.put(record, settings.blob_root, str(metadata).encode(), media_type="application/json"),
+        metadata=metadata,
+    )
+    factories.gate_report(record, made)
+    factories.signatures(record, made, [factories.user(record, "approver") for _ in range(2)])
+    factories.promotion(record, made)
+    record.commit()
+    return candidates.get(record, made.candidate_id)
+
+
+def _run_with_data(record: db.Connection, line: lines.Line) -> runs.Run:
+    newest = datasets.latest(record, line.line_id)
+    number = newest.number + 1 if newest else 1
+    run = runs.start_run(record, line_id=line.line_id, requested_by=None, reason="a test asked for it")
+    version = datasets.record_version(
+        record,
+        line_id=line.line_id,
+        number=number,
+        protocol_id=run.protocol_id,
+        digest=digest_of([line.name, number]),
+        git_tag=f"{line.name}/v{number:04d}",
+        git_commit="0" * 40,
+        manifest={"counts": {"train": {"normal": 1, "pneumonia": 1}}},
+        submitter_shares={},
+        waiting={},
+        last_confirmation_id=0,
+    )
+    return runs.attach_dataset(
+        record, run_id=run.run_id, dataset_version_id=version.dataset_version_id, base_candidate_id=None
+    )
 
 
 def waiting(record: db.Connection, kind: str | None = None) -> list[jobs.Job]:

@@ -19,16 +19,14 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import torch
 
-from pipelines import images, network
-from registry import blobs, db, lines
-from registry.candidates import Candidate
-from tests import factories
+from pipelines import images
+from registry import blobs, db
 from workers.champions import Champions
 from workers.settings import WorkerSettings
 
-from .lines import make_line, small_protocol
+from .conftest import make_settings
+from .lines import crown, make_line
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,41 +46,26 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def crown(record: db.Connection, settings: WorkerSettings, line: lines.Line, *, seed: int) -> Candidate:
-    """Promote a model with random weights, the short way: this is about serving, not about evidence."""
-    torch.manual_seed(seed)
-    asked = small_protocol(line.name)
-    architecture = network.architecture_for(asked)
-    weights = network.save_weights(network.build(architecture))
-    metadata: dict[str, Any] = {
-        "architecture": architecture.document(),
-        "classes": list(asked.classes),
-        "positive": asked.positive,
-        "temperature": 1.0,
-        "operating_point": {"threshold": 0.4, "rule": "youden"},
-    }
-    digest = blobs.put(record, settings.blob_root, weights, media_type="application/x-safetensors")
-    made = factories.candidate(record, line)
-    record.execute(
-        "UPDATE candidates SET weights_digest = %s, metadata = %s WHERE candidate_id = %s",
-        (digest, json.dumps(metadata), made.candidate_id),
-    )
-    factories.gate_report(record, factories.candidates.get(record, made.candidate_id))
-    gated = factories.candidates.get(record, made.candidate_id)
-    factories.signatures(record, gated, [factories.user(record, "approver"), factories.user(record, "approver")])
-    factories.promotion(record, gated)
-    record.commit()
-    return factories.candidates.get(record, made.candidate_id)
-
-
 def picture(seed: int = 0, *, shape: tuple[int, ...] = (28, 28)) -> bytes:
     return images.npy_bytes(np.random.default_rng(seed).integers(0, 255, shape, dtype=np.uint8))
 
 
+@pytest.fixture(scope="module")
+def settings(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> WorkerSettings:
+    """Settings that the tests of this module share with one inference process; each takes a line of its own."""
+    return make_settings(module_database, tmp_path_factory.mktemp("home"))
+
+
 @pytest.fixture
-def inference(settings: WorkerSettings, record: db.Connection, tmp_path: Path) -> Iterator[Inference]:
-    """The process itself, on a database of the test's own; `record` comes first so that it goes last."""
-    del record
+def record(settings: WorkerSettings) -> Iterator[db.Connection]:
+    """A connection for the test itself, which commits what the process is to see."""
+    with db.connect(settings.database_url) as connection:
+        yield connection
+
+
+@pytest.fixture(scope="module")
+def inference(settings: WorkerSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inference]:
+    """The process itself."""
     port, token = free_port(), secrets.token_hex(16)
     environment = {
         **os.environ,
@@ -92,7 +75,7 @@ def inference(settings: WorkerSettings, record: db.Connection, tmp_path: Path) -
         "OVERREAD_INFERENCE_TOKEN": token,
     }
     url = f"http://127.0.0.1:{port}"
-    log = tmp_path / "inference.log"
+    log = tmp_path_factory.mktemp("logs") / "inference.log"
     with log.open("wb") as stream:
         command = [sys.executable, "-m", "workers.inference"]
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=stream)
@@ -135,7 +118,7 @@ def test_the_champion_answers_with_its_digest_and_decision(
     assert (answer.status_code, answer.json()["code"]) == (409, "no-champion")
 
     champion = crown(record, settings, line, seed=1)
-    wait_until(lambda: serves(inference, "chest", champion.weights_digest), seconds=5)
+    wait_until(lambda: serves(inference, "chest", champion.weights_digest))
     answer = inference.client.post(path, content=picture())
     assert answer.status_code == 200
     said = answer.json()

@@ -1,0 +1,84 @@
+"""Temperature and operating point, on data whose answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipelines import calibrate
+from pipelines.metrics import MetricError
+
+
+def test_the_temperature_that_made_the_logits_is_found_again() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(20_000, 3)) * 2
+    probabilities = calibrate.softmax(logits)
+    labels = (probabilities.cumsum(axis=1) > rng.random((20_000, 1))).argmax(axis=1)
+    assert calibrate.fit_temperature(logits * 2.5, labels) == pytest.approx(2.5, rel=0.05)
+    assert calibrate.fit_temperature(logits * 0.5, labels) == pytest.approx(0.5, rel=0.05)
+
+
+def test_a_network_trained_on_even_classes_is_put_back_to_the_lines_own_shares() -> None:
+    rng = np.random.default_rng(1)
+    labels = (rng.random(20_000) < 0.8).astype(np.int64)
+    evidence = np.where(labels == 1, 1.0, -1.0) + rng.normal(size=20_000)
+    logits = np.stack([-evidence, evidence], axis=1)  # the log-likelihood ratio of two unit normals, 2 x evidence
+    prior = calibrate.log_prior(labels, classes=2)
+    assert calibrate.softmax(logits)[:, 1].mean() < 0.75
+    assert calibrate.softmax(logits, log_prior=prior)[:, 1].mean() == pytest.approx(0.8, abs=0.01)
+    assert calibrate.fit_temperature(logits, labels, log_prior=prior) == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_class_without_cases_keeps_a_finite_prior() -> None:
+    assert np.isfinite(calibrate.log_prior(np.array([0, 0, 0]), classes=2)).all()
+
+
+def test_youden_lies_amid_the_thresholds_that_are_as_good() -> None:
+    labels = np.array([0] * 50 + [1] * 50)
+    scores = np.concatenate([np.linspace(0.01, 0.10, 50), np.linspace(0.90, 0.99, 50)])
+    point = calibrate.choose_operating_point(labels, scores, rule="youden")
+    assert point.threshold == pytest.approx(0.5)
+    assert point.sensitivity is not None
+    assert point.sensitivity.value == 1.0
+    assert point.sensitivity.n == 50
+    assert point.chosen_on == "tune"
+
+
+def test_one_odd_case_hardly_moves_youden() -> None:
+    rng = np.random.default_rng(2)
+    labels = np.arange(300) % 2
+    scores = 1 / (1 + np.exp(-(3 * labels - 1.5 + rng.normal(size=300))))
+    with_all = calibrate.choose_operating_point(labels, scores, rule="youden").threshold
+    moved = [
+        calibrate.choose_operating_point(np.delete(labels, k), np.delete(scores, k), rule="youden").threshold
+        for k in range(0, 300, 10)
+    ]
+    assert with_all is not None
+    assert max(abs(threshold - with_all) for threshold in moved if threshold is not None) < 0.12
+    assert None not in moved
+
+
+def test_a_fixed_target_is_kept_and_the_other_side_is_the_best_possible() -> None:
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 2, 400)
+    scores = np.clip(0.35 * labels + rng.random(400) * 0.65, 0, 1)
+    point = calibrate.choose_operating_point(labels, scores, rule="sensitivity_at_specificity", target=0.9)
+    assert point.threshold is not None
+    assert point.sensitivity is not None
+    assert point.specificity is not None
+    assert point.specificity.value >= 0.9
+    for threshold in np.unique(scores):
+        if (scores[labels == 0] < threshold).mean() >= 0.9:
+            assert (scores[labels == 1] >= threshold).mean() <= point.sensitivity.value + 1e-12
+
+
+def test_where_no_threshold_meets_the_target_there_is_no_operating_point() -> None:
+    labels, scores = np.array([0, 1] * 20), np.full(40, 0.5)
+    point = calibrate.choose_operating_point(labels, scores, rule="sensitivity_at_specificity", target=0.9)
+    assert point.threshold is None
+    assert point.sensitivity is None
+
+
+def test_one_class_alone_has_no_operating_point_to_choose() -> None:
+    with pytest.raises(MetricError, match="one negative"):
+        calibrate.choose_operating_point(np.ones(5), np.full(5, 0.5), rule="youden")

@@ -1,0 +1,117 @@
+"""A model in use: scores, decisions, heat maps, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines import network, predict
+
+ARCHITECTURE = network.Architecture(
+    network="small_cnn", in_channels=1, classes=("no", "yes"), rows=28, columns=28, gradcam_layer="net.layer_2"
+)
+METADATA: dict[str, Any] = {
+    "architecture": ARCHITECTURE.document(),
+    "classes": ["no", "yes"],
+    "positive": "yes",
+    "temperature": 1.7,
+    "log_prior": [-1.2, -0.36],
+    "operating_point": {"threshold": 0.3},
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> predict.Model:
+    torch.manual_seed(0)
+    return predict.Model(network.build(ARCHITECTURE), METADATA)
+
+
+@pytest.fixture(scope="module")
+def images() -> Any:
+    return np.random.default_rng(0).random((7, 1, 28, 28), dtype=np.float32)
+
+
+def test_scores_are_the_calibrated_softmax(model: predict.Model, images: Any) -> None:
+    scores = model.scores(images)
+    assert scores.shape == (7, 2)
+    assert scores.dtype == np.float32
+    assert scores.sum(axis=1) == pytest.approx(1.0, abs=1e-6)
+    with torch.inference_mode():
+        logits = model.module(torch.from_numpy(images)).numpy() / 1.7 + np.array([-1.2, -0.36])
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert scores == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_positive_class_is_called_at_the_operating_point_not_at_one_half(model: predict.Model) -> None:
+    scores = np.array([[0.69, 0.31], [0.71, 0.29], [0.1, 0.9], [0.7, 0.3]])
+    assert model.decision(scores) == ["yes", "no", "yes", "yes"]
+
+
+def test_among_many_classes_the_likeliest_other_is_called_below_the_operating_point() -> None:
+    architecture = network.Architecture(
+        network="small_cnn", in_channels=1, classes=("a", "b", "c"), rows=28, columns=28, gradcam_layer="net.layer_2"
+    )
+    metadata = METADATA | {
+        "architecture": architecture.document(),
+        "classes": ["a", "b", "c"],
+        "positive": "b",
+        "log_prior": [0.0, 0.0, 0.0],
+        "operating_point": {"threshold": 0.6},
+    }
+    called = predict.Model(network.build(architecture), metadata)
+    assert called.decision(np.array([[0.1, 0.5, 0.4], [0.1, 0.6, 0.3]])) == ["c", "b"]
+    largest = predict.Model(network.build(architecture), metadata | {"positive": None, "operating_point": None})
+    assert largest.decision(np.array([[0.1, 0.5, 0.4]])) == ["b"]
+
+
+def test_files_give_the_same_scores_and_the_wrong_digest_gives_none(
+    model: predict.Model, images: Any, tmp_path: Path
+) -> None:
+    data = network.save_weights(model.module)
+    (tmp_path / "w").write_bytes(data)
+    digest = network.digest_of_bytes(data)
+    loaded = predict.Model.from_files(tmp_path / "w", metadata=METADATA, expected_digest=digest)
+    assert (loaded.scores(images) == model.scores(images)).all()
+    with pytest.raises(network.WeightsCorrupt):
+        predict.Model.from_files(tmp_path / "w", metadata=METADATA, expected_digest="0" * 64)
+
+
+@pytest.mark.parametrize(("name", "size"), [("small_cnn", 28), ("resnet18", 64), ("densenet121", 64)])
+def test_a_heat_map_covers_the_image_and_leaves_the_scores_alone(name: str, size: int) -> None:
+    architecture = network.Architecture(
+        network=name,
+        in_channels=1,
+        classes=("no", "yes"),
+        rows=size,
+        columns=size,
+        gradcam_layer=network.NETWORKS[name][1],
+    )
+    torch.manual_seed(1)
+    model = predict.Model(network.build(architecture), METADATA | {"architecture": architecture.document()})
+    image = np.random.default_rng(1).random((1, size, size), dtype=np.float32)
+    before = model.scores(image[None])
+    heat = model.heat_map(image, 1)
+    assert heat.shape == (size, size)
+    assert heat.dtype == np.float32
+    assert 0.0 <= heat.min() <= heat.max() <= 1.0
+    assert heat.max() > heat.min()
+    assert (model.heat_map(image, 1) == heat).all()
+    assert (model.scores(image[None]) == before).all()
+    assert all(not module._forward_hooks for module in model.module.modules())
+
+
+def test_the_exported_program_gives_the_same_scores_for_any_number_of_images(model: predict.Model, images: Any) -> None:
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(
+        predict.export(model), (torch.from_numpy(images),), dynamic_shapes={"images": {0: batch}}
+    )
+    exported = program.module()(torch.from_numpy(images[:3])).detach().numpy()
+    assert exported == pytest.approx(model.scores(images[:3]), abs=1e-6)
+
+
+def test_no_images_give_no_scores(model: predict.Model) -> None:
+    assert len(model.scores(np.empty((0, 1, 28, 28), dtype=np.float32))) == 0

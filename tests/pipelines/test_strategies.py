@@ -1,0 +1,112 @@
+"""Plans: what is drawn, how often, and at what cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines import strategies
+from pipelines.protocol import Recipe
+
+RECIPE = Recipe()
+
+
+def _plan(
+    strategy: Any, *, base: int | None = 1, new: int = 100, old: int = 900, recipe: Recipe = RECIPE
+) -> strategies.Plan:
+    """900 old cases, 9 in 10 of class 1 and 5 in 6 of site a; 100 new ones of site c."""
+    n = old + new
+    return strategies.plan(
+        strategy,
+        labels=np.array([0 if k % 10 == 0 else 1 for k in range(n)]),
+        sites=np.array(["c" if k >= old else "b" if k % 6 == 0 else "a" for k in range(n)]),
+        label_since=np.array([2 if k >= old else 1 for k in range(n)]),
+        base_number=base,
+        recipe=recipe,
+    )
+
+
+def test_full_starts_from_nothing_and_draws_the_classes_evenly() -> None:
+    plan = _plan("full")
+    assert plan.start == "nothing"
+    order = strategies.epoch_order(plan.pools, rng=np.random.default_rng(0))
+    assert len(order) == 1000
+    assert np.mean(order % 10 == 0) == pytest.approx(0.5, abs=0.01)
+
+
+def test_finetune_sees_only_what_is_new() -> None:
+    plan = _plan("finetune")
+    assert plan.start == "champion"
+    assert strategies.epoch_order(plan.pools, rng=np.random.default_rng(0)).min() >= 900
+
+
+def test_replay_is_half_new_and_rehearses_every_site_and_class_alike() -> None:
+    plan = _plan("replay")
+    order = np.concatenate([strategies.epoch_order(plan.pools, rng=np.random.default_rng(k)) for k in range(40)])
+    assert np.mean(order >= 900) == pytest.approx(0.5, abs=0.01)
+    archive = order[order < 900]
+    strata = [np.mean((archive % 6 == 0) == b) for b in (True, False)]
+    assert strata == pytest.approx([0.5, 0.5], abs=0.03)
+    assert np.mean(archive % 10 == 0) == pytest.approx(0.5, abs=0.03)
+
+
+def test_each_batch_is_mixed_from_the_first_to_the_last() -> None:
+    order = strategies.epoch_order(_plan("replay").pools, rng=np.random.default_rng(0))
+    shares = [np.mean(part >= 900) for part in np.array_split(order, 10)]
+    assert min(shares) > 0.3
+    assert max(shares) < 0.7
+
+
+def test_the_cost_of_an_update_does_not_grow_with_the_archive() -> None:
+    small, large = _plan("replay", old=900), _plan("replay", old=9000)
+    assert small.sample_gradients == large.sample_gradients == 16 * 100
+    assert large.sample_gradients < 0.02 * _plan("full", old=9000).sample_gradients
+
+
+def test_an_update_never_costs_more_than_half_a_training_from_nothing() -> None:
+    update, full = _plan("replay", old=50, new=950), _plan("full", old=50, new=950)
+    assert update.sample_gradients <= 0.5 * full.sample_gradients
+    assert update.epochs == RECIPE.update_epochs
+
+
+@pytest.mark.parametrize("strategy", ["finetune", "replay"])
+def test_without_a_champion_or_anything_new_every_strategy_is_full_and_says_so(strategy: str) -> None:
+    first = _plan(strategy, base=None)
+    assert first.start == "nothing"
+    assert "no champion" in first.notes[0]
+    assert "no case is new since dataset version 2" in _plan(strategy, base=2).notes[0]
+
+
+def test_a_corrected_label_counts_as_new() -> None:
+    plan = strategies.plan(
+        "finetune",
+        labels=np.array([0, 1, 0, 1]),
+        sites=np.array(["a"] * 4),
+        label_since=np.array([1, 1, 3, 1]),
+        base_number=2,
+        recipe=RECIPE,
+    )
+    assert plan.pools[0].rows.tolist() == [2]
+
+
+def test_a_single_case_of_a_small_site_is_not_rehearsed_dozens_of_times() -> None:
+    n = 1000
+    plan = strategies.plan(
+        "replay",
+        labels=np.arange(n) % 2,
+        sites=np.array(["lonely"] + ["a"] * (n - 1)),
+        label_since=np.array([1] * 900 + [2] * 100),
+        base_number=1,
+        recipe=RECIPE,
+    )
+    order = strategies.epoch_order(plan.pools, rng=np.random.default_rng(0))
+    assert np.sum(order == 0) <= 10
+
+
+def test_the_same_seed_draws_the_same_epoch() -> None:
+    pools = _plan("replay").pools
+    first, again, other = (strategies.epoch_order(pools, rng=np.random.default_rng(k)) for k in (1, 1, 2))
+    assert (first == again).all()
+    assert not (first == other).all()

@@ -1,0 +1,231 @@
+"""Training: it learns, it repeats itself to the byte, it survives being killed, and it says no in words."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines import calibrate, network, predict, synthetic, train
+from pipelines.metrics import auroc
+from pipelines.protocol import Protocol, from_document
+
+DOCUMENT: dict[str, Any] = {
+    "line": "toy",
+    "title": "A toy line",
+    "intended_use": "To test the trainer on images that a computer has drawn.",
+    "classes": ["normal", "pneumonia"],
+    "input": {"channels": 1, "rows": 28, "columns": 28},
+    "recipe": {"epochs": 3, "update_epochs": 2, "threads": 1},
+}
+PROTOCOL = from_document(DOCUMENT)
+
+
+def _cases(n: int, *, seed: int, since: int = 1) -> train.Cases:
+    images, labels = synthetic.radiographs(n, rng=np.random.default_rng(seed))
+    return train.Cases(
+        images=images[:, None].astype(np.float32) / 255.0,
+        labels=labels.astype(np.int64),
+        sites=np.full(n, "a"),
+        label_since=np.full(n, since),
+    )
+
+
+def _joined(first: train.Cases, second: train.Cases) -> train.Cases:
+    return train.Cases(
+        images=np.concatenate([first.images, second.images]),
+        labels=np.concatenate([first.labels, second.labels]),
+        sites=np.concatenate([first.sites, second.sites]),
+        label_since=np.concatenate([first.label_since, second.label_since]),
+    )
+
+
+TRAIN, TUNE = _cases(96, seed=0), _cases(48, seed=1)
+
+
+class Killed(Exception):
+    """Stands for a kill between two batches."""
+
+
+def _fit(**changes: Any) -> train.Trained:
+    values: dict[str, Any] = {"protocol": PROTOCOL, "strategy": "full", "seed": 0, **changes}
+    return train.fit(values.pop("cases", TRAIN), values.pop("tune", TUNE), **values)
+
+
+@pytest.fixture(scope="module")
+def trained() -> train.Trained:
+    return _fit()
+
+
+def _champion(trained: train.Trained, directory: Path, *, number: int = 1) -> train.Base:
+    data = network.save_weights(trained.module)
+    (directory / "champion").write_bytes(data)
+    return train.Base(
+        weights=directory / "champion",
+        weights_digest=network.digest_of_bytes(data),
+        architecture=network.from_document(trained.metadata["architecture"]),
+        dataset_number=number,
+    )
+
+
+def test_it_learns_what_the_images_show() -> None:
+    longer = from_document({**DOCUMENT, "recipe": {**DOCUMENT["recipe"], "epochs": 10}})
+    trained = _fit(protocol=longer, cases=_cases(300, seed=5))
+    test = _cases(200, seed=2)
+    model = predict.Model(trained.module, trained.metadata)
+    scores = model.scores(test.images)
+    assert auroc(test.labels, scores[:, 1]) > 0.85
+    assert np.mean(model.decided(scores) == test.labels) > 0.7
+    assert trained.history[-1]["loss"] < trained.history[0]["loss"]
+
+
+def test_the_same_inputs_give_the_same_weights_byte_for_byte(trained: train.Trained) -> None:
+    torch.manual_seed(123)  # what the process did before does not matter
+    assert network.save_weights(_fit().module) == network.save_weights(trained.module)
+    assert network.save_weights(_fit(seed=1).module) != network.save_weights(trained.module)
+
+
+@pytest.mark.parametrize("batches", [1, 7, 13])
+def test_a_killed_run_ends_with_the_same_weights_as_an_unbroken_one(
+    trained: train.Trained, tmp_path: Path, batches: int
+) -> None:
+    left = iter(range(batches))
+
+    def kill() -> None:
+        if next(left, None) is None:
+            raise Killed
+
+    with pytest.raises(Killed):
+        _fit(checkpoints=tmp_path, keep_going=kill)
+    resumed = _fit(checkpoints=tmp_path)
+    assert network.save_weights(resumed.module) == network.save_weights(trained.module)
+    assert [row["epoch"] for row in resumed.history] == [1, 2, 3]
+    assert resumed.metadata["operating_point"] == trained.metadata["operating_point"]
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(trained: train.Trained, tmp_path: Path) -> None:
+    _fit(checkpoints=tmp_path)
+    kept = sorted(tmp_path.glob("*.safetensors"))
+    assert len(kept) == 2
+    data = bytearray(kept[-1].read_bytes())
+    data[-1] ^= 1
+    kept[-1].write_bytes(data)
+    epochs: list[int] = []
+    resumed = _fit(checkpoints=tmp_path, tell=lambda row: epochs.append(row["epoch"]))
+    assert epochs == [3]
+    assert network.save_weights(resumed.module) == network.save_weights(trained.module)
+
+
+def test_the_checkpoint_of_another_run_is_not_used(tmp_path: Path) -> None:
+    _fit(checkpoints=tmp_path)
+    epochs: list[int] = []
+    _fit(checkpoints=tmp_path, seed=5, tell=lambda row: epochs.append(row["epoch"]))
+    assert epochs == [1, 2, 3]
+
+
+def test_replay_starts_from_the_champion(trained: train.Trained, tmp_path: Path) -> None:
+    base = _champion(trained, tmp_path)
+    update = _fit(cases=_joined(TRAIN, _cases(32, seed=3, since=2)), strategy="replay", base=base)
+    assert update.metadata["started_from"] == "champion"
+    assert update.metadata["base_digest"] == base.weights_digest
+    assert update.metadata["sample_gradients"] < trained.metadata["sample_gradients"]
+    assert network.save_weights(update.module) != network.save_weights(trained.module)
+
+
+def test_a_champion_with_other_classes_is_left_and_the_metadata_say_so(trained: train.Trained, tmp_path: Path) -> None:
+    other = from_document({**DOCUMENT, "classes": ["healthy", "pneumonia"]})
+    update = _fit(protocol=other, strategy="replay", base=_champion(trained, tmp_path))
+    assert update.metadata["started_from"] == "nothing"
+    assert "other classes" in update.metadata["notes"][0]
+
+
+def test_a_champion_whose_bytes_have_changed_is_refused(trained: train.Trained, tmp_path: Path) -> None:
+    base = _champion(trained, tmp_path)
+    data = bytearray(base.weights.read_bytes())
+    data[-1] ^= 1
+    base.weights.write_bytes(data)
+    with pytest.raises(network.WeightsCorrupt):
+        _fit(cases=_joined(TRAIN, _cases(32, seed=3, since=2)), strategy="finetune", base=base)
+
+
+def test_the_metadata_say_how_the_model_came_to_be_and_are_plain_json(trained: train.Trained) -> None:
+    metadata = json.loads(json.dumps(trained.metadata, allow_nan=False))
+    assert metadata["protocol_digest"] == PROTOCOL.digest
+    assert metadata["epochs"] == 3
+    assert metadata["sample_gradients"] == 3 * 96
+    assert metadata["operating_point"]["chosen_on"] == "tune"
+    assert metadata["log_prior"] == calibrate.log_prior(TRAIN.labels, classes=2).tolist()
+    assert set(metadata["versions"]) == {"python", "torch", "numpy"}
+
+
+def test_many_classes_in_colour_train_too() -> None:
+    document = {**DOCUMENT, "classes": ["a", "b", "c"], "input": {"channels": 3, "rows": 32, "columns": 24}}
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    images = (rng.random((60, 3, 32, 24)) * 0.3 + labels[:, None, None, None] * 0.3).astype(np.float32)
+    cases = train.Cases(images=images, labels=labels, sites=np.full(60, "a"), label_since=np.ones(60, dtype=np.int64))
+    trained = _fit(protocol=from_document(document), cases=cases, tune=cases)
+    assert trained.metadata["operating_point"] is None
+    assert predict.Model(trained.module, trained.metadata).scores(images).shape == (60, 3)
+
+
+@pytest.mark.parametrize("split", ["train", "tune"])
+def test_a_split_without_one_of_the_classes_is_refused_in_words(split: str) -> None:
+    one_sided = train.Cases(
+        images=TRAIN.images, labels=np.ones_like(TRAIN.labels), sites=TRAIN.sites, label_since=TRAIN.label_since
+    )
+    cases = {"cases": one_sided} if split == "train" else {"tune": one_sided}
+    with pytest.raises(train.TrainingRefused, match=f"{split} split has no case of normal"):
+        _fit(**cases)
+
+
+def test_a_loss_that_is_no_number_is_refused_in_words() -> None:
+    wild = from_document({**DOCUMENT, "recipe": {**DOCUMENT["recipe"], "learning_rate": 1.0, "weight_decay": 1.0}})
+    huge = train.Cases(
+        images=TRAIN.images * np.float32(1e38), labels=TRAIN.labels, sites=TRAIN.sites, label_since=TRAIN.label_since
+    )
+    unaugmented = wild.model_copy(update={"recipe": wild.recipe.model_copy(update={"augment": False})})
+    with pytest.raises(train.TrainingRefused, match=r"lower recipe\.learning_rate"):
+        _fit(protocol=unaugmented, cases=huge)
+
+
+def test_torch_is_left_as_it_was_found() -> None:
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.initial_seed()
+    assert isinstance(PROTOCOL, Protocol)
+    _fit()
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.initial_seed()) == before
+
+
+def test_an_orphan_stops_at_once() -> None:
+    code = (
+        "import os, subprocess, sys, time\n"
+        "child = 'import time; from pipelines import job; check = job.orphan_watch(); print(1, flush=True)\\n"
+        "while True: check(); time.sleep(0.02)'\n"
+        "shell = subprocess.Popen([sys.executable, '-c', child], stdout=subprocess.PIPE)\n"
+        "shell.stdout.readline()\n"
+        "print(shell.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    parent.send_signal(signal.SIGKILL)
+    parent.communicate()
+    for _ in range(100):
+        try:
+            os.kill(child, 0)
+            if Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
+                return
+        except (ProcessLookupError, FileNotFoundError):
+            return
+        time.sleep(0.05)
+    pytest.fail("the orphan works on")

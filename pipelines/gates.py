@@ -289,7 +289,7 @@ def _floor_and_margin(
     reasons = {
         "pass": [],
         "insufficient": [
-            f"{candidate.value:.3f} clears the floor {rule.floor:g}; on {candidate.n} cases it may be {candidate.low:.3f}"
+            f"{candidate.value:.3f} clears {rule.floor:g}, but on {candidate.n} cases it may be {candidate.low:.3f}"
         ],
         "fail": [f"{candidate.value:.3f} is below the floor {rule.floor:g}"],
     }[verdicts[0]]

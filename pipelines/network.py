@@ -162,7 +162,7 @@ def _densenet121(architecture: Architecture) -> nn.Module:
 NETWORKS: Mapping[str, tuple[Builder, str]] = {
     "small_cnn": (_small_cnn, "net.layer_2"),
     "resnet18": (_resnet18, "layer4"),
-    "densenet121": (_densenet121, "features.norm5"),
+    "densenet121": (_densenet121, "class_layers.relu"),
 }
 """Name in a protocol -> how to build it, and the layer for its heat maps."""
 

@@ -9,7 +9,7 @@ Reference: Selvaraju et al., ICCV 2017 (GradCAM, by MONAI).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Model:
         point = metadata["operating_point"]
         self.threshold: float | None = None if point is None else point["threshold"]
         self._probabilities = _calibrated(self.module, metadata)
-        self._explained: nn.Module | None = None
+        self._explainer: Callable[..., Tensor] | None = None
 
     @classmethod
     def from_files(cls, weights: Path, *, metadata: Mapping[str, Any], expected_digest: str | None) -> Model:
@@ -87,20 +87,15 @@ class Model:
         return [self.classes[index] for index in self.decided(scores)]
 
     def heat_map(self, image: NDArray[np.float32], class_index: int) -> NDArray[np.float32]:
-        """Return where `image` (C, H, W) speaks for a class: (H, W) float32 in [0, 1], 1 where most; GradCAM."""
-        from monai.visualize import GradCAM  # noqa: PLC0415 - takes seconds
+        """Return where `image` (C, H, W) speaks for a class: (H, W) float32 in [0, 1], 1 where most; GradCAM.
 
-        if self._explained is None:
-            # Its own copy: the hooks would otherwise stay on the network that serves.
-            explained = copy.deepcopy(self.module).requires_grad_(True)
-            for part in explained.modules():
-                if hasattr(part, "inplace"):
-                    part.inplace = False  # an activation in place would overwrite what the hook has to keep
-            self._explained = explained
-        explainer = GradCAM(nn_module=self._explained, target_layers=self.architecture.gradcam_layer)
-        heat = explainer(torch.from_numpy(np.array(image[None], dtype=np.float32)), class_idx=class_index)
-        plane = torch.nan_to_num(heat[0, 0].detach()).clamp(0.0, 1.0)
-        return plane.numpy().astype(np.float32)
+        All 0 where nothing in the image speaks for the class.
+        """
+        if self._explainer is None:
+            self._explainer = _explainer(self.module, layer=self.architecture.gradcam_layer)
+        heat = self._explainer(torch.from_numpy(np.array(image[None], dtype=np.float32)), class_idx=class_index)
+        plane = np.asarray(heat[0, 0].detach().numpy(), dtype=np.float32)
+        return plane / plane.max() if plane.max() > 0.0 else plane
 
 
 def export(model: Model) -> nn.Module:
@@ -125,3 +120,19 @@ def _calibrated(module: nn.Module, metadata: Mapping[str, Any]) -> Probabilities
     return Probabilities(
         module, temperature=float(metadata["temperature"]), log_prior=[float(v) for v in metadata["log_prior"]]
     ).eval()
+
+
+def _explainer(module: nn.Module, *, layer: str) -> Callable[..., Tensor]:
+    """GradCAM on a copy of `module` on the CPU: its hooks must not stay on the network that serves."""
+    from monai.visualize import GradCAM  # noqa: PLC0415 - takes seconds
+
+    explained = copy.deepcopy(module).cpu().requires_grad_(True)
+    for part in explained.modules():
+        if isinstance(getattr(part, "inplace", None), bool):
+            setattr(part, "inplace", False)  # noqa: B010 - mypy; in place would overwrite what the hook has to keep
+    # MONAI's own post-processing turns the map upside down, the most telling place becoming 0.
+    return GradCAM(nn_module=explained, target_layers=layer, postprocessing=_as_it_is)  # type: ignore[no-any-return]
+
+
+def _as_it_is(heat: Tensor) -> Tensor:
+    return heat

@@ -96,7 +96,7 @@ class Recipe(_Section):
     """Share of each batch drawn from the archive when the strategy is `replay`."""
     augment: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    threads: Annotated[int, Field(ge=1, le=64)] = 2
+    threads: Annotated[int, Field(ge=1, le=64)] = 1
     """CPU threads; part of the recipe because floating-point sums depend on it."""
 
 

@@ -70,6 +70,7 @@ class Lease:
     def __init__(self, workshop: Workshop, job: jobs.Job) -> None:
         self.workshop, self.job = workshop, job
         self._renewed = time.monotonic()
+        self._used: set[Path] = set()
 
     @property
     def settings(self) -> WorkerSettings:
@@ -80,11 +81,13 @@ class Lease:
         """Make and return a job directory; named after the work, it is the same at every attempt."""
         path = self.settings.jobs / name
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._used.add(path)
         return path
 
-    def forget(self, name: str) -> None:
-        """Remove a job directory whose result is on record."""
-        shutil.rmtree(self.settings.jobs / name, ignore_errors=True)
+    def tidy(self) -> None:
+        """Remove the job directories, once nobody will go on with them; those of failures stay to be looked at."""
+        for path in self._used:
+            shutil.rmtree(path, ignore_errors=True)
 
     def run(
         self,
@@ -159,6 +162,7 @@ def claimed(workshop: Workshop, *, job_id: int) -> Iterator[Lease | None]:
     lease = Lease(workshop, job)
     try:
         yield lease
+        lease.tidy()
     except LeaseLost:
         log.warning("job %s: the lease was lost, another worker goes on", job_id)
     except Cancelled:
@@ -183,6 +187,7 @@ def _end_cancelled(lease: Lease) -> None:
         job = jobs.finish_cancelled(connection, job_id=lease.job.job_id, fence=lease.job.fence)
         if job is not None:
             runs.fail_for_job(connection, job=job)
+    lease.tidy()
 
 
 def _release(lease: Lease) -> None:
@@ -206,6 +211,7 @@ def _end_refused(lease: Lease, reason: str) -> None:
         return
     with lease.recording() as connection:
         runs.refuse(connection, run_id=int(run_id), outcome=reason)
+    lease.tidy()
 
 
 def _cancel_if_asked(connection: db.Connection, job: jobs.Job) -> jobs.Job:

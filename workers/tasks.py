@@ -42,7 +42,6 @@ def freeze_dataset(workshop: Workshop, *, job_id: int) -> None:
                 dataset_version_id=version.dataset_version_id,
                 base_candidate_id=champion.candidate_id if champion else None,
             )
-        lease.forget(name)
 
 
 def train_candidate(workshop: Workshop, *, job_id: int) -> None:
@@ -59,7 +58,6 @@ def train_candidate(workshop: Workshop, *, job_id: int) -> None:
         result = lease.run("pipelines.train", name=name, config=config, note=_showing(run_id))
         with lease.recording() as connection:
             _record_candidate(connection, run_id=run_id, result=result, blob_root=workshop.settings.blob_root)
-        lease.forget(name)
 
 
 def gate_candidate(workshop: Workshop, *, job_id: int) -> None:
@@ -81,7 +79,6 @@ def gate_candidate(workshop: Workshop, *, job_id: int) -> None:
             candidates.record_gate_report(
                 connection, **translate.report_row(candidate, champion=champion, result=result)
             )
-        lease.forget(name)
 
 
 def mirror_candidate(workshop: Workshop, *, job_id: int) -> None:
@@ -110,7 +107,6 @@ def mirror_promotion(workshop: Workshop, *, job_id: int) -> None:
                 told = wanted
         with lease.recording():
             pass
-        lease.forget(name)
 
 
 TASKS: dict[jobs.JobKind, Task] = {
@@ -130,7 +126,6 @@ def _check_out(lease: Lease, *, dataset_version_id: int | None) -> str:
         return str(here)
     name = f"check_out-{lease.job.job_id}"
     path: str = lease.run("workers.errands", name=name, config=config)["path"]
-    lease.forget(name)
     return path
 
 
@@ -164,7 +159,6 @@ def _mirror(lease: Lease, *, candidate_id: int) -> None:
         config = translate.mirror_config(connection, candidate_id=candidate_id, settings=lease.settings)
     name = f"mirror_candidate-{candidate_id}-{lease.job.job_id}"
     result = lease.run("workers.errands", name=name, config=config, within_seconds=MIRROR_SECONDS)
-    lease.forget(name)
     with lease.workshop.transaction() as connection:
         candidates.set_mlflow_version(connection, candidate_id=candidate_id, version=result["version"])
 

@@ -14,7 +14,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -54,10 +54,6 @@ class Finding:
     good: bool
     detail: str
     fix: str | None = None
-
-    def as_document(self) -> dict[str, Any]:
-        """The finding as JSON has it."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -401,5 +397,4 @@ def _open_addresses(port: int) -> list[str]:
 
 
 def _last_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

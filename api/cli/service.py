@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -144,7 +145,7 @@ def doctor(
 
     findings = examine(home_at(home), only=only)
     if as_json:
-        answer([finding.as_document() for finding in findings], as_json=True)
+        answer([asdict(finding) for finding in findings], as_json=True)
     else:
         for finding in findings:
             say(f"{'✓' if finding.good else '✗'} {finding.name}: {finding.detail}")

@@ -90,7 +90,7 @@ def test_a_heat_map_covers_the_image_and_leaves_the_scores_alone(name: str, size
         columns=size,
         gradcam_layer=network.NETWORKS[name][1],
     )
-    torch.manual_seed(1)
+    torch.manual_seed(2)  # new weights may speak against both classes everywhere, and the maps are then empty
     model = predict.Model(network.build(architecture), METADATA | {"architecture": architecture.document()})
     image = np.random.default_rng(1).random((1, size, size), dtype=np.float32)
     before = model.scores(image[None])
@@ -98,10 +98,34 @@ def test_a_heat_map_covers_the_image_and_leaves_the_scores_alone(name: str, size
     assert heat.shape == (size, size)
     assert heat.dtype == np.float32
     assert 0.0 <= heat.min() <= heat.max() <= 1.0
-    assert heat.max() > heat.min()
+    assert max(model.heat_map(image, index).max() for index in (0, 1)) == 1.0
     assert (model.heat_map(image, 1) == heat).all()
     assert (model.scores(image[None]) == before).all()
     assert all(not module._forward_hooks for module in model.module.modules())
+
+
+def test_a_heat_map_is_hottest_where_the_finding_is() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(128) % 2
+    images = rng.random((128, 1, 28, 28), dtype=np.float32) * 0.4
+    corners = rng.integers(0, 4, 128)
+    for image, label, corner in zip(images, labels, corners, strict=True):
+        row, column = 3 + 15 * (corner // 2), 3 + 15 * (corner % 2)
+        image[0, row : row + 7, column : column + 7] += 0.6 * label
+    torch.manual_seed(0)
+    module = network.build(ARCHITECTURE)
+    optimiser = torch.optim.AdamW(module.parameters(), lr=3e-3)
+    for _ in range(40):
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(module(torch.from_numpy(images)), torch.from_numpy(labels)).backward()
+        optimiser.step()
+    model = predict.Model(module, METADATA)
+    found = 0
+    for image, corner in zip(images[labels == 1], corners[labels == 1], strict=True):
+        heat = model.heat_map(image, 1)
+        quarters = [heat[r : r + 14, c : c + 14].sum() for r in (0, 14) for c in (0, 14)]
+        found += int(np.argmax(quarters) == corner)
+    assert found / 64 > 0.8
 
 
 def test_the_exported_program_gives_the_same_scores_for_any_number_of_images(model: predict.Model, images: Any) -> None:

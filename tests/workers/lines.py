@@ -85,10 +85,12 @@ def start_run(record: db.Connection, line: lines.Line) -> runs.Run:
     return run
 
 
-def crown(record: db.Connection, settings: WorkerSettings, line: lines.Line, *, seed: int) -> candidates.Candidate:
+def crown(
+    record: db.Connection, settings: WorkerSettings, line: lines.Line, *, seed: int, **changes: Any
+) -> candidates.Candidate:
     """Promote a model with random weights, the short way: for what happens after the evidence."""
     torch.manual_seed(seed)
-    asked = small_protocol(line.name)
+    asked = small_protocol(line.name, **changes)
     architecture = network.architecture_for(asked)
     weights = network.save_weights(network.build(architecture))
     metadata: dict[str, Any] = {

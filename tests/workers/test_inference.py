@@ -207,23 +207,20 @@ def test_champions_are_swapped_under_load_without_one_failed_request(
     assert len(digests) > 50
 
 
-def test_a_champion_with_damaged_weights_never_serves(
-    settings: WorkerSettings, record: db.Connection, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_champion_with_damaged_weights_never_serves(settings: WorkerSettings, record: db.Connection) -> None:
     line, _ = make_line(record, name="careful")
     first = crown(record, settings, line, seed=1)
-    champions = Champions(settings)
-    champions.start()
-    try:
-        assert champions.serving("careful").candidate.candidate_id == first.candidate_id
-        second = crown(record, settings, line, seed=2)
-        path = blobs.path_of(settings.blob_root, second.weights_digest)
-        path.write_bytes(path.read_bytes()[:-1] + b"\0")
-        with db.connect(settings.database_url) as connection:
-            champions.refresh(connection)
-        assert champions.serving("careful").candidate.candidate_id == first.candidate_id
-    finally:
-        champions.stop()
+    champions = Champions(settings)  # not started: it looks when it is told to
+    champions.refresh(record)
+    second = crown(record, settings, line, seed=2)
+    path = blobs.path_of(settings.blob_root, second.weights_digest)
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    champions.refresh(record)
+    assert champions.serving("careful").candidate.candidate_id == first.candidate_id
+    assert champions.score("careful", images.from_npy(picture()))[0].candidate.candidate_id == first.candidate_id
+    for serving in champions.lines().values():
+        if serving is not None:
+            serving.batcher.close()
 
 
 def test_the_old_champion_keeps_serving_while_the_record_is_away(

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipelines import network
 from pipelines.network import Architecture, from_document, load_model
 
 BATCH = 256
@@ -124,14 +125,12 @@ def _calibrated(module: nn.Module, metadata: Mapping[str, Any]) -> Probabilities
 
 def _explainer(module: nn.Module, *, layer: str) -> Callable[..., Tensor]:
     """GradCAM on a copy of `module` on the CPU: its hooks must not stay on the network that serves."""
-    from monai.visualize import GradCAM  # noqa: PLC0415 - takes seconds
-
     explained = copy.deepcopy(module).cpu().requires_grad_(True)
     for part in explained.modules():
         if isinstance(getattr(part, "inplace", None), bool):
             setattr(part, "inplace", False)  # noqa: B010 - mypy; in place would overwrite what the hook has to keep
     # MONAI's own post-processing turns the map upside down, the most telling place becoming 0.
-    return GradCAM(nn_module=explained, target_layers=layer, postprocessing=_as_it_is)  # type: ignore[no-any-return]
+    return network.monai("visualize").GradCAM(nn_module=explained, target_layers=layer, postprocessing=_as_it_is)  # type: ignore[no-any-return]
 
 
 def _as_it_is(heat: Tensor) -> Tensor:

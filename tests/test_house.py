@@ -41,14 +41,6 @@ def test_the_arrows_between_the_packages_hold() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_nothing_in_the_record_imports_the_mirror() -> None:
-    importers = [
-        path.name for path in (ROOT / "registry").glob("*.py") if path.name != "mirror.py"
-        and re.search(r"registry\.mirror|import mirror|\bmlflow\b", path.read_text(encoding="utf-8").split('"""', 2)[-1])
-    ]  # fmt: skip
-    assert importers == []
-
-
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_module_says_what_it_owns_and_stays_readable(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
@@ -56,15 +48,20 @@ def test_every_module_says_what_it_owns_and_stays_readable(path: Path) -> None:
     assert len(text.splitlines()) <= 400
 
 
-def test_every_public_function_of_the_science_and_the_record_is_documented() -> None:
+def test_every_public_name_of_the_science_and_the_record_is_documented() -> None:
     bare = []
     for path in modules():
-        if path.parts[len(ROOT.parts)] not in {"pipelines", "registry"}:
-            continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and not ast.get_docstring(node):
-                if node.name not in {"forward"}:
-                    bare.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}")
+        if path.relative_to(ROOT).parts[0] in {"pipelines", "registry"}:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            inside = [node for owner in tree.body if isinstance(owner, ast.ClassDef) for node in owner.body]
+            bare += [
+                f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+                for node in [*tree.body, *inside]
+                if isinstance(node, ast.FunctionDef | ast.ClassDef)
+                and not node.name.startswith("_")
+                and node.name != "forward"  # torch's own name, documented by its class
+                and not ast.get_docstring(node)
+            ]
     assert bare == []
 
 
@@ -74,7 +71,9 @@ def test_every_job_kind_has_a_task_and_every_task_a_job_kind() -> None:
         "names = {n.removeprefix('workers.') for n in app.celery.tasks if n.startswith('workers.')}\n"
         "print(sorted(set(JOB_KINDS) - names)); print(sorted(JOB_KINDS))"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, env=science_environment())
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, env=science_environment()
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "[]"
 
@@ -122,11 +121,13 @@ def test_links_in_the_docs_lead_somewhere() -> None:
 
 def test_no_path_of_a_developers_machine_is_in_the_tree() -> None:
     pattern = re.compile(r"/(work|home/[a-z]+|Users/[A-Za-z]+|opt/wheels)/")
-    found = []
-    for path in tracked_files():
-        if path.suffix in {".py", ".md", ".yml", ".yaml", ".toml", ".sql", ".txt"} and path.exists():
-            if path != Path(__file__) and pattern.search(path.read_text(encoding="utf-8")):
-                found.append(str(path.relative_to(ROOT)))
+    texts = {".py", ".md", ".yml", ".yaml", ".toml", ".sql", ".txt"}
+    found = [
+        str(path.relative_to(ROOT))
+        for path in tracked_files()
+        if path.suffix in texts and path.exists() and path != Path(__file__)
+        and pattern.search(path.read_text(encoding="utf-8"))
+    ]  # fmt: skip
     assert found == []
 
 

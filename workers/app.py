@@ -12,10 +12,11 @@ Tasks run in threads, for all they do is watch other processes; a thread can be 
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_shutting_down
+from celery.signals import after_setup_logger, worker_shutting_down
 
 from workers import broker, schedule
 from workers.lease import Workshop
@@ -64,7 +65,13 @@ def make_celery(settings: WorkerSettings) -> Celery:
     def let_go(**_: Any) -> None:
         workshop.stopping.set()
 
+    def quieten(**_: Any) -> None:
+        # Two lines for each tick would bury what the jobs tell of themselves; failures are logged higher.
+        for name in ("celery.worker.strategy", "celery.app.trace"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+
     worker_shutting_down.connect(let_go, weak=False)
+    after_setup_logger.connect(quieten, weak=False)
     return made
 
 

@@ -7,7 +7,6 @@ cannot be loaded, the old one stays and the log says so. It asks the record each
 
 from __future__ import annotations
 
-import importlib
 import logging
 import threading
 import time
@@ -18,6 +17,7 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
+from pipelines import network
 from pipelines.images import Pixels, to_network_input
 from pipelines.predict import Model
 from pipelines.protocol import InputSpec
@@ -165,7 +165,7 @@ class Champions:
         )
 
     def _follow(self) -> None:
-        importlib.import_module("monai.networks.nets")  # takes seconds: the first promotion should not wait for it
+        network.monai("networks.nets")  # takes seconds: the first promotion should not wait for it
         while not self._stopping.is_set():
             try:
                 with db.connect(self._settings.database_url) as connection:

@@ -39,6 +39,10 @@ class Cancelled(Exception):
     """Somebody asked for this job to be given up."""
 
 
+class NotYet(Exception):
+    """Something else has to come first; the job waits for it and is tried again."""
+
+
 class Workshop:
     """What every task works with: settings, connections to the record, and the sign that this worker is to stop."""
 
@@ -160,9 +164,12 @@ def claimed(workshop: Workshop, *, job_id: int) -> Iterator[Lease | None]:
         yield None
         return
     lease = Lease(workshop, job)
+    begun = time.monotonic()
+    log.info("job %s: %s claimed, attempt %s", job_id, job.kind, job.attempts)
     try:
         yield lease
         lease.tidy()
+        log.info("job %s: %s recorded after %.1f s", job_id, job.kind, time.monotonic() - begun)
     except LeaseLost:
         log.warning("job %s: the lease was lost, another worker goes on", job_id)
     except Cancelled:
@@ -171,6 +178,9 @@ def claimed(workshop: Workshop, *, job_id: int) -> Iterator[Lease | None]:
         _release(lease)
     except ScienceRefused as refusal:
         _end_refused(lease, str(refusal))
+    except NotYet as reason:
+        log.info("job %s: %s", job_id, reason)
+        _fail(lease, str(reason))
     except ScienceCrashed as crash:
         log.error("job %s: %s", job_id, crash)  # noqa: TRY400 - the traceback is the child's, kept in its directory
         _fail(lease, str(crash))

@@ -73,7 +73,7 @@ class WorkerSettings:
             heartbeat_seconds=_number(given, "OVERREAD_HEARTBEAT_SECONDS", default=3, least=0.1),
             resend_seconds=_number(given, "OVERREAD_RESEND_SECONDS", default=20, least=1),
             trigger_seconds=_number(given, "OVERREAD_TRIGGER_SECONDS", default=5, least=0.1),
-            worker_concurrency=int(_number(given, "OVERREAD_WORKER_CONCURRENCY", default=2, least=1)),
+            worker_concurrency=int(_number(given, "OVERREAD_WORKER_CONCURRENCY", default=4, least=1)),
         )
         if settings.heartbeat_seconds * 2 > settings.lease_seconds:
             raise SettingsError("OVERREAD_HEARTBEAT_SECONDS must be at most half of OVERREAD_LEASE_SECONDS")

@@ -13,7 +13,7 @@ from typing import Any
 from pipelines.types import canonical_json
 from registry import blobs, candidates, datasets, db, jobs, promotions, runs
 from workers import translate
-from workers.lease import Lease, Workshop, claimed
+from workers.lease import Lease, NotYet, Workshop, claimed
 from workers.supervise import Row
 
 MIRROR_SECONDS = 300.0
@@ -100,7 +100,7 @@ def mirror_promotion(workshop: Workshop, *, job_id: int) -> None:
         while (wanted := _aliases(lease)) != told:
             missing = [found for found in wanted.named() if found.mlflow_model_version is None]
             for candidate in missing:
-                _mirror(lease, candidate_id=candidate.candidate_id)
+                _mirror_if_nobody_does(lease, candidate_id=candidate.candidate_id)
             if not missing:
                 config = translate.aliases_config(wanted, settings=workshop.settings)
                 lease.run("workers.errands", name=name, config=config, within_seconds=MIRROR_SECONDS)
@@ -152,6 +152,14 @@ def _record_candidate(connection: db.Connection, *, run_id: int, result: dict[st
         metadata_digest=blobs.put(connection, blob_root, metadata, media_type="application/json"),
         metadata=result["metadata"],
     )
+
+
+def _mirror_if_nobody_does(lease: Lease, *, candidate_id: int) -> None:
+    with lease.workshop.transaction() as connection:
+        unfinished = jobs.list_jobs(connection, line_id=lease.job.line_id, states=("queued", "running"))
+    if any(job.kind == "mirror_candidate" and job.payload["candidate_id"] == candidate_id for job in unfinished):
+        raise NotYet(f"candidate {candidate_id} is being mirrored; its aliases come after that")
+    _mirror(lease, candidate_id=candidate_id)
 
 
 def _mirror(lease: Lease, *, candidate_id: int) -> None:

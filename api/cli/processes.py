@@ -64,6 +64,7 @@ class Process:
     needs: tuple[str, ...] = ()
     health: Health
     restart: Restart = "always"
+    awaited: bool = True  # the service counts as up only once this is healthy
     start_seconds: float = 60.0  # without health after this long, the start has failed
     stop_signal: Literal["SIGTERM", "SIGINT"] = "SIGTERM"
     stop_seconds: float = 10.0  # then SIGKILL
@@ -121,6 +122,7 @@ PROCESSES: tuple[Process, ...] = (
         ),
         needs=("postgres",),
         health=Answers(url="http://{OVERREAD_MLFLOW_HOST}:{OVERREAD_MLFLOW_PORT}/health"),
+        awaited=False,  # it follows the record and nothing else follows it: the loop turns without it
         start_seconds=180,  # the first start makes some forty tables
         port_setting="OVERREAD_MLFLOW_PORT",
         outside_settings=("OVERREAD_MLFLOW_URL",),

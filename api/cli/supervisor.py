@@ -102,14 +102,15 @@ class Supervisor:
         self._started = False
 
     def start(self) -> None:
-        """Start everything in order and return once all is healthy; then keep watching in a thread.
+        """Start everything in order and return once all that is awaited is healthy; then keep watching in a thread.
 
         Raises:
             StartFailed: a process ended or took too long; everything was stopped again. The message ends its log.
             Interrupted: `ask_to_stop` was called meanwhile; everything was stopped again.
         """
         try:
-            while not all(child.state in {"ready", "done"} for child in self.children.values()):
+            awaited = [child for child in self.children.values() if child.process.awaited]
+            while not all(child.state in {"ready", "done"} for child in awaited):
                 self._tick()
                 time.sleep(TICK_SECONDS)
         except BaseException:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from api.cli.demo import Story
+from api.cli.story import Story
 
 
 def processes_running(*words: str) -> list[psutil.Process]:
@@ -25,7 +25,7 @@ def processes_running(*words: str) -> list[psutil.Process]:
 def test_a_worker_dies_midway(tell: Callable[..., Story]) -> None:
     recipe = {"network": "small_cnn", "strategy": "full", "epochs": 30, "update_epochs": 8}
     story = tell("killed", recipe=recipe)
-    confirmed = story.confirm_batch(400, ["pacs-north"])
+    confirmed = story.confirm_batch(400, "pacs-north")
     reviewer = story.doors["rita"]
 
     def training_midway() -> bool:

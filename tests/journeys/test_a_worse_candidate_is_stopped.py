@@ -6,23 +6,25 @@ from collections.abc import Callable
 
 import pytest
 
-from api.cli.demo import Story
+from api.cli.story import Story
 
 
 @pytest.mark.timeout(420)
 def test_a_worse_candidate_is_stopped(tell: Callable[..., Story]) -> None:
     story = tell("poison")
-    champion, _, _ = story.learn(story.confirm_batch(320, ["pacs-north"]))
+    champion, _, _ = story.learn(story.confirm_batch(320, "pacs-north"))
     story.sign_and_promote(champion)
 
-    worse, report, _ = story.learn(story.confirm_batch(240, ["pacs-east"], flipped=True))
+    worse, report, _ = story.learn(story.confirm_batch(240, "pacs-east", flipped=True))
 
     assert report["verdict"] == "fail"
     failed = {row["name"]: row["reason"] for row in report["document"]["results"] if row["verdict"] == "fail"}
     assert "pacs-east" in failed["submitters"]
     for person in ("anna", "ben"):
         path = f"/v1/candidates/{worse['candidate_id']}"
-        signed = story.doors[person].request("POST", f"{path}/approvals", json={"decision": "approve", "reason": "hurry"})
+        signed = story.doors[person].request(
+            "POST", f"{path}/approvals", json={"decision": "approve", "reason": "hurry"}
+        )
         assert signed.status_code == 409, signed.text
         expected = {"expected_champion": champion["candidate_id"], "reason": "hurry"}
         promoted = story.doors[person].request("POST", f"{path}/promotion", json=expected)

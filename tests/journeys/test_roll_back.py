@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from api.cli.demo import Story
+from api.cli.story import Story
 
 
 @pytest.mark.timeout(420)
@@ -15,10 +15,10 @@ def test_roll_back(tell: Callable[..., Story]) -> None:
     gates |= {name: {"floor": 0.1, "margin": 0.45} for name in ("sensitivity", "specificity")}
     gates["calibration"] = {"maximum_ece": 0.5, "margin": 0.45}
     story = tell("back", gates=gates, triggers={"new_confirmations": 100})
-    first, report, _ = story.learn(story.confirm_batch(160, ["pacs-north"]))
+    first, report, _ = story.learn(story.confirm_batch(160, "pacs-north"))
     assert report["verdict"] == "pass", report["text"]
     story.sign_and_promote(first)
-    second, report, _ = story.learn(story.confirm_batch(160, ["pacs-south"]))
+    second, report, _ = story.learn(story.confirm_batch(160, "pacs-south"))
     assert report["verdict"] == "pass", report["text"]
     story.sign_and_promote(second)
 

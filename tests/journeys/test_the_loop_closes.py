@@ -10,14 +10,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from api.cli.demo import Story
+from api.cli.story import Story
 
 
 @pytest.mark.timeout(420)
 def test_the_loop_closes(tell: Callable[..., Story], tmp_path: Path) -> None:
     story = tell("loop")
 
-    first, report, _ = story.learn(story.confirm_batch(240, ["pacs-north"]))
+    first, report, _ = story.learn(story.confirm_batch(240, "pacs-north"))
     assert report["verdict"] == "pass", report["text"]
     assert report["document"]["champion_digest"] is None
     story.sign_and_promote(first)
@@ -43,7 +43,15 @@ def an_outsider_gets_the_same_dataset_version(story: Story, tmp_path: Path) -> N
     versions = story.doors["rita"].get(f"/v1/lines/{story.line}/dataset-versions")
     newest = max(versions, key=lambda version: version["number"])
     repository = story.stack.home / "data-repository"
-    command = ["get", str(repository), f"{story.line}/labels.parquet", "--rev", newest["git_tag"], "-o", str(tmp_path / "labels.parquet")]
+    command = [
+        "get",
+        str(repository),
+        f"{story.line}/labels.parquet",
+        "--rev",
+        newest["git_tag"],
+        "-o",
+        str(tmp_path / "labels.parquet"),
+    ]
     subprocess.run([sys.executable, "-m", "dvc", *command], check=True, capture_output=True)
     labels = pq.read_table(tmp_path / "labels.parquet")
     counts = newest["manifest"]["counts"]

@@ -115,6 +115,7 @@ def _tell(stack: Stack, screen: Console, begun: float, *, xrays: Sequence[Xray],
         f"Done in {time.monotonic() - begun:.0f} s. Patients and sites are simulated. Not a medical device.",
         highlight=False,
     )
+    story.close()
     if keep:
         screen.print(
             f"\nStill running: API docs {stack.url}/docs · MLflow {stack.environment['OVERREAD_MLFLOW_URL']} · "

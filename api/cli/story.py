@@ -80,6 +80,10 @@ class Door:
     def __init__(self, url: str, key: str) -> None:
         self._client = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Send a request and return the response, whatever its status."""
         return self._client.request(method, path, **options)
@@ -133,6 +137,11 @@ class Story:
         self._xrays = list(xrays)
         self._sent = 0
         self._watched = 0
+
+    def close(self) -> None:
+        """Leave every door."""
+        for door in self.doors.values():
+            door.close()
 
     def create_line(self, protocol: str) -> None:
         """Register the question and its protocol (YAML)."""

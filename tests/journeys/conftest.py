@@ -21,7 +21,8 @@ def stack() -> Iterator[Stack]:
     """Every process of the service, embedded, with short leases so that recovery is seen in seconds."""
     with tempfile.TemporaryDirectory(prefix="ovr-", ignore_cleanup_errors=True) as folder:
         hurry = {"OVERREAD_LEASE_SECONDS": "6", "OVERREAD_HEARTBEAT_SECONDS": "1", "OVERREAD_TRIGGER_SECONDS": "1"}
-        with Stack(Path(folder), settings=hurry) as running:
+        any_port = {f"OVERREAD_{service}_PORT": "0" for service in ("API", "INFERENCE", "MLFLOW")}
+        with Stack(Path(folder), settings=hurry | any_port, report=print) as running:
             yield running
 
 
@@ -34,17 +35,21 @@ def keys(stack: Stack) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def xrays(stack: Stack) -> list[Xray]:
     """Chest X-rays, real ones where they are at hand."""
-    return find_xrays(stack.home / "xrays", count=1400)[0]
+    return find_xrays(stack.home / "xrays", count=1900)[0]
 
 
 @pytest.fixture
-def tell(stack: Stack, keys: dict[str, str], xrays: list[Xray]) -> Callable[..., Story]:
+def tell(stack: Stack, keys: dict[str, str], xrays: list[Xray]) -> Iterator[Callable[..., Story]]:
     """Make a story on a new line; keyword arguments change fields of the example protocol."""
+    told: list[Story] = []
 
     def make(line: str, **changes: object) -> Story:
         document = yaml.safe_load(PROTOCOL.read_text(encoding="utf-8")) | {"line": line} | changes
         story = Story(stack, keys=keys, xrays=xrays, screen=Console(stderr=True), line=line)
+        told.append(story)
         story.create_line(yaml.safe_dump(document))
         return story
 
-    return make
+    yield make
+    for story in told:
+        story.close()

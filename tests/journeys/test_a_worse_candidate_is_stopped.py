@@ -12,19 +12,18 @@ from api.cli.story import Story
 @pytest.mark.timeout(420)
 def test_a_worse_candidate_is_stopped(tell: Callable[..., Story]) -> None:
     story = tell("poison")
-    champion, _, _ = story.learn(story.confirm_batch(320, "pacs-north"))
+    champion = story.learn_until_shown(320, "pacs-north")[-1].candidate
     story.sign_and_promote(champion)
 
-    worse, report, _ = story.learn(story.confirm_batch(240, "pacs-east", flipped=True))
+    worse = story.learn(story.confirm_batch(240, "pacs-east", flipped=True))
 
-    assert report["verdict"] == "fail"
-    failed = {row["name"]: row["reason"] for row in report["document"]["results"] if row["verdict"] == "fail"}
+    assert worse.report["verdict"] == "fail"
+    failed = {row["name"]: row["reason"] for row in worse.missed if row["verdict"] == "fail"}
     assert "pacs-east" in failed["submitters"]
+    path = f"/v1/candidates/{worse.candidate['candidate_id']}"
     for person in ("anna", "ben"):
-        path = f"/v1/candidates/{worse['candidate_id']}"
-        signed = story.doors[person].request(
-            "POST", f"{path}/approvals", json={"decision": "approve", "reason": "hurry"}
-        )
+        decision = {"decision": "approve", "reason": "hurry"}
+        signed = story.doors[person].request("POST", f"{path}/approvals", json=decision)
         assert signed.status_code == 409, signed.text
         expected = {"expected_champion": champion["candidate_id"], "reason": "hurry"}
         promoted = story.doors[person].request("POST", f"{path}/promotion", json=expected)

@@ -220,6 +220,8 @@ def freeze(
             "shards": kept,
             "counts": manifest.counts(examples, protocol.classes),
             "new_cases": by_submitter,
+            # The newest confirmation always stands, so this names all that were considered.
+            "last_confirmation_id": max(item.confirmation_id for case in cases for item in case.confirmations),
             "waiting": dict(sorted(Counter(row.reason.partition(":")[0] for row in waiting).items())),
         }
         job.write_atomically(

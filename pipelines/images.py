@@ -16,6 +16,7 @@ import hashlib
 import io
 import struct
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -180,6 +181,8 @@ def _decode_png(data: bytes) -> Pixels:
         raise ImageRefused("truncated", "the PNG header is damaged or cut short; send the file again")
     columns, rows = struct.unpack(">II", data[16:24])
     _check_size(rows=rows, columns=columns)
+    if not _holds_every_row(data, rows=rows, columns=columns):
+        raise ImageRefused("truncated", "the PNG holds fewer pixels than its header says; send the file again")
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             frames = getattr(image, "n_frames", 1)
@@ -194,6 +197,34 @@ def _decode_png(data: bytes) -> Pixels:
     if frames > 1:
         raise ImageRefused("not-single-frame", "an animated PNG has many frames; send one image")
     return pixels
+
+
+def _holds_every_row(data: bytes, *, rows: int, columns: int) -> bool:
+    """Whether the pixel data of a PNG is as long as its header says; Pillow would fill missing rows with black.
+
+    Source: PNG 3rd edition, 5.6 (chunk layout), 8 (interlacing), 9.2 (a filter byte leads every row).
+    """
+    bits, colour, interlaced = data[24], data[25], data[28]
+    per_pixel = bits * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 0)
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    expected = 0
+    for top, left, down, across in passes if interlaced else [(0, 0, 1, 1)]:
+        height, width = -(-(rows - top) // down), -(-(columns - left) // across)
+        if height > 0 and width > 0:
+            expected += height * (1 + -(-width * per_pixel // 8))
+    inflater, found, at = zlib.decompressobj(), 0, 8
+    try:
+        while at + 8 <= len(data) and found < expected:
+            length, kind = struct.unpack(">I4s", data[at : at + 8])
+            if kind == b"IDAT":
+                waiting = data[at + 8 : at + 8 + length]
+                while waiting and found < expected:  # piece by piece: a bomb never unfolds in memory
+                    found += len(inflater.decompress(waiting, 1 << 20))
+                    waiting = inflater.unconsumed_tail
+            at += 12 + length
+    except (zlib.error, struct.error):
+        return False
+    return found >= expected
 
 
 def _decode_dicom(data: bytes) -> Decoded:

@@ -34,7 +34,7 @@ def freeze_dataset(workshop: Workshop, *, job_id: int) -> None:
         result = lease.run("pipelines.dataset", name=name, config=config)
         with lease.recording() as connection:
             run = runs.get(connection, run_id)
-            version = datasets.record_version(connection, **translate.version_row(run, config=config, result=result))
+            version = datasets.record_version(connection, **translate.version_row(run, result=result))
             champion = promotions.champion(connection, run.line_id) if run.strategy != "full" else None
             runs.attach_dataset(
                 connection,

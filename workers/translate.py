@@ -66,14 +66,7 @@ def confirmed_cases(rows: Iterable[confirmations.StandingConfirmation]) -> Itera
 def freeze_config(
     connection: db.Connection, *, run_id: int, directory: Path, settings: WorkerSettings
 ) -> dict[str, Any]:
-    """Say what a run's freeze has to do, and put its cases beside it.
-
-    A second attempt gets the first one's words: the first may have published the version already, and what is then
-    recorded as considered must be what was considered.
-    """
-    said = directory / "config.json"
-    if said.exists():
-        return cast(dict[str, Any], json.loads(said.read_text(encoding="utf-8")))
+    """Say what a run's freeze has to do, and put its cases beside it."""
     run = runs.get(connection, run_id)
     line = lines.line_by_id(connection, run.line_id)
     previous = datasets.latest(connection, run.line_id)
@@ -93,12 +86,14 @@ def freeze_config(
         "split_key": line.split_key.hex(),
         "cases": str(cases),
         "blobs": str(settings.blob_root),
-        "last_confirmation_id": up_to,
     }
 
 
-def version_row(run: runs.Run, *, config: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
-    """Name the values of `datasets.record_version` for what a freeze made."""
+def version_row(run: runs.Run, *, result: dict[str, Any]) -> dict[str, Any]:
+    """Name the values of `datasets.record_version` for what a freeze made.
+
+    What was considered is said by the version itself: it may have been published by a run that did not live to tell.
+    """
     reasons = Counter(row["reason"].partition(":")[0] for row in result["waiting"])
     kept = ("number", "digest", "git_tag", "git_commit", "manifest", "submitter_shares")
     return {
@@ -106,7 +101,7 @@ def version_row(run: runs.Run, *, config: dict[str, Any], result: dict[str, Any]
         "line_id": run.line_id,
         "protocol_id": run.protocol_id,
         "waiting": dict(reasons),
-        "last_confirmation_id": config["last_confirmation_id"],
+        "last_confirmation_id": result["manifest"]["last_confirmation_id"],
     }
 
 

@@ -110,6 +110,33 @@ def test_grey_and_colour_png_come_out_as_they_went_in() -> None:
     assert np.array_equal(decoded, deep)
 
 
+def png_by_hand(rows: int, columns: int, *, raw: bytes, interlaced: bool = False) -> bytes:
+    """An 8-bit grey PNG with `raw` as its pixel data, filter bytes and all."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", columns, rows, 8, 0, 0, 0, interlaced)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_a_png_with_rows_missing_is_refused_and_not_filled_with_black() -> None:
+    row = b"\0" + bytes(range(40, 48))
+    assert images.decode(png_by_hand(6, 8, raw=row * 6)).pixels.shape == (6, 8)
+    with pytest.raises(images.ImageRefused) as refusal:
+        images.decode(png_by_hand(6, 8, raw=row * 5))
+    assert refusal.value.code == "truncated"
+
+
+def test_an_interlaced_png_is_whole_when_all_seven_passes_are_there() -> None:
+    widths = [[1], [1], [2], [2, 2], [4, 4], [4, 4, 4, 4], [8, 8, 8, 8]]  # of each row of each pass, 8 x 8 pixels
+    raw = b"".join(b"\0" + b"\x50" * width for rows in widths for width in rows)
+    assert (images.decode(png_by_hand(8, 8, raw=raw, interlaced=True)).pixels == 0x50).all()
+    with pytest.raises(images.ImageRefused):
+        images.decode(png_by_hand(8, 8, raw=raw[:-9], interlaced=True))
+
+
 def test_png_text_does_not_survive() -> None:
     from PIL.PngImagePlugin import PngInfo  # noqa: PLC0415 - needed here only
 

@@ -99,7 +99,7 @@ def test_every_gate_and_every_field_of_the_protocol_is_documented() -> None:
 
     text = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
 
-    def fields(model: type, prefix: str = "") -> list[str]:
+    def fields(model: type) -> list[str]:
         found = []
         for name, info in model.model_fields.items():
             found.append(name)

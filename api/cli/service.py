@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -170,11 +169,6 @@ def demo(
 
     signal.signal(signal.SIGTERM, _as_keyboard_interrupt)
     raise typer.Exit(play(Path(home).expanduser().resolve(), keep=keep))
-
-
-def has_demo() -> bool:
-    """Say whether this installation brings the demo."""
-    return importlib.util.find_spec("api.cli.demo") is not None
 
 
 def _greet(stack: Stack, *, seconds: float) -> None:

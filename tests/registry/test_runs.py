@@ -45,7 +45,7 @@ def test_a_run_goes_from_freeze_to_gated_candidate_job_by_job(db: Connection) ->
 
 
 def test_the_strategy_is_the_protocols_once_there_is_a_champion(db: Connection) -> None:
-    line = factories.line(db)
+    line = factories.line(db, recipe={"strategy": "replay"})
     factories.champion(db, line)
     first = runs.get(db, candidates.list_candidates(db, line.line_id)[0].run_id)
     run = runs.start_run(db, line_id=line.line_id, requested_by=None, reason="trigger")

@@ -90,7 +90,7 @@ def sign(conn: Connection, *, candidate_id: int, approver: User, decision: str, 
         conn, "SELECT candidate_id FROM promotions WHERE line_id = %s AND ended_at IS NULL", (candidate.line_id,)
     )
     if report.champion_candidate_id != current:
-        raise ChampionMoved(f"candidate {candidate.number} was compared with a former champion; gate it again first")
+        raise ChampionMoved(f"candidate {candidate.number} was compared with a former champion; start a new run")
     _check_distinct(conn, candidate, approver)
     with constraint_means(
         conn,

@@ -83,7 +83,7 @@ def promote(
     if report is None or report.verdict != "pass":
         raise GateNotPassed(f"candidate {candidate.number} has not passed its gates")
     if report.champion_candidate_id != expected_champion_id:
-        raise ChampionMoved(f"candidate {candidate.number} was compared with a former champion; gate it again first")
+        raise ChampionMoved(f"candidate {candidate.number} was compared with a former champion; start a new run")
     if report.protocol_id != protocol.protocol_id:
         raise GateNotPassed(
             f"candidate {candidate.number} was gated under an earlier protocol; version {protocol.version} now counts"

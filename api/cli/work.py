@@ -171,15 +171,26 @@ def confirm_case(
     answer(made, as_json=as_json)
 
 
-def predict(file: FileArgument, line: LineOption = None, as_json: JsonFlag = False) -> None:
+def predict(
+    file: FileArgument,
+    line: LineOption = None,
+    heat_map: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Also write where the champion looked for what it decided")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
     """Score an image with the line's champion. The image is not kept; the scores are logged.
 
-    Example: overread predict chest.png --line cxr-pneumonia
+    Example: overread predict chest.png --line cxr-pneumonia --heat-map where.png
     """
     with Client() as client:
         media_type = MEDIA_TYPES.get(file.suffix.lower(), "application/octet-stream")
         image = {"image": ("image", file.read_bytes(), media_type)}
-        made = client.post("/v1/predictions", params={"line": client.line(line)}, files=image)
+        asked = {"line": client.line(line)}
+        made = client.post("/v1/predictions", params=asked, files=image)
+        if heat_map is not None:
+            asked["finding"] = made["decision"]
+            heat_map.write_bytes(client.send("POST", "/v1/predictions/heat-map", params=asked, files=image).content)
     columns = ("decision", "scores", "threshold", "number", "weights_digest", "latency_seconds", "prediction_id")
     answer(made, as_json=as_json, columns=() if as_json else columns)
 

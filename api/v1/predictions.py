@@ -70,6 +70,7 @@ _REQUEST_BODY = {
     },
 }
 
+Finding = Annotated[str, Query(max_length=60, description="One of the line's classes", examples=["pneumonia"])]
 _PNG = {"description": "The heat map", "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 
 
@@ -97,6 +98,25 @@ def predict_image(
 
 
 @router.post(
+    "/predictions/heat-map",
+    response_class=Response,
+    summary="Draw what the score of an image that is not kept rests on",
+    **allow(
+        *READERS,
+        problems=("image-refused", "body-too-large", "not-found", "unknown-finding", *_UNAVAILABLE),
+        answers={200: _PNG},
+        extra={"requestBody": _REQUEST_BODY},
+    ),
+)
+def heat_map_of_image(pool: Pool, inference: Inference, line: LineName, finding: Finding, image: Image) -> Response:
+    """Draw the champion's GradCAM for one finding over an image, as PNG; the image is sent and forgotten as above."""
+    with db.transaction(pool) as connection:
+        lines.get_line(connection, line)
+    decoded = inference.decode(image.file, media_type=image.media_type)
+    return Response(inference.heat_map(line, pixels=decoded.pixels, finding=finding), media_type="image/png")
+
+
+@router.post(
     "/cases/{case_id}/predictions",
     summary="Score a case",
     **allow(*READERS, problems=("not-found", *_UNAVAILABLE)),
@@ -120,7 +140,7 @@ def heat_map(
     inference: Inference,
     settings: Settings,
     case_id: Id,
-    finding: Annotated[str, Query(max_length=60, description="One of the line's classes", examples=["pneumonia"])],
+    finding: Finding,
 ) -> Response:
     """Draw the champion's GradCAM for one finding over the stored image, as PNG.
 

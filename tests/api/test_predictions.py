@@ -118,6 +118,13 @@ def test_a_heat_map_is_a_png_and_its_finding_must_be_known(submitter: httpx.Clie
     picture = submitter.get(f"/v1/cases/{case}/heat-map", params={"finding": "pneumonia"})
     assert (picture.status_code, picture.headers["content-type"]) == (200, "image/png")
     assert picture.content.startswith(b"\x89PNG")
+    same = submitter.post(
+        "/v1/predictions/heat-map",
+        params={"line": line, "finding": "pneumonia"},
+        content=png(8),
+        headers={"Content-Type": "image/png"},
+    )
+    assert (same.status_code, same.content) == (200, picture.content)
     unknown = submitter.get(f"/v1/cases/{case}/heat-map", params={"finding": "fracture"})
     assert (unknown.status_code, unknown.json()["type"]) == (422, "/problems/unknown-finding")
 

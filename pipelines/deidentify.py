@@ -9,8 +9,6 @@ Reference: DICOM PS3.15 Annex E (2025), Table E.1-1; the kept attributes are out
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import math
 import re
 from typing import Any
@@ -85,20 +83,7 @@ def age_band(age: str) -> str | None:
     if index == len(AGE_BAND_YEARS) - 1:
         return f"{AGE_BAND_YEARS[index]}+"
     low, high = AGE_BAND_YEARS[index], AGE_BAND_YEARS[index + 1] - 1
-    return f"{low}-{high}" if high > low else f"{low}"
-
-
-def pseudonymous_uid(uid: str, *, key: bytes) -> str:
-    """Replace a DICOM UID by another that only the holder of `key` can connect with it (PS3.5 B.2: 2.25.<integer>).
-
-    The same key and UID give the same result, so that the images of a study stay together.
-    """
-    if len(key) < 32:
-        raise ValueError("a key of at least 32 bytes is needed")
-    if not re.fullmatch(r"[0-9.]{1,64}", uid):
-        raise ValueError("not a DICOM UID")
-    digest = hmac.new(key, uid.encode(), hashlib.sha256).digest()
-    return f"2.25.{int.from_bytes(digest[:16], 'big')}"
+    return f"{low}-{high}"
 
 
 def _text(dataset: Dataset, keyword: str) -> str:

@@ -20,7 +20,6 @@ from scipy import special
 from pipelines.types import Estimate
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 

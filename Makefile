@@ -18,7 +18,7 @@ help: ## show this
 	@echo
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  First time on a machine: 'make demo' (a few minutes to install, then under two to run)."
+	@echo "  First time on a machine: 'make demo' (a few minutes to install, then about two to run)."
 
 setup: $(VENV)/installed ## create .venv and install everything, once
 

@@ -177,6 +177,7 @@ def claimed(workshop: Workshop, *, job_id: int) -> Iterator[Lease | None]:
     except Stopping:
         _release(lease)
     except ScienceRefused as refusal:
+        log.info("job %s: refused: %s", job_id, refusal)
         _end_refused(lease, str(refusal))
     except NotYet as reason:
         log.info("job %s: %s", job_id, reason)

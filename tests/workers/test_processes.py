@@ -18,7 +18,7 @@ from registry import db, jobs, runs
 from workers.settings import WorkerSettings
 
 from .conftest import state_of
-from .lines import confirm_cases, make_line, waiting
+from .lines import confirm_cases, make_line, only, waiting
 
 ROOT = Path(__file__).parents[2]
 CELERY = ("celery", "-A", "workers.app")
@@ -96,7 +96,7 @@ def test_a_line_learns_by_itself_and_a_stopped_worker_lets_go_at_once(
     wait_until(lambda: bool(waiting(record, "train_candidate")), seconds=5, log=log)
     assert worker.wait(timeout=15) == 0
     assert time.monotonic() - began < 15
-    (job,) = waiting(record, "train_candidate")
+    job = only(record, "train_candidate")
     assert job.attempts == 0
 
     start(*WORKER)
@@ -117,7 +117,7 @@ def test_a_dead_workers_job_is_reaped_and_done_by_another(
     confirm_cases(record, settings, line=line, person=person, count=120)
     run = runs.start_run(record, line_id=line.line_id, requested_by=None, reason="a test asked for it")
     record.commit()
-    (job,) = waiting(record)
+    job = only(record)
     dead = jobs.claim(record, job_id=job.job_id, owner="a worker that died", lease_seconds=1.0)
     assert dead is not None
     record.commit()

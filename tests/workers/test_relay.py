@@ -15,7 +15,7 @@ from workers.relay import put_back, relay, send_unsent
 from workers.settings import WorkerSettings
 
 from .conftest import state_of
-from .lines import make_line, start_run, waiting
+from .lines import make_line, only, start_run
 
 
 @pytest.mark.parametrize("broker", ["redis://127.0.0.1:9/0", "amqp://127.0.0.1:9//", "sqla+postgresql+psycopg://"])
@@ -31,7 +31,7 @@ def test_jobs_wait_in_the_record_while_the_broker_is_away(
     thread = threading.Thread(target=relay, args=(told,), kwargs={"stopping": stopping}, daemon=True)
     thread.start()
     time.sleep(2)
-    (job,) = waiting(record)
+    job = only(record)
     assert job.sent_at is None
     assert thread.is_alive()
     stopping.set()
@@ -56,7 +56,7 @@ def test_a_job_is_sent_once_and_again_only_when_nobody_takes_it(
 def test_a_poison_job_ends_its_run_after_three_dead_workers(settings: WorkerSettings, record: db.Connection) -> None:
     line, _ = make_line(record)
     run = start_run(record, line)
-    (job,) = waiting(record)
+    job = only(record)
     for _ in range(3):
         assert state_of(record, "runs", run_id=run.run_id) == "freezing"
         assert jobs.claim(record, job_id=job.job_id, owner="a worker that dies", lease_seconds=0.01) is not None

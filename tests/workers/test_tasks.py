@@ -17,7 +17,7 @@ from workers.settings import WorkerSettings
 from workers.tasks import TASKS
 
 from .conftest import state_of
-from .lines import confirm_cases, in_thread, make_line, start_run, waiting, work
+from .lines import confirm_cases, in_thread, make_line, only, start_run, work
 
 
 def science_of(job_directory: str) -> list[psutil.Process]:
@@ -87,7 +87,7 @@ def test_the_same_message_ten_times_freezes_once(
     line, person = make_line(record)
     confirm_cases(record, settings, line=line, person=person, count=120)
     start_run(record, line)
-    (job,) = waiting(record)
+    job = only(record)
     threads = [in_thread(workshop, job) for _ in range(10)]
     for thread in threads:
         thread.join()
@@ -103,7 +103,7 @@ def test_a_warm_stop_gives_the_job_back_uncounted_and_training_resumes(
     confirm_cases(record, settings, line=line, person=person, count=120)
     run = start_run(record, line)
     work(workshop, record, "freeze_dataset")
-    (job,) = waiting(record, "train_candidate")
+    job = only(record, "train_candidate")
     thread = in_thread(workshop, job)
 
     def some_epochs() -> bool:
@@ -131,7 +131,7 @@ def test_a_cancelled_run_kills_its_science(workshop: Workshop, record: db.Connec
     confirm_cases(record, settings, line=line, person=person, count=120)
     run = start_run(record, line)
     work(workshop, record, "freeze_dataset")
-    (job,) = waiting(record, "train_candidate")
+    job = only(record, "train_candidate")
     thread = in_thread(workshop, job)
     wait_for(lambda: science_of("train_candidate-"))
     runs.cancel(record, run_id=run.run_id, actor=person)
@@ -149,7 +149,7 @@ def test_a_lease_taken_over_changes_nothing(
     line, person = make_line(record)
     confirm_cases(record, settings, line=line, person=person, count=120)
     start_run(record, line)
-    (job,) = waiting(record)
+    job = only(record)
     thread = in_thread(workshop, job)
     wait_for(lambda: state_of(record, "jobs", job_id=job.job_id) == "running")
     record.execute("UPDATE jobs SET fence = fence + 1, lease_owner = 'another' WHERE job_id = %s", (job.job_id,))
@@ -167,7 +167,7 @@ def test_a_crash_at_every_attempt_fails_the_run_and_leaves_the_candidate_as_it_w
     confirm_cases(record, settings, line=line, person=person, count=160)
     run = start_run(record, line)
     work(workshop, record, "freeze_dataset", "train_candidate")
-    (job,) = waiting(record, "gate_candidate")
+    job = only(record, "gate_candidate")
     record.execute("UPDATE candidates SET metadata = '{}'")  # what the gates cannot read
     record.commit()
     for _ in range(job.maximum_attempts):
@@ -188,7 +188,7 @@ def test_mlflow_being_down_costs_the_mirror_a_pause_and_learning_nothing(
     confirm_cases(record, settings, line=line, person=person, count=160)
     run = start_run(record, line)
     work(workshop, record, "freeze_dataset", "train_candidate")
-    (mirror,) = waiting(record, "mirror_candidate")
+    mirror = only(record, "mirror_candidate")
     thread = in_thread(workshop, mirror)
     work(workshop, record, "gate_candidate")
     assert state_of(record, "runs", run_id=run.run_id) == "finished"

@@ -116,10 +116,13 @@ class DataRepository:
             ["add", "-q", *(f"{line}/{name}" for name in TRACKED_LARGE)],
             ["push", "-q", *(f"{line}/{name}.dvc" for name in TRACKED_LARGE)],
         )
+        sys.audit("overread.fault", "version.push.after")
         self.git("add", "--all", line, ".dvc")
         if self.git("status", "--porcelain"):
             self.git("commit", "-q", "--no-verify", "-m", message)
+        sys.audit("overread.fault", "version.commit.after")
         self.git("tag", "-a", "-m", message, tag)
+        sys.audit("overread.fault", "version.tag.after")
         commit = self.commit_of(tag)
         assert commit is not None
         return commit
@@ -178,6 +181,7 @@ def _set_up(repository: DataRepository, *, remote: str) -> None:
     """Make it a git and DVC repository if it is none, with the remote asked for."""
     if not (repository.path / ".git" / "HEAD").exists() or not repository.git("for-each-ref", "refs/heads"):
         repository.git("init", "-q", "-b", "main")
+        sys.audit("overread.fault", "repository.init.after")
         shutil.rmtree(repository.path / ".dvc", ignore_errors=True)
         repository.dvc(["init", "-q", "--force"])
     url = remote if "://" in remote else str(Path(remote).resolve())
@@ -189,6 +193,7 @@ def _set_up(repository: DataRepository, *, remote: str) -> None:
     )
     if config.read_text(encoding="utf-8") != text:
         config.write_text(text, encoding="utf-8")
+        sys.audit("overread.fault", "repository.configure.after")
         repository.git("add", "--all", ".dvc", ".dvcignore")
         repository.git("commit", "-q", "--no-verify", "-m", "Set up the data repository")
 

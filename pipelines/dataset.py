@@ -153,6 +153,7 @@ def checkout(repository: Path, *, line: str, number: int, into: Path, digest: st
                 for file in got.rglob("*"):
                     if file.is_file():
                         file.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
+                sys.audit("overread.fault", "checkout.rename.before")
                 got.rename(target)
     document = json.loads((target / "manifest.json").read_text(encoding="utf-8"))
     if digest is not None and digest_of(document) != digest:

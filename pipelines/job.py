@@ -42,10 +42,13 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` so that `path` holds all of it or what it held before, also after a power cut."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as stream:
+        sys.audit("overread.fault", "file.write.before")
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
+    sys.audit("overread.fault", "file.rename.before")
     temporary.replace(path)
+    sys.audit("overread.fault", "file.rename.after")
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -207,6 +208,7 @@ def replacing(file: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o644)
         _flush(temporary)
+        sys.audit("overread.fault", "table.rename.before")
         temporary.replace(file)
         _flush(file.parent)
     finally:
@@ -251,6 +253,7 @@ def _write_shard(
         if rows:
             writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=_IMAGE))
     _flush(partial)
+    sys.audit("overread.fault", "shard.rename.before")
     return partial.rename(directory / f"{sha256_of(partial)}.arrow"), count
 
 

@@ -147,6 +147,7 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
             losses = []
             for k, (first, last) in enumerate(itertools.pairwise(batches)):
                 keep_going()
+                sys.audit("overread.fault", "training.step.before")
                 rows = np.sort(order[first:last])  # a memory map is read forwards
                 images = torch.from_numpy(np.array(train.images[rows]))  # (B, C, H, W)
                 labels = torch.from_numpy(train.labels[rows])  # (B,)

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import secrets
+import sys
 from pathlib import Path
 
 from registry.db import Connection
@@ -24,6 +25,7 @@ def put(conn: Connection, root: Path, data: bytes, *, media_type: str) -> str:
     path = path_of(root, digest)
     if not _holds(path, digest):
         _write(path, data)
+    sys.audit("overread.fault", "blob.row.before")
     conn.execute(
         "INSERT INTO blobs (digest, size_bytes, media_type) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
         (digest, len(data), media_type),
@@ -62,9 +64,11 @@ def _write(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name[:16]}.{secrets.token_hex(8)}")
     try:
         with temporary.open("xb") as file:
+            sys.audit("overread.fault", "blob.write.before")
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        sys.audit("overread.fault", "blob.rename.before")
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)  # a full disk must not fill up with halves

@@ -6,6 +6,7 @@ commit: whoever opens the transaction ends it, with `with transaction(pool) as c
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -53,6 +54,8 @@ def transaction(pool: Pool) -> Iterator[Connection]:
     """Lend a connection for one transaction: committed at the end of the block, rolled back if it raises."""
     with pool.connection() as conn:
         yield conn
+        sys.audit("overread.fault", "transaction.commit.before")
+    sys.audit("overread.fault", "transaction.commit.after")
 
 
 def assert_durable(conn: Connection) -> None:

@@ -6,6 +6,7 @@ at all (draft-ietf-httpapi-idempotency-key-header-07).
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,7 @@ def begin(conn: Connection, *, user_id: int, key: str, request_digest: str) -> R
 
 def finish(conn: Connection, *, user_id: int, key: str, request_digest: str, status: int, body: Any) -> None:
     """Store the response under the key, in the transaction that did the work."""
+    sys.audit("overread.fault", "idempotency.finish.before")
     conn.execute(
         "INSERT INTO idempotency_keys (user_id, key, request_digest, response_status, response_body)"
         " VALUES (%s, %s, %s, %s, %s)",

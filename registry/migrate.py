@@ -68,10 +68,12 @@ def migrate(conn: Connection, folder: Path = FOLDER) -> list[str]:
             with conn.transaction():
                 conn.execute("SET LOCAL lock_timeout = '10s'")
                 conn.execute(text)
+                sys.audit("overread.fault", "migration.note.before")
                 conn.execute(
                     "INSERT INTO schema_migrations (number, name, sha256) VALUES (%s, %s, %s)",
                     (migration.number, migration.name, migration.sha256),
                 )
+            sys.audit("overread.fault", "migration.commit.after")
         conn.commit()
     return [migration.name for migration, _ in files[len(done) :]]
 

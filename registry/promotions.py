@@ -7,6 +7,7 @@ MLflow follows by a job; if it is down, the promotion stands.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -171,6 +172,7 @@ def _crown(
                 " AND candidate_id = %s",
                 (candidate.line_id, incumbent.candidate_id),
             )
+        sys.audit("overread.fault", "promotion.insert.before")
         promotion = fetch_one(
             conn,
             Promotion,
@@ -191,6 +193,7 @@ def _crown(
     if incumbent is not None:
         candidates.set_state(conn, incumbent, "retired")
     candidates.set_state(conn, candidate, "champion")
+    sys.audit("overread.fault", "promotion.mirror.before")
     # A key of its own: a mirror job that is under way may have read the record before this promotion.
     jobs.enqueue(
         conn,

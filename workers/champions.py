@@ -8,6 +8,7 @@ cannot be loaded, the old one stays and the log says so. It asks the record each
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -143,6 +144,7 @@ class Champions:
             reason = f"{type(error).__name__}: {error}"
             log.error("line %s: candidate %s cannot serve, nothing is swapped: %s", line, candidate.number, reason)  # noqa: TRY400 - the reason is enough
             return
+        sys.audit("overread.fault", "champion.swap.before")
         old, self._serving[line] = self._serving[line], new
         log.info("line %s: candidate %s serves, weights %s", line, candidate.number, candidate.weights_digest)
         if old is not None:

@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -148,6 +149,7 @@ class Lease:
         """Lend the transaction that records the result, and finish the job in it. Raises LeaseLost: nothing is kept."""
         with self.workshop.transaction() as connection:
             yield connection
+            sys.audit("overread.fault", "job.finish.before")
             if not jobs.finish(connection, job_id=self.job.job_id, fence=self.job.fence):
                 raise LeaseLost
 

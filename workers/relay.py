@@ -49,7 +49,9 @@ def send_unsent(connection: db.Connection, celery: Celery) -> int:
                     retry=False,
                     ignore_result=True,
                 )
+                sys.audit("overread.fault", "relay.send.after")
         jobs.mark_sent(connection, job_ids=[job.job_id for job in waiting])
+        sys.audit("overread.fault", "relay.commit.before")
     connection.commit()
     return len(waiting)
 
@@ -62,6 +64,7 @@ def put_back(connection: db.Connection, *, resend_seconds: float) -> list[jobs.J
     changed = jobs.reap(connection, resend_after_seconds=resend_seconds)
     for job in changed:
         runs.fail_for_job(connection, job=job)
+    sys.audit("overread.fault", "reaper.commit.before")
     connection.commit()
     for job in changed:
         log.warning("job %s (%s) is %s again: %s", job.job_id, job.kind, job.state, job.error or "no worker took it")

@@ -80,6 +80,7 @@ def run_science(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(LOOK_SECONDS)
         heartbeat(progress.new_rows())
+        sys.audit("overread.fault", "science.end.after")
         return _read_result(result, exit_code=process.returncode, stderr=stderr)
 
 

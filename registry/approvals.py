@@ -122,7 +122,12 @@ def sign(conn: Connection, *, candidate_id: int, approver: User, decision: str, 
         actor=approver.name,
         action=f"candidate:{decision}",
         subject=f"candidate/{candidate_id}",
-        details={"approval": approval.approval_id, "bound_digest": approval.bound_digest},
+        details={
+            "approval": approval.approval_id,
+            "bound_digest": approval.bound_digest,
+            "reason": approval.reason,
+        },
+        row=f"approvals/{approval.approval_id}",
     )
     return approval
 

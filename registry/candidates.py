@@ -99,6 +99,7 @@ def record_candidate(
         action="candidate:train",
         subject=f"candidate/{candidate.candidate_id}",
         details={"run": run_id, "weights": weights_digest, "metadata": metadata_digest},
+        row=f"candidates/{candidate.candidate_id}",
     )
     return candidate
 
@@ -164,6 +165,7 @@ def record_gate_report(
         action=f"candidate:gate_{verdict}",
         subject=f"candidate/{candidate_id}",
         details={"gate_report": report.gate_report_id, "digest": digest},
+        row=f"gate_reports/{report.gate_report_id}",
     )
     return report
 

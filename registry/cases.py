@@ -80,7 +80,12 @@ def submit_case(
         ).fetchone()
     if row is not None:
         audit.record(
-            conn, actor=actor.name, action="case:submit", subject=f"case/{row[0]}", details={"image": image_digest}
+            conn,
+            actor=actor.name,
+            action="case:submit",
+            subject=f"case/{row[0]}",
+            details={"image": image_digest},
+            row=f"cases/{row[0]}",
         )
         return get_case(conn, row[0]), True
     assert external_id is not None

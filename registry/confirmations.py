@@ -128,6 +128,8 @@ def confirm(
         action="confirmation:add",
         subject=f"case/{case_id}",
         details={"confirmation": confirmation_id, "finding": finding, "evidence": evidence, "supersedes": supersedes},
+        row=f"confirmations/{confirmation_id}",
+        replaces=None if supersedes is None else f"confirmations/{supersedes}",
     )
     return get_confirmation(conn, confirmation_id)
 

@@ -74,6 +74,7 @@ def record_version(
         action="dataset:freeze",
         subject=f"dataset_version/{version.dataset_version_id}",
         details={"digest": digest, "number": number},
+        row=f"dataset_versions/{version.dataset_version_id}",
     )
     return version
 

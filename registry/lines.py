@@ -15,7 +15,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from registry import audit
-from registry.db import Connection, constraint_means, fetch_all, fetch_one
+from registry.db import Connection, constraint_means, fetch_all, fetch_one, fetch_value
 from registry.errors import AlreadyExists, EvidenceMismatch, NotFound, WrongLine
 from registry.users import User
 
@@ -65,12 +65,19 @@ def create_line(conn: Connection, *, name: str, document: Mapping[str, Any], dig
             (name, secrets.token_bytes(32)),
         )
     assert line is not None
-    conn.execute(
-        "INSERT INTO protocols (line_id, version, document, digest, created_by) VALUES (%s, 1, %s, %s, %s)",
+    protocol_id = fetch_value(
+        conn,
+        "INSERT INTO protocols (line_id, version, document, digest, created_by) VALUES (%s, 1, %s, %s, %s)"
+        " RETURNING protocol_id",
         (line.line_id, Jsonb(dict(document)), digest, actor.user_id),
     )
     audit.record(
-        conn, actor=actor.name, action="line:create", subject=f"line/{line.line_id}", details={"protocol": digest}
+        conn,
+        actor=actor.name,
+        action="line:create",
+        subject=f"line/{line.line_id}",
+        details={"protocol": digest},
+        row=f"protocols/{protocol_id}",
     )
     return line
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from registry import approvals, audit, candidates, jobs, lines
 from registry.candidates import Candidate
-from registry.db import Connection, constraint_means, fetch_all, fetch_one, lock_line
+from registry.db import Connection, constraint_means, fetch_all, fetch_one, fetch_value, lock_line
 from registry.errors import ChampionMoved, GateNotPassed, Invalid, NothingToRollBackTo, StateMoved
 from registry.users import User
 
@@ -166,10 +166,12 @@ def _crown(
     with constraint_means(
         conn, promotions_one_champion_per_line=ChampionMoved("another promotion came first; look again")
     ):
+        ended = None
         if incumbent is not None:
-            conn.execute(
+            ended = fetch_value(
+                conn,
                 "UPDATE promotions SET ended_at = clock_timestamp() WHERE line_id = %s AND ended_at IS NULL"
-                " AND candidate_id = %s",
+                " AND candidate_id = %s RETURNING promotion_id",
                 (candidate.line_id, incumbent.candidate_id),
             )
         sys.audit("overread.fault", "promotion.insert.before")
@@ -211,6 +213,9 @@ def _crown(
             "promotion": promotion.promotion_id,
             "replaced": promotion.replaced_candidate_id,
             "bound_digest": bound_digest,
+            "reason": promotion.reason,
         },
+        row=f"promotions/{promotion.promotion_id}",
+        replaces=None if ended is None else f"promotions/{ended}",
     )
     return promotion

@@ -91,20 +91,26 @@ def enqueue(
     return None if value is None else int(value)
 
 
-def take_unsent(conn: Connection, limit: int = 100) -> list[Job]:
-    """Lock and return due jobs whose nudge is not sent; `mark_sent` them in the same transaction, after sending."""
+def list_unsent(conn: Connection, limit: int = 100) -> list[Job]:
+    """Return due jobs whose nudge is not sent, oldest first; nothing is locked, for a broker may take its time."""
     return fetch_all(
         conn,
         Job,
         "SELECT * FROM jobs WHERE state = 'queued' AND sent_at IS NULL AND run_after <= clock_timestamp()"
-        " ORDER BY job_id LIMIT %s FOR UPDATE SKIP LOCKED",
+        " ORDER BY job_id LIMIT %s",
         (limit,),
     )
 
 
-def mark_sent(conn: Connection, *, job_ids: Sequence[int]) -> None:
-    """Note that the broker has taken the nudges of these jobs."""
-    conn.execute("UPDATE jobs SET sent_at = clock_timestamp() WHERE job_id = ANY(%s)", (list(job_ids),))
+def mark_sent(conn: Connection, *, sent: Sequence[Job]) -> None:
+    """Note that the broker has taken the nudges of these jobs, except where a worker was faster than this note."""
+    conn.execute(
+        "UPDATE jobs SET sent_at = clock_timestamp()"
+        " FROM unnest(%s::bigint[], %s::bigint[]) AS sent (job_id, fence)"
+        # Claimed since, under a higher fence, and queued again: that is another nudge, which nobody has sent.
+        " WHERE jobs.job_id = sent.job_id AND jobs.fence = sent.fence AND state = 'queued' AND sent_at IS NULL",
+        ([job.job_id for job in sent], [job.fence for job in sent]),
+    )
 
 
 def claim(conn: Connection, *, job_id: int, owner: str, lease_seconds: float) -> Job | None:

@@ -24,15 +24,13 @@ from workers.settings import WorkerSettings
 from workers.tasks import TASKS, Task
 
 QUEUE = "overread"
-TICK_EXPIRES_SECONDS = 60.0
-"""A tick that no worker took for so long is dropped; the next ones ask the same."""
 
 
 def make_celery(settings: WorkerSettings) -> Celery:
     """Build the Celery application for these settings: a task for each kind of job, and the schedule's tick."""
-    broker.install()
     workshop = Workshop(settings)
-    made = Celery("overread", broker=settings.broker_url, set_as_current=False)
+    made = Celery("overread", set_as_current=False)
+    broker.connect_through(made, url=settings.broker_url)
     made.conf.update(
         accept_content=["json"],
         task_serializer="json",
@@ -45,22 +43,20 @@ def make_celery(settings: WorkerSettings) -> Celery:
         worker_concurrency=settings.worker_concurrency,
         worker_enable_remote_control=False,  # it needs a broker that broadcasts; jobs are cancelled in the record
         worker_send_task_events=False,
-        broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,
         timezone="UTC",
-        beat_scheduler="celery.beat:Scheduler",
+        beat_scheduler=f"{schedule.__name__}:{schedule.Scheduler.__name__}",
         beat_max_loop_interval=settings.trigger_seconds,
         beat_schedule={
             "start-due-runs": {
                 "task": schedule.TASK,
                 "schedule": settings.trigger_seconds,
-                "options": {"expires": max(TICK_EXPIRES_SECONDS, settings.trigger_seconds)},
             }
         },
     )
     for kind, work in TASKS.items():
         _register(made, name=task_name(kind), work=work, workshop=workshop)
-    _register(made, name=schedule.TASK, work=schedule.start_due_runs, workshop=workshop)
+    ticks = schedule.Ticks(every_seconds=settings.trigger_seconds)
+    _register(made, name=schedule.TASK, work=ticks.start_due_runs, workshop=workshop)
 
     def let_go(**_: Any) -> None:
         workshop.stopping.set()

@@ -1,8 +1,8 @@
 """The outbox relay: committed jobs to the broker, and back into the outbox what got lost on the way.
 
-Invariant: it decides nothing and keeps nothing. A nudge is noted as sent in the transaction that locked its job, after
-the broker took it; killed in between, it is sent twice, and the second finds the job claimed. While the broker is down
-jobs wait in the record, and requests do not notice.
+Invariant: it decides nothing and keeps nothing. A nudge is noted as sent after the broker took it; killed in between,
+it is sent twice, and the second finds the job claimed. No transaction is open while the broker is talked to:
+one that is down, or takes a connection and never answers, holds up nothing but the nudges.
 
     OVERREAD_DATABASE_URL=… OVERREAD_BROKER_URL=… python -m workers.relay
 """
@@ -21,6 +21,7 @@ from kombu.exceptions import OperationalError
 
 from registry import db, jobs, runs
 from workers.app import QUEUE, make_celery, task_name
+from workers.broker import PATIENCE_SECONDS
 from workers.settings import SettingsError, WorkerSettings
 
 POLL_SECONDS = 0.5
@@ -34,10 +35,13 @@ log = logging.getLogger(__name__)
 def send_unsent(connection: db.Connection, celery: Celery) -> int:
     """Nudge a worker for each job that waits in the outbox, at most a batch; returns how many.
 
-    Commits. Raises what the broker's transport raises, and nothing is noted as sent then.
+    Commits. Raises what the broker's transport raises, and what it had not taken by then waits on.
     """
-    waiting = jobs.take_unsent(connection, BATCH)
-    if waiting:
+    waiting, taken = jobs.list_unsent(connection, BATCH), []
+    connection.commit()
+    if not waiting:
+        return 0
+    try:
         with celery.connection_for_write() as broker:
             producer = celery.amqp.Producer(broker)
             for job in waiting:
@@ -48,11 +52,14 @@ def send_unsent(connection: db.Connection, celery: Celery) -> int:
                     producer=producer,
                     retry=False,
                     ignore_result=True,
+                    confirm_timeout=PATIENCE_SECONDS,
                 )
                 sys.audit("overread.fault", "relay.send.after")
-        jobs.mark_sent(connection, job_ids=[job.job_id for job in waiting])
+                taken.append(job)
+    finally:
+        jobs.mark_sent(connection, sent=taken)
         sys.audit("overread.fault", "relay.commit.before")
-    connection.commit()
+        connection.commit()
     return len(waiting)
 
 

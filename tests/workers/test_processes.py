@@ -23,7 +23,7 @@ from .lines import confirm_cases, make_line, only, waiting
 ROOT = Path(__file__).parents[2]
 CELERY = ("celery", "-A", "workers.app")
 WORKER = (*CELERY, "worker", "--loglevel", "INFO", "--without-gossip", "--without-mingle", "--concurrency", "2")
-BEAT = (*CELERY, "beat", "--loglevel", "INFO", "--scheduler", "celery.beat:Scheduler", "--pidfile=")
+BEAT = (*CELERY, "beat", "--loglevel", "INFO", "--pidfile=")
 RELAY = ("workers.relay",)
 
 Start = Callable[..., subprocess.Popen[bytes]]

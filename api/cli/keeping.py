@@ -1,0 +1,138 @@
+"""`overread backup`, `restore`, `drill`: keeping a second copy of everything, and proving that it can be used."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from api.cli.errors import Refused
+from api.cli.home import home_at
+from api.cli.options import HomeOption, JsonFlag
+from api.cli.output import answer, say, screen
+
+if TYPE_CHECKING:
+    from api.cli.backup import Tell
+    from api.cli.store import Store
+
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of backups, best on another disk")]
+AtOption = Annotated[str | None, typer.Option("--at", metavar="NAME", help="Which backup [default: the newest]")]
+
+
+def backup(
+    *,
+    folder: FolderArgument,
+    home: HomeOption = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Take none; read every byte of the one there is, and hold it to its digest")
+    ] = False,
+    at: AtOption = None,
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="Afterwards remove all but the newest so many, and their bytes")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Back the running service up: the record, images and weights, dataset versions, checkpoints, secrets.
+
+    The service stays in use. A second backup into the same folder copies only what is new. The folder holds the
+    patients' images and the secrets (mode 0600): guard it like the service itself, and copy it to another place.
+
+    Example: overread backup /mnt/backups/overread --keep 30
+    """
+    from api.cli.backup import places_of, take  # noqa: PLC0415 - `overread --help` must be quick
+    from api.cli.store import Store  # noqa: PLC0415
+
+    store = Store(folder.expanduser().resolve())
+    if verify:
+        _verify(store, at=at, as_json=as_json)
+        return
+    began = time.monotonic()
+    with _progress() as tell:
+        taken = take(places_of(home_at(home)), store, tell=tell)
+    removed = store.keep_newest(keep) if keep else 0
+    if as_json:
+        answer({**asdict(taken), "removed": removed}, as_json=True)
+    say(
+        f"✓ backup {taken.name}: {taken.rows} rows as of {taken.taken_at:%Y-%m-%d %H:%M:%S %Z}, {taken.files} files, "
+        f"{taken.new_files} of them new ({taken.new_bytes / 1e6:.1f} MB), in {time.monotonic() - began:.1f} s"
+        + (f"; {removed} older removed" if removed else "")
+    )
+    say(f"  manifest {taken.manifest_sha256} (note it elsewhere; `overread backup {folder} --verify` reads it again)")
+    if taken.damaged:
+        raise Refused(
+            f"{len(taken.damaged)} things are missing or damaged, the first is {taken.damaged[0]}; all else is safe",
+            fix="`overread doctor`, then restore them from an earlier backup, or send those images again",
+        )
+
+
+def restore(
+    folder: FolderArgument,
+    home: Annotated[str, typer.Option("--home", metavar="DIR", help="New home folder; it must be empty")],
+    at: AtOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Put a backup back into an empty home, check it against its manifest, and have MLflow filled again.
+
+    The database is made in the home, or is the empty one that OVERREAD_OWNER_DATABASE_URL names. Nothing that exists is
+    overwritten. Exit code 2 if what comes back is not what was backed up.
+
+    Example: overread restore /mnt/backups/overread --home /srv/overread
+    """
+    from api.cli.restore import restore as put_back  # noqa: PLC0415 - `overread --help` must be quick
+    from api.cli.store import Store  # noqa: PLC0415
+
+    began = time.monotonic()
+    store, places = Store(folder.expanduser().resolve()), home_at(home)
+    url = os.environ.get("OVERREAD_OWNER_DATABASE_URL") or os.environ.get("OVERREAD_DATABASE_URL")
+    with _progress() as tell:
+        restored = put_back(store, store.choose(at), places, url=url, tell=tell)
+    if as_json:
+        answer(asdict(restored), as_json=True)
+    say(
+        f"✓ {restored.rows} rows and {restored.files} files of backup {restored.name} are back in {places.root} after "
+        f"{time.monotonic() - began:.1f} s; the audit trail fits to its end, event {restored.last_audit_event}"
+    )
+    for line, digest in restored.champions.items():
+        say(f"  {line}: champion {digest[:12]}")
+    say(f"  What was recorded after {restored.taken_at:%Y-%m-%d %H:%M:%S %Z} is not here.")
+    for what in restored.missing:
+        say(f"! {what} was damaged before the backup and is missing")
+    say(f"Next: overread up --home {places.root}, then overread verify")
+
+
+def _verify(store: Store, *, at: str | None, as_json: bool) -> None:
+    name = store.choose(at)
+    with _progress() as tell:
+        wrong = store.wrong(name, tell=lambda done, of: tell("files", done, of))
+    manifest = store.manifest(name)
+    wrong += [f"{what} was damaged or missing already" for what in manifest["damaged"]]
+    if as_json:
+        answer({"name": name, "taken_at": manifest["taken_at"], "wrong": wrong}, as_json=True)
+    for line in wrong:
+        say(f"✗ {line}")
+    if wrong:
+        raise typer.Exit(2)
+    say(f"✓ backup {name} is whole: every file has its digest")
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Tell]:
+    """Show a bar for each kind of thing that is copied."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=screen(), transient=True) as progress:
+        tasks = {}
+
+        def tell(what: str, done: int, of: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what)
+            progress.update(tasks[what], completed=done, total=of)
+
+        yield tell

@@ -17,7 +17,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
-from registry.errors import NotDurable, RegistryError
+from registry.errors import RegistryError
 
 Connection = psycopg.Connection[TupleRow]
 Pool = ConnectionPool[Connection]
@@ -56,22 +56,6 @@ def transaction(pool: Pool) -> Iterator[Connection]:
         yield conn
         sys.audit("overread.fault", "transaction.commit.before")
     sys.audit("overread.fault", "transaction.commit.after")
-
-
-def assert_durable(conn: Connection) -> None:
-    """Refuse a server that may lose what it acknowledged. Raises NotDurable naming the setting to change."""
-    for setting, safe in (
-        ("fsync", ("on",)),
-        ("full_page_writes", ("on",)),
-        ("synchronous_commit", ("on", "local", "remote_write", "remote_apply")),
-    ):
-        value = fetch_value(conn, "SELECT current_setting(%s)", (setting,))
-        if value not in safe:
-            raise NotDurable(
-                f"PostgreSQL runs with {setting} = {value}: a crash could lose acknowledged diagnoses. "
-                f"Set {setting} = on in postgresql.conf and reload.",
-                setting=setting,
-            )
 
 
 def row_of(cls: type[Row]) -> Callable[[psycopg.Cursor[Any]], Callable[[Sequence[Any]], Row]]:

@@ -12,7 +12,7 @@
     │   ├── UnknownFinding       ├── WrongLine           ├── FutureDate         ├── EvidenceMismatch
     │   └── IdempotencyConflict
     └── Unsafe                   500  the service must not go on like this
-        ├── BlobCorrupt          ├── NotDurable          └── MigrationRefused
+        ├── BlobCorrupt          ├── NotDurable          ├── NotGuarded         └── MigrationRefused
 
 Each class has a `slug` that never changes (it ends the URL of the problem type), a `status` and a `title`; the message
 says what to do. `extra` holds values a program may want, never personal ones.
@@ -205,6 +205,13 @@ class NotDurable(Unsafe):
 
     slug = "not-durable"
     title = "The database is not durable"
+
+
+class NotGuarded(Unsafe):
+    """Whoever serves the record, or breaks into it, could rewrite its history."""
+
+    slug = "not-guarded"
+    title = "The record is not guarded"
 
 
 class MigrationRefused(Unsafe):

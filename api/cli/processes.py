@@ -109,7 +109,7 @@ PROCESSES: tuple[Process, ...] = (
         needs=("postgres",),
         health=Exits(),
         restart="never",
-        secrets=("OVERREAD_DATABASE_URL",),
+        secrets=("OVERREAD_OWNER_DATABASE_URL", "OVERREAD_DATABASE_URL"),
     ),
     Process(
         name="mlflow",

@@ -28,7 +28,7 @@ import psutil
 import api
 from api.cli import home as homes
 from api.cli.errors import SetupError
-from api.cli.postgres import create_databases, database_url, prepare_cluster
+from api.cli.postgres import SERVICE, create_databases, database_url, prepare_cluster
 from api.cli.processes import PROCESSES, Process, rendered, started_here
 from api.cli.supervisor import Event, Supervisor, end_tagged
 
@@ -43,7 +43,8 @@ DEFAULTS = {
     "OVERREAD_WORKER_CONCURRENCY": "4",
 }
 SECRET_SETTINGS = (
-    *("OVERREAD_DATABASE_URL", "OVERREAD_BROKER_URL", "OVERREAD_MLFLOW_DATABASE_URL"),
+    *("OVERREAD_DATABASE_URL", "OVERREAD_OWNER_DATABASE_URL"),
+    *("OVERREAD_BROKER_URL", "OVERREAD_MLFLOW_DATABASE_URL"),
     *("OVERREAD_INFERENCE_TOKEN", "OVERREAD_PATIENT_KEY"),
 )
 CLIENT_SETTINGS = ("OVERREAD_API_KEY", "OVERREAD_API_URL")  # a person's, not the service's
@@ -198,7 +199,9 @@ class Stack:
         self.environment = settings
 
     def _name_databases(self, socket_folder: Path) -> None:
-        self.environment.setdefault("OVERREAD_DATABASE_URL", database_url("overread", socket=socket_folder))
+        if "OVERREAD_DATABASE_URL" not in self._given:
+            self.environment["OVERREAD_DATABASE_URL"] = database_url("overread", role=SERVICE, socket=socket_folder)
+            self.environment["OVERREAD_OWNER_DATABASE_URL"] = database_url("overread", socket=socket_folder)
         self.environment.setdefault(
             "OVERREAD_BROKER_URL", database_url("broker", socket=socket_folder, driver="sqla+postgresql+psycopg")
         )

@@ -13,6 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from registry import db, users
 from tests.api.service import ROLES, Service, free_port, start, start_api, wait_for
+from tests.conftest import as_superuser
 
 
 @pytest.fixture(scope="session")
@@ -20,10 +21,10 @@ def database_url(template: str) -> Iterator[str]:
     """URL of a migrated database that the processes share and the tests commit to."""
     known = str(conninfo_to_dict(template)["dbname"])
     source, copy = sql.Identifier(known), sql.Identifier("api")
-    with psycopg.connect(template, autocommit=True) as connection:
+    with psycopg.connect(as_superuser(template), autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(copy, source))
     yield template.replace(known, "api")
-    with psycopg.connect(template, autocommit=True) as connection:
+    with psycopg.connect(as_superuser(template), autocommit=True) as connection:
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(copy))
 
 

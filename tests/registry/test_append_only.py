@@ -12,22 +12,14 @@ from psycopg import sql
 
 from registry import audit, predictions
 from registry.db import Connection
+from registry.guard import APPEND_ONLY
 from tests import factories
-
-APPEND_ONLY = (
-    "protocols",
-    "confirmations",
-    "gate_reports",
-    "approvals",
-    "predictions",
-    "audit_events",
-    "dataset_versions",
-)
 
 
 @pytest.fixture
-def filled(db: Connection) -> Connection:
-    """A record with at least one row in every append-only table."""
+def filled(owner_db: Connection) -> Connection:
+    """A record with at least one row in every append-only table, held by somebody who may do anything."""
+    db = owner_db
     line = factories.line(db)
     case = factories.case(db, line)
     factories.confirmation(db, case)
@@ -64,6 +56,38 @@ def test_an_append_only_table_refuses_every_change(filled: Connection, table: st
         refused = pytest.raises(psycopg.errors.RestrictViolation, match=f"{table} is append-only")
         with refused, filled.transaction():
             filled.execute(statement)
+
+
+def test_the_service_itself_may_only_add_to_the_record_and_change_what_is_not_history(db: Connection) -> None:
+    may = {
+        "SELECT": set[str](),
+        "INSERT": set[str](),
+        "UPDATE": set[str](),
+        "DELETE": set[str](),
+        "TRUNCATE": set[str](),
+    }
+    for table, right in db.execute(
+        "SELECT relname, right_ FROM pg_class, unnest(ARRAY['SELECT','INSERT','UPDATE','DELETE','TRUNCATE']) AS right_"
+        " WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND"
+        " CASE WHEN right_ IN ('DELETE', 'TRUNCATE') THEN has_table_privilege(oid, right_)"
+        " ELSE has_any_column_privilege(oid, right_) END"
+    ):
+        may[right].add(table)
+    assert may["INSERT"] == may["SELECT"] - {"schema_migrations"}
+    assert may["UPDATE"] == {"users", "api_keys", "jobs", "runs", "candidates", "promotions"}
+    assert may["DELETE"] == may["TRUNCATE"] == set()
+
+
+@pytest.mark.parametrize("table", APPEND_ONLY)
+def test_the_service_cannot_take_the_protection_away(db: Connection, table: str) -> None:
+    for statement in (
+        _on(table, "ALTER TABLE {} DISABLE TRIGGER ALL"),
+        _on(table, "DELETE FROM {}"),
+        _on(table, "TRUNCATE {} CASCADE"),
+        sql.SQL("SET session_replication_role = replica"),
+    ):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege), db.transaction():
+            db.execute(statement)
 
 
 def test_every_table_of_what_happened_is_protected(db: Connection) -> None:

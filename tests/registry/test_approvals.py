@@ -102,25 +102,25 @@ def test_a_report_on_a_former_champion_takes_no_signature(db: Connection) -> Non
 
 
 @pytest.mark.parametrize("column", ["weights_digest", "metadata_digest"])
-def test_signatures_are_void_when_the_candidate_changes(db: Connection, column: str) -> None:
-    candidate = factories.approved_candidate(db, factories.line(db))
-    before = approvals.bound_digest(db, candidate_id=candidate.candidate_id)
-    db.execute(
+def test_signatures_are_void_when_the_candidate_changes(owner_db: Connection, column: str) -> None:
+    candidate = factories.approved_candidate(owner_db, factories.line(owner_db))
+    before = approvals.bound_digest(owner_db, candidate_id=candidate.candidate_id)
+    owner_db.execute(
         sql.SQL("UPDATE candidates SET {} = %s WHERE candidate_id = %s").format(sql.Identifier(column)),
-        (factories.blob(db), candidate.candidate_id),
+        (factories.blob(owner_db), candidate.candidate_id),
     )
-    _assert_void(db, candidate.candidate_id, before)
+    _assert_void(owner_db, candidate.candidate_id, before)
 
 
-def test_signatures_are_void_when_the_data_changes(db: Connection) -> None:
-    line = factories.line(db)
-    candidate = factories.approved_candidate(db, line)
-    before = approvals.bound_digest(db, candidate_id=candidate.candidate_id)
-    db.execute(
+def test_signatures_are_void_when_the_data_changes(owner_db: Connection) -> None:
+    line = factories.line(owner_db)
+    candidate = factories.approved_candidate(owner_db, line)
+    before = approvals.bound_digest(owner_db, candidate_id=candidate.candidate_id)
+    owner_db.execute(
         "UPDATE candidates SET dataset_version_id = %s WHERE candidate_id = %s",
-        (factories.dataset_version(db, line).dataset_version_id, candidate.candidate_id),
+        (factories.dataset_version(owner_db, line).dataset_version_id, candidate.candidate_id),
     )
-    _assert_void(db, candidate.candidate_id, before)
+    _assert_void(owner_db, candidate.candidate_id, before)
 
 
 def test_signatures_are_void_when_gates_were_run_again_against_another_champion(db: Connection) -> None:

@@ -186,14 +186,14 @@ def test_one_signature_is_not_enough(db: Connection) -> None:
     assert refusal.value.extra == {"given": 1, "required": 2}
 
 
-def test_weights_that_changed_after_signing_void_the_signatures(db: Connection) -> None:
-    candidate = factories.approved_candidate(db, factories.line(db))
-    db.execute(
+def test_weights_that_changed_after_signing_void_the_signatures(owner_db: Connection) -> None:
+    candidate = factories.approved_candidate(owner_db, factories.line(owner_db))
+    owner_db.execute(
         "UPDATE candidates SET weights_digest = %s WHERE candidate_id = %s",
-        (factories.blob(db), candidate.candidate_id),
+        (factories.blob(owner_db), candidate.candidate_id),
     )
     with pytest.raises(ApprovalVoid):
-        _promote(db, candidate, None)
+        _promote(owner_db, candidate, None)
 
 
 def test_only_an_approver_promotes(db: Connection) -> None:

@@ -165,28 +165,28 @@ def test_what_a_dataset_version_has_seen_is_not_new(db: Connection) -> None:
     assert len(_due(db, line)) == 1
 
 
-def test_a_refused_run_is_not_repeated_without_new_confirmations(db: Connection) -> None:
-    line = factories.line(db, triggers={"new_confirmations": 2, "every_hours": None})
-    _confirmations(db, line, 2)
-    run = runs.start_run(db, line_id=line.line_id, requested_by=None, reason="x")
-    runs.refuse(db, run_id=run.run_id, outcome="the sealed test would be empty")
-    assert _due(db, line) == []
+def test_a_refused_run_is_not_repeated_without_new_confirmations(owner_db: Connection) -> None:
+    line = factories.line(owner_db, triggers={"new_confirmations": 2, "every_hours": None})
+    _confirmations(owner_db, line, 2)
+    run = runs.start_run(owner_db, line_id=line.line_id, requested_by=None, reason="x")
+    runs.refuse(owner_db, run_id=run.run_id, outcome="the sealed test would be empty")
+    assert _due(owner_db, line) == []
     # All of a test happens at one transaction's time: let the run have been earlier, the confirmations earlier still.
-    _let_time_pass(db, line, timedelta(hours=1))
-    assert len(_due(db, line)) == 1
+    _let_time_pass(owner_db, line, timedelta(hours=1))
+    assert len(_due(owner_db, line)) == 1
 
 
-def test_the_clock_triggers_a_run_if_there_is_anything_new(db: Connection) -> None:
-    line = factories.line(db, triggers={"new_confirmations": 100, "every_hours": 24.0})
-    _let_time_pass(db, line, timedelta(hours=25))
-    assert _due(db, line) == []
-    _confirmations(db, line, 1)
-    assert _due(db, line) == ["24 hours have passed and there are 1 new confirmations"]
-    run = runs.start_run(db, line_id=line.line_id, requested_by=None, reason="clock")
-    runs.fail(db, run_id=run.run_id, outcome="broke")
-    assert _due(db, line) == []  # not again before another 24 hours
-    _let_time_pass(db, line, timedelta(hours=25))
-    assert len(_due(db, line)) == 1
+def test_the_clock_triggers_a_run_if_there_is_anything_new(owner_db: Connection) -> None:
+    line = factories.line(owner_db, triggers={"new_confirmations": 100, "every_hours": 24.0})
+    _let_time_pass(owner_db, line, timedelta(hours=25))
+    assert _due(owner_db, line) == []
+    _confirmations(owner_db, line, 1)
+    assert _due(owner_db, line) == ["24 hours have passed and there are 1 new confirmations"]
+    run = runs.start_run(owner_db, line_id=line.line_id, requested_by=None, reason="clock")
+    runs.fail(owner_db, run_id=run.run_id, outcome="broke")
+    assert _due(owner_db, line) == []  # not again before another 24 hours
+    _let_time_pass(owner_db, line, timedelta(hours=25))
+    assert len(_due(owner_db, line)) == 1
 
 
 def test_the_tables_of_states_match_the_schema(db: Connection) -> None:

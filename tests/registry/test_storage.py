@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from registry import audit, blobs, db, lines, migrate
+from registry import audit, blobs, db, guard, lines, migrate
 from registry.db import Connection, connect
 from registry.errors import (
     AlreadyExists,
@@ -26,6 +26,7 @@ from registry.errors import (
     WrongLine,
 )
 from tests import factories
+from tests.conftest import as_service, as_superuser
 
 
 def test_a_stored_file_comes_back_by_its_digest(db: Connection, tmp_path: Path) -> None:
@@ -93,16 +94,16 @@ def test_a_line_is_not_made_twice_nor_from_a_protocol_of_another(db: Connection)
 
 
 def test_a_server_that_may_lose_what_it_acknowledged_is_refused(fresh_database: str) -> None:
-    with connect(fresh_database) as conn:
+    with connect(as_superuser(fresh_database)) as conn:
         conn.autocommit = True
         with pytest.raises(NotDurable, match="fsync = on"):  # the tests' own server runs without
-            db.assert_durable(conn)
+            guard.assert_durable(conn)
         try:
             _set_fsync(conn, "on")
-            db.assert_durable(conn)
+            guard.assert_durable(conn)
             conn.execute("SET synchronous_commit = off")
             with pytest.raises(NotDurable, match="synchronous_commit"):
-                db.assert_durable(conn)
+                guard.assert_durable(conn)
         finally:
             _set_fsync(conn, "off")
 
@@ -170,23 +171,42 @@ def test_a_gap_in_the_numbers_is_refused(empty_database: str, tmp_path: Path) ->
         migrate.migrate(conn, tmp_path)
 
 
-def test_the_command_migrates_what_the_environment_names(empty_database: str) -> None:
-    def run() -> str:
+def test_the_command_migrates_as_the_owner_and_refuses_what_is_not_safe(empty_database: str, template: str) -> None:
+    del template  # it made the service's login
+
+    def run(service: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "registry.migrate"],
-            env={**os.environ, "OVERREAD_DATABASE_URL": empty_database},
-            check=True,
+            env={**os.environ, "OVERREAD_OWNER_DATABASE_URL": empty_database, "OVERREAD_DATABASE_URL": service},
+            check=False,
             capture_output=True,
             text=True,
-        ).stdout
+        )
 
-    assert "applied 0001_create_the_record" in run()
-    assert run() == ""
+    with connect(empty_database) as conn:
+        conn.autocommit = True
+        first = run(as_service(empty_database))
+        assert "applied 0001_create_the_record" in first.stdout
+        assert first.returncode == 1, "the tests' own server runs without fsync"
+        assert "fsync = off" in first.stderr
+        try:
+            _set_fsync(conn, "on")
+            again = run(as_service(empty_database))
+            assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+            owner = run(empty_database)
+            assert owner.returncode == 1
+            assert "signs in as postgres, who owns the record" in owner.stderr
+            conn.execute("ALTER TABLE approvals DISABLE TRIGGER approvals_are_not_truncated")
+            opened = run(as_service(empty_database))
+            assert opened.returncode == 1
+            assert "approvals lost a trigger" in opened.stderr
+        finally:
+            _set_fsync(conn, "off")
 
 
 def test_schema_sql_is_what_the_migrations_add_up_to(template: str) -> None:
     written = migrate.SCHEMA.read_text(encoding="utf-8")
-    assert written == migrate.dump(template), "run python -m registry.migrate --dump"
+    assert written == migrate.dump(as_superuser(template)), "run python -m registry.migrate --dump"
 
 
 def _set_fsync(conn: Connection, value: str) -> None:

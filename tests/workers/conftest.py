@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
@@ -24,7 +24,7 @@ def module_database(postgres: Any, template: str) -> Iterator[str]:
     source = urlsplit(template).path.removeprefix("/")
     with psycopg.connect(postgres.get_uri(), autocommit=True) as administrator:
         administrator.execute(f"CREATE DATABASE {name} TEMPLATE {source}")  # type: ignore[call-overload] # names of ours
-        yield str(postgres.get_uri(database=name))
+        yield urlunsplit(urlsplit(template)._replace(path=f"/{name}"))
         administrator.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[call-overload] # the same
 
 

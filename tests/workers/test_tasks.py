@@ -17,7 +17,7 @@ from workers.settings import WorkerSettings
 from workers.tasks import TASKS
 
 from .conftest import state_of
-from .lines import confirm_cases, in_thread, make_line, only, start_run, work
+from .lines import as_holder, confirm_cases, in_thread, make_line, only, start_run, work
 
 
 def science_of(job_directory: str) -> list[psutil.Process]:
@@ -168,8 +168,7 @@ def test_a_crash_at_every_attempt_fails_the_run_and_leaves_the_candidate_as_it_w
     run = start_run(record, line)
     work(workshop, record, "freeze_dataset", "train_candidate")
     job = only(record, "gate_candidate")
-    record.execute("UPDATE candidates SET metadata = '{}'")  # what the gates cannot read
-    record.commit()
+    as_holder(record, "UPDATE candidates SET metadata = '{}'")  # what the gates cannot read
     for _ in range(job.maximum_attempts):
         record.execute("UPDATE jobs SET run_after = now() - interval '1 hour' WHERE job_id = %s", (job.job_id,))
         record.commit()

@@ -34,27 +34,27 @@ class Upload:
     digest: str
 
 
-def _pool(request: Request) -> db.Pool:
+async def _pool(request: Request) -> db.Pool:
     pool: db.Pool = request.app.state.pool
     return pool
 
 
-def _inference(request: Request) -> InferenceClient:
+async def _inference(request: Request) -> InferenceClient:
     client: InferenceClient = request.app.state.inference
     return client
 
 
-def _settings(request: Request) -> ApiSettings:
+async def _settings(request: Request) -> ApiSettings:
     settings: ApiSettings = request.app.state.settings
     return settings
 
 
-def _current_user(request: Request) -> User:
+async def _current_user(request: Request) -> User:
     user: User = request.state.user
     return user
 
 
-def _idempotency_key(
+async def _idempotency_key(
     idempotency_key: Annotated[
         str | None,
         Header(

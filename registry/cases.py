@@ -5,7 +5,7 @@ One image under one line: its pixels by digest, its patient by keyed hash, and a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -121,6 +121,15 @@ def by_external_id(conn: Connection, *, line_id: int, external_id: str, submitte
         " WHERE line_id = %s AND external_id = %s AND submitted_by = %s",
         (line_id, external_id, submitted_by),
     )
+
+
+def ids_of(conn: Connection, *, line_id: int, external_ids: Collection[str], submitted_by: int) -> dict[str, int]:
+    """Ids of the cases that a submitter knows by these external ids; those they do not know are left out."""
+    found = conn.execute(
+        "SELECT external_id, case_id FROM cases WHERE line_id = %s AND submitted_by = %s AND external_id = ANY(%s)",
+        (line_id, submitted_by, list(external_ids)),
+    )
+    return dict(found.fetchall())
 
 
 def list_cases(

@@ -2,21 +2,50 @@
 
 Append-only. A correction is a new row naming the one it supersedes: by whoever sent that one, or by a reviewer. Ids
 grow in the order of commits, so "every confirmation up to N" is a settled set once N can be seen.
+
+One and many go the same way, in the same few statements: all are judged, then those that are right are inserted
+together, each with an audit event of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal, get_args
 
 from registry import audit
-from registry.db import Connection, constraint_means, fetch_all, fetch_one, fetch_value
-from registry.errors import AlreadySuperseded, Forbidden, FutureDate, Invalid, NotFound, UnknownFinding, WrongLine
+from registry.db import Connection, fetch_all, fetch_value
+from registry.errors import (
+    AlreadySuperseded,
+    Forbidden,
+    FutureDate,
+    Invalid,
+    NotFound,
+    RegistryError,
+    UnknownFinding,
+    WrongLine,
+)
 from registry.users import User
 
 Evidence = Literal["report_text", "single_read", "consensus", "follow_up", "pathology"]
 AiExposure = Literal["blind", "aided", "unknown"]
+
+_CLOCKS_DIFFER_BY = timedelta(days=1)  # as confirmations_not_from_the_future allows
+_LARGEST_ID = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """What somebody wants confirmed of a case; `confirmed_at` None means now, by the database's clock."""
+
+    case_id: int
+    finding: str
+    evidence: str
+    ai_exposure: str
+    reader: str
+    confirmed_at: datetime | None
+    supersedes: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,95 +87,49 @@ class StandingConfirmation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
+class _Question:
+    """What a case asks, and the time of this transaction."""
+
+    case_id: int
     line_id: int
     classes: list[str]
+    now: datetime
 
 
-def confirm(
-    conn: Connection,
-    *,
-    case_id: int,
-    finding: str,
-    evidence: str,
-    ai_exposure: str,
-    reader: str,
-    confirmed_at: datetime | None,
-    supersedes: int | None,
-    actor: User,
-) -> Confirmation:
-    """Add a confirmation; `confirmed_at` None means now, by the database's clock.
+def confirm(conn: Connection, diagnosis: Diagnosis, *, actor: User) -> Confirmation:
+    """Add a confirmation.
 
     Raises NotFound, UnknownFinding, FutureDate, WrongLine (supersedes belongs to another case), AlreadySuperseded,
     Forbidden (supersedes somebody else's, and not a reviewer), Invalid.
     """
-    asked = fetch_one(
-        conn,
-        _Asked,
-        "SELECT line_id, ARRAY(SELECT jsonb_array_elements_text(document -> 'classes')) AS classes"
-        " FROM cases JOIN protocols USING (line_id) WHERE case_id = %s ORDER BY version DESC LIMIT 1",
-        (case_id,),
-    )
-    if asked is None:
-        raise NotFound(f"there is no case {case_id}")
-    if finding not in asked.classes:
-        raise UnknownFinding(f"{finding!r} is not a finding of this line; it knows {', '.join(asked.classes)}")
-    for name, value, known in (
-        ("evidence", evidence, get_args(Evidence)),
-        ("ai_exposure", ai_exposure, get_args(AiExposure)),
-    ):
-        if value not in known:
-            raise Invalid(f"{name} {value!r} is unknown; it is one of {', '.join(known)}")
-    if supersedes is not None:
-        _check_supersedes(conn, supersedes, case_id=case_id, actor=actor)
-    audit.take_turn(conn)
-    with constraint_means(
-        conn,
-        confirmations_superseded_once=AlreadySuperseded(f"confirmation {supersedes} has been superseded already"),
-        confirmations_not_from_the_future=FutureDate("confirmed_at lies in the future; check the clock and time zone"),
-    ):
-        confirmation_id = fetch_value(
-            conn,
-            "INSERT INTO confirmations (case_id, line_id, finding, evidence, ai_exposure, reader, confirmed_at,"
-            " submitted_by, supersedes) VALUES (%s, %s, %s, %s, %s, %s, coalesce(%s, now()), %s, %s)"
-            " RETURNING confirmation_id",
-            (
-                case_id,
-                asked.line_id,
-                finding,
-                evidence,
-                ai_exposure,
-                reader,
-                confirmed_at,
-                actor.user_id,
-                supersedes,
-            ),
-        )
-    audit.record(
-        conn,
-        actor=actor.name,
-        action="confirmation:add",
-        subject=f"case/{case_id}",
-        details={"confirmation": confirmation_id, "finding": finding, "evidence": evidence, "supersedes": supersedes},
-        row=f"confirmations/{confirmation_id}",
-        replaces=None if supersedes is None else f"confirmations/{supersedes}",
-    )
-    return get_confirmation(conn, confirmation_id)
+    (result,) = confirm_many(conn, [diagnosis], actor=actor)
+    if isinstance(result, RegistryError):
+        raise result
+    return result
 
 
-def get_confirmation(conn: Connection, confirmation_id: int) -> Confirmation:
-    """Return a confirmation by id. Raises NotFound."""
-    found = fetch_one(
-        conn,
-        Confirmation,
-        "SELECT this.*, users.name AS submitter, later.confirmation_id AS superseded_by FROM confirmations this"
-        " JOIN users ON user_id = this.submitted_by LEFT JOIN confirmations later ON later.supersedes ="
-        " this.confirmation_id WHERE this.confirmation_id = %s",
-        (confirmation_id,),
-    )
-    if found is None:
-        raise NotFound(f"there is no confirmation {confirmation_id}")
-    return found
+def confirm_many(
+    conn: Connection, diagnoses: Sequence[Diagnosis], *, actor: User, line_id: int | None = None
+) -> list[Confirmation | RegistryError]:
+    """Add those that are right; return what became of each, in their order: a confirmation, or why there is none.
+
+    With `line_id`, cases of other lines are refused (WrongLine).
+    """
+    questions = _questions_of(conn, {diagnosis.case_id for diagnosis in diagnoses})
+    standing = _hold(conn, {diagnosis.supersedes for diagnosis in diagnoses if diagnosis.supersedes is not None})
+    refusals: list[RegistryError | None] = []
+    superseded: set[int] = set()
+    for diagnosis in diagnoses:
+        refusal = _judge(diagnosis, questions.get(diagnosis.case_id), line_id=line_id)
+        if refusal is None and diagnosis.supersedes is not None:
+            refusal = _judge_supersedes(
+                diagnosis, standing.get(diagnosis.supersedes), superseded=superseded, actor=actor
+            )
+            superseded.update([diagnosis.supersedes] if refusal is None else [])
+        refusals.append(refusal)
+    right = [diagnosis for diagnosis, refusal in zip(diagnoses, refusals, strict=True) if refusal is None]
+    made = iter(_insert(conn, right, questions=questions, actor=actor) if right else ())
+    return [next(made) if refusal is None else refusal for refusal in refusals]
 
 
 def list_for_case(conn: Connection, case_id: int) -> list[Confirmation]:
@@ -191,15 +174,118 @@ def count_new(conn: Connection, *, line_id: int, after_confirmation_id: int) -> 
     return int(value)
 
 
-def _check_supersedes(conn: Connection, supersedes: int, *, case_id: int, actor: User) -> None:
-    earlier = get_confirmation(conn, supersedes)
-    if earlier.case_id != case_id:
-        raise WrongLine(f"confirmation {supersedes} is of case {earlier.case_id}, not of case {case_id}")
+def _questions_of(conn: Connection, case_ids: Collection[int]) -> dict[int, _Question]:
+    found = fetch_all(
+        conn,
+        _Question,
+        "SELECT case_id, line_id, now() AS now,"
+        " ARRAY(SELECT jsonb_array_elements_text(document -> 'classes')) AS classes"
+        " FROM cases CROSS JOIN LATERAL (SELECT document FROM protocols WHERE protocols.line_id = cases.line_id"
+        " ORDER BY version DESC LIMIT 1) newest WHERE case_id = ANY(%s::bigint[])",
+        ([case_id for case_id in case_ids if 0 < case_id <= _LARGEST_ID],),
+    )
+    return {question.case_id: question for question in found}
+
+
+def _hold(conn: Connection, confirmation_ids: Collection[int]) -> dict[int, Confirmation]:
+    if not confirmation_ids:
+        return {}
+    audit.take_turn(conn)  # so that nobody else supersedes them after this look
+    found = fetch_all(
+        conn,
+        Confirmation,
+        "SELECT this.*, users.name AS submitter, later.confirmation_id AS superseded_by FROM confirmations this"
+        " JOIN users ON user_id = this.submitted_by LEFT JOIN confirmations later ON later.supersedes ="
+        " this.confirmation_id WHERE this.confirmation_id = ANY(%s::bigint[])",
+        ([confirmation_id for confirmation_id in confirmation_ids if 0 < confirmation_id <= _LARGEST_ID],),
+    )
+    return {confirmation.confirmation_id: confirmation for confirmation in found}
+
+
+def _judge(diagnosis: Diagnosis, question: _Question | None, *, line_id: int | None) -> RegistryError | None:
+    if question is None:
+        return NotFound(f"there is no case {diagnosis.case_id}")
+    if line_id not in {None, question.line_id}:
+        return WrongLine(f"case {diagnosis.case_id} is of another line")
+    if diagnosis.finding not in question.classes:
+        known = ", ".join(question.classes)
+        return UnknownFinding(f"{diagnosis.finding!r} is not a finding of this line; it knows {known}")
+    for name, value, words in (
+        ("evidence", diagnosis.evidence, get_args(Evidence)),
+        ("ai_exposure", diagnosis.ai_exposure, get_args(AiExposure)),
+    ):
+        if value not in words:
+            return Invalid(f"{name} {value!r} is unknown; it is one of {', '.join(words)}")
+    if diagnosis.confirmed_at is not None and diagnosis.confirmed_at > question.now + _CLOCKS_DIFFER_BY:
+        return FutureDate("confirmed_at lies in the future; check the clock and time zone")
+    return None
+
+
+def _judge_supersedes(
+    diagnosis: Diagnosis, earlier: Confirmation | None, *, superseded: Collection[int], actor: User
+) -> RegistryError | None:
+    number = diagnosis.supersedes
+    if earlier is None:
+        return NotFound(f"there is no confirmation {number}")
+    if earlier.case_id != diagnosis.case_id:
+        return WrongLine(f"confirmation {number} is of case {earlier.case_id}, not of case {diagnosis.case_id}")
     if earlier.superseded_by is not None:
-        raise AlreadySuperseded(
-            f"confirmation {supersedes} has been superseded by {earlier.superseded_by}; supersede that one",
+        return AlreadySuperseded(
+            f"confirmation {number} has been superseded by {earlier.superseded_by}; supersede that one",
             superseded_by=earlier.superseded_by,
         )
+    if number in superseded:
+        return AlreadySuperseded(f"confirmation {number} is superseded by another row of this upload already")
     # Otherwise one poisoned account could quietly replace what everybody else said.
     if earlier.submitted_by != actor.user_id and "reviewer" not in actor.roles:
-        raise Forbidden(f"confirmation {supersedes} was sent by somebody else; a reviewer may supersede it")
+        return Forbidden(f"confirmation {number} was sent by somebody else; a reviewer may supersede it")
+    return None
+
+
+def _insert(
+    conn: Connection, diagnoses: Sequence[Diagnosis], *, questions: Mapping[int, _Question], actor: User
+) -> list[Confirmation]:
+    audit.take_turn(conn)
+    made = fetch_all(
+        conn,
+        Confirmation,
+        "INSERT INTO confirmations (case_id, line_id, finding, evidence, ai_exposure, reader, confirmed_at, supersedes,"
+        " submitted_by) SELECT case_id, line_id, finding, evidence, ai_exposure, reader, coalesce(confirmed_at, now()),"
+        " supersedes, %s FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[],"
+        " %s::timestamptz[], %s::bigint[]) WITH ORDINALITY AS asked (case_id, line_id, finding, evidence, ai_exposure,"
+        " reader, confirmed_at, supersedes, place) ORDER BY place"
+        " RETURNING *, %s::text AS submitter, NULL::bigint AS superseded_by",
+        (
+            actor.user_id,
+            [diagnosis.case_id for diagnosis in diagnoses],
+            [questions[diagnosis.case_id].line_id for diagnosis in diagnoses],
+            [diagnosis.finding for diagnosis in diagnoses],
+            [diagnosis.evidence for diagnosis in diagnoses],
+            [diagnosis.ai_exposure for diagnosis in diagnoses],
+            [diagnosis.reader for diagnosis in diagnoses],
+            [diagnosis.confirmed_at for diagnosis in diagnoses],
+            [diagnosis.supersedes for diagnosis in diagnoses],
+            actor.name,
+        ),
+    )
+    audit.record_many(
+        conn,
+        actor=actor.name,
+        action="confirmation:add",
+        table="confirmations",
+        events=[
+            audit.Vouched(
+                subject=f"case/{row.case_id}",
+                details={
+                    "confirmation": row.confirmation_id,
+                    "finding": row.finding,
+                    "evidence": row.evidence,
+                    "supersedes": row.supersedes,
+                },
+                row=row.confirmation_id,
+                replaces=row.supersedes,
+            )
+            for row in made
+        ],
+    )
+    return made

@@ -31,11 +31,10 @@ class Bound:
             " WHERE value <> 'null' AND NOT key = ANY('{" + self.without + "}'::text[]))"
         )
 
-    @property
-    def digest(self) -> LiteralString:
-        """SQL: the digest of the row whose id is the query's parameter at this place; NULL where there is none."""
+    def digest_of(self, number: LiteralString) -> LiteralString:
+        """SQL: the digest of the row whose id is `number`; NULL where there is none."""
         digest: LiteralString = "encode(sha256(convert_to(" + self.text + ", 'UTF8')), 'hex')"
-        return "(SELECT " + digest + " FROM " + self.table + " bound WHERE " + self.key + " = %s)"
+        return "(SELECT " + digest + " FROM " + self.table + " bound WHERE " + self.key + " = " + number + ")"
 
 
 BOUND: dict[str, Bound] = {

@@ -101,7 +101,8 @@ def confirmation(db: Connection, case: Case, *, actor: User | None = None, **fie
         "confirmed_at": None,
         "supersedes": None,
     }
-    return confirmations.confirm(db, case_id=case.case_id, actor=actor or user(db, "submitter"), **{**values, **fields})
+    diagnosis = confirmations.Diagnosis(case_id=case.case_id, **{**values, **fields})
+    return confirmations.confirm(db, diagnosis, actor=actor or user(db, "submitter"))
 
 
 def dataset_version(

@@ -1,7 +1,9 @@
 """Confirmations in bulk: NDJSON or CSV, each row judged on its own, all accepted rows in one transaction.
 
 A wrong row is reported and left out; it never takes a right one with it. The answer is stored under the
-Idempotency-Key, so that a repeat after a lost connection returns it word for word.
+Idempotency-Key, so that a repeat after a lost connection returns it word for word. Everything is read and checked
+before the record is asked, and the record takes all rows in the same few statements as one: while they are written,
+other confirmations wait.
 """
 
 from __future__ import annotations
@@ -10,10 +12,9 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, Literal
 
-import psycopg
 from fastapi import Response
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError, model_validator
@@ -25,7 +26,7 @@ from api.v1 import examples
 from api.v1.confirmations import REPLAYED, NewConfirmation
 from api.v1.views import View, shown_as
 from registry import cases, confirmations, db, idempotency, lines
-from registry.errors import NotFound, RegistryError, WrongLine
+from registry.errors import NotFound, RegistryError
 from registry.users import User
 
 router = guarded_router(tag="Confirmations")
@@ -112,15 +113,13 @@ def confirm_many(user: CurrentUser, pool: Pool, key: IdempotencyKey, line: LineN
     one transaction. Mend the rejected rows and send only those, under a new `Idempotency-Key`.
     """
     digest = hashlib.sha256(f"bulk {line} {body.media_type} {body.digest}".encode()).hexdigest()
+    rows = [_parse(row) for row in _read(body)]
     with db.transaction(pool) as connection:
         replay = idempotency.begin(connection, user_id=user.user_id, key=key, request_digest=digest)
         if replay is not None:
             return JSONResponse(replay.body, status_code=replay.status, headers=REPLAYED)
         line_id = lines.get_line(connection, line).line_id
-        results = [
-            _take(connection, number, row, line_id=line_id, user=user)
-            for number, row in enumerate(_read(body), start=1)
-        ]
+        results = _record(connection, rows, line_id=line_id, user=user)
         accepted = sum(result.status == "accepted" for result in results)
         summary = BulkResult(accepted=accepted, rejected=len(results) - accepted, rows=results)
         answer = summary.model_dump(mode="json", exclude_none=True)
@@ -128,39 +127,41 @@ def confirm_many(user: CurrentUser, pool: Pool, key: IdempotencyKey, line: LineN
     return JSONResponse(answer)
 
 
-def _take(connection: db.Connection, number: int, row: Any, *, line_id: int, user: User) -> RowResult:
+def _parse(row: dict[str, Any] | Refusal) -> Row | Refusal:
+    if isinstance(row, Refusal):
+        return row
     try:
-        parsed = Row.model_validate(row) if not isinstance(row, Refusal) else None
-        if parsed is None:
-            raise row
-        with connection.transaction():  # a savepoint: a refused row leaves nothing behind
-            confirmation = _record(connection, parsed, line_id=line_id, user=user)
+        parsed = Row.model_validate(row)
     except ValidationError as error:
-        return _rejected(number, invalid(error.errors()))
-    except (Refusal, RegistryError) as error:
-        return _rejected(number, error)
-    except psycopg.DataError:
-        return _rejected(number, unstorable())
-    return RowResult(row=number, status="accepted", confirmation_id=confirmation.confirmation_id)
+        return invalid(error.errors())
+    # PostgreSQL would refuse the row, and the others with it.
+    return unstorable() if any("\0" in text for text in (parsed.reader, parsed.external_id or "")) else parsed
 
 
-def _record(connection: db.Connection, row: Row, *, line_id: int, user: User) -> confirmations.Confirmation:
-    case_id = row.case_id
+def _record(connection: db.Connection, rows: Sequence[Row | Refusal], *, line_id: int, user: User) -> list[RowResult]:
+    names = {row.external_id for row in rows if isinstance(row, Row) and row.external_id is not None}
+    known = cases.ids_of(connection, line_id=line_id, external_ids=names, submitted_by=user.user_id)
+    diagnoses = [_diagnosis(row, known) if isinstance(row, Row) else row for row in rows]
+    right = [diagnosis for diagnosis in diagnoses if isinstance(diagnosis, confirmations.Diagnosis)]
+    recorded = iter(confirmations.confirm_many(connection, right, actor=user, line_id=line_id))
+    return [
+        _result(number, next(recorded) if isinstance(diagnosis, confirmations.Diagnosis) else diagnosis)
+        for number, diagnosis in enumerate(diagnoses, start=1)
+    ]
+
+
+def _diagnosis(row: Row, known: Mapping[str, int]) -> confirmations.Diagnosis | NotFound:
+    case_id = row.case_id if row.external_id is None else known.get(row.external_id)
     if case_id is None:
-        assert row.external_id is not None
-        case = cases.by_external_id(connection, line_id=line_id, external_id=row.external_id, submitted_by=user.user_id)
-        if case is None:
-            raise NotFound(f"you sent no image of this line as {row.external_id!r}")
-        case_id = case.case_id
+        return NotFound(f"you sent no image of this line as {row.external_id!r}")
     values = {name: getattr(row, name) for name in NewConfirmation.model_fields}
-    confirmation = confirmations.confirm(connection, case_id=case_id, actor=user, **values)
-    if confirmation.line_id != line_id:
-        raise WrongLine(f"case {case_id} is of another line")  # the savepoint takes the row back
-    return confirmation
+    return confirmations.Diagnosis(case_id=case_id, **values)
 
 
-def _rejected(number: int, error: Refusal | RegistryError) -> RowResult:
-    return RowResult(row=number, status="rejected", problem=Problem.model_validate(document_of(error)))
+def _result(number: int, outcome: confirmations.Confirmation | Refusal | RegistryError) -> RowResult:
+    if isinstance(outcome, confirmations.Confirmation):
+        return RowResult(row=number, status="accepted", confirmation_id=outcome.confirmation_id)
+    return RowResult(row=number, status="rejected", problem=Problem.model_validate(document_of(outcome)))
 
 
 def _read(body: Upload) -> Iterator[dict[str, Any] | Refusal]:

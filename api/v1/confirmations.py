@@ -92,11 +92,12 @@ def confirm(user: CurrentUser, pool: Pool, key: IdempotencyKey, case_id: Id, con
     a new one that names it in `supersedes`.
     """
     digest = hashlib.sha256(f"confirm {case_id} {confirmation.model_dump_json()}".encode()).hexdigest()
-    with db.transaction(pool) as connection:
+    with db.transaction(pool, pipelined=True) as connection:
         replay = idempotency.begin(connection, user_id=user.user_id, key=key, request_digest=digest)
         if replay is not None:
             return JSONResponse(replay.body, status_code=replay.status, headers=REPLAYED)
-        row = confirmations.confirm(connection, case_id=case_id, actor=user, **dict(confirmation))
+        diagnosis = confirmations.Diagnosis(case_id=case_id, **dict(confirmation))
+        row = confirmations.confirm(connection, diagnosis, actor=user)
         body = ConfirmationView.model_validate(row).model_dump(mode="json")
         idempotency.finish(connection, user_id=user.user_id, key=key, request_digest=digest, status=201, body=body)
     return JSONResponse(body, status_code=201)

@@ -74,8 +74,7 @@ def confirm_cases(
             external_id=None,
             actor=person,
         )
-        confirmations.confirm(
-            record,
+        diagnosis = confirmations.Diagnosis(
             case_id=case.case_id,
             finding=("normal", "pneumonia")[int(label)],
             evidence="single_read",
@@ -83,8 +82,8 @@ def confirm_cases(
             reader="reader-1",
             confirmed_at=None,
             supersedes=None,
-            actor=person,
         )
+        confirmations.confirm(record, diagnosis, actor=person)
     record.commit()
 
 

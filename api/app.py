@@ -21,8 +21,10 @@ from fastapi.openapi.utils import get_openapi
 from api import errors, pages
 from api.auth import ROLES_KEY
 from api.inference import InferenceClient
+from api.limits import Buckets
 from api.middleware import AddHeaders, LimitBody
 from api.settings import ApiSettings, SettingsError
+from api.sign_in import SignIn
 from api.v1 import (
     audit,
     bulk,
@@ -36,13 +38,15 @@ from api.v1 import (
     predictions,
     promotions,
     runs,
+    session,
 )
 from registry import db
 
 ROUTERS = tuple(
     module.router
     for module in (
-        cases, confirmations, bulk, predictions, lines, runs, datasets, candidates, promotions, jobs, audit, health,
+        cases, confirmations, bulk, predictions, lines, runs, datasets, candidates, promotions, jobs, audit, session,
+        health,
     )
 )  # fmt: skip
 
@@ -57,6 +61,7 @@ TAGS = {
     "Promotions": "Which model was champion, from when to when.",
     "Jobs": "The work behind it, for operators.",
     "Audit": "Everything that was changed, in order.",
+    "Session": "People sign in with a password, and stay signed in for a while.",
     "Health": "Is it alive, can it work?",
 }
 
@@ -71,6 +76,8 @@ def create_app(settings: ApiSettings) -> FastAPI:
         app.state.inference = InferenceClient(settings)
         with db.pool(settings.database_url, maximum=settings.pool_size) as pool:
             app.state.pool = pool
+            app.state.sign_in = SignIn(pool)
+            app.state.rates = Buckets(per_second=settings.requests_per_second, burst=settings.request_burst)
             yield
         app.state.inference.close()
 
@@ -135,8 +142,8 @@ def _description() -> str:
         "Send images to `/v1/cases` and what was confirmed of them to `/v1/cases/{case_id}/confirmations`, or in bulk "
         "to `/v1/confirmations`; ask for scores at `/v1/predictions`. Everything else is about how a model earns its "
         "place.\n\n"
-        "Every request under `/v1` carries `Authorization: Bearer ovr_…`. Times are RFC 3339 with an offset, "
-        "probabilities are 0 to 1, digests are SHA-256 in hexadecimal.\n\n"
+        "Every request under `/v1` carries `Authorization: Bearer ovr_…`, or the cookie of a session. Times are RFC "
+        "3339 with an offset, probabilities are 0 to 1, digests are SHA-256 in hexadecimal.\n\n"
         "A refusal is `application/problem+json` (RFC 9457). Its `type` is `/problems/` and one of these, which never "
         "change their meaning:\n\n"
         f"| type | status | meaning |\n|---|---|---|\n{problems}"

@@ -1,29 +1,36 @@
-"""Who is asking, and may they: API keys and roles.
+"""Who is asking, and may they: API keys, sessions of people who signed in, roles.
 
-Every route under /v1 is a `GuardedRoute`: it asks for the key, then for the role, before it reads one byte of the
-body. A route that does not say who may use it cannot be made. Keys are `ovr_<id>_<secret>`; the record keeps hashes.
+Every route under /v1 is a `GuardedRoute`: it asks who is there, then for the role, before it reads one byte of the
+body. A route that does not say who may use it cannot be made. Of keys and of session tokens the record keeps hashes.
+
+A browser sends its cookie whoever made it ask; so with a cookie, nothing is changed for a page of another site.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request, Response
 from fastapi.params import Security
 from fastapi.routing import APIRoute
-from fastapi.security import HTTPBearer
+from fastapi.security import APIKeyCookie, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
 from api.errors import Refusal, documented
-from registry import db, users
-from registry.users import Role
+from registry import db, sessions, users
+from registry.users import Role, User
 
 ANYONE: tuple[Role, ...] = users.ROLES
 """Whoever has a key and any role: for reading."""
 
 ROLES_KEY = "x-overread-roles"
 """Where the OpenAPI document names an operation's roles."""
+
+COOKIE = "__Host-overread"
+"""Browsers take a cookie of this prefix only over TLS (or from localhost), for this host alone, for every path."""
 
 _bearer = HTTPBearer(
     scheme_name="API key",
@@ -33,8 +40,24 @@ _bearer = HTTPBearer(
 )
 
 
+_cookie = APIKeyCookie(
+    name=COOKIE,
+    scheme_name="Session",
+    description="Set by `POST /v1/session`. With it, requests that change something are refused to other sites' pages.",
+    auto_error=False,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asks; `signed_in_seconds` is how long ago they gave their password, None without a session."""
+
+    user: User
+    signed_in_seconds: float | None = None
+
+
 class GuardedRoute(APIRoute):
-    """A route that admits a caller before it reads the body, and leaves the user in `request.state.user`."""
+    """A route that admits a caller before it reads the body, and leaves them in `request.state.caller`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wrap the handler in the check of key and role. Raises TypeError for a route without declared roles."""
@@ -44,7 +67,7 @@ class GuardedRoute(APIRoute):
             raise TypeError(f"{self.path} does not say who may use it: add **allow(…)")
 
         async def guarded(request: Request) -> Response:
-            request.state.user = await run_in_threadpool(admit, request, roles=roles)
+            request.state.caller = await run_in_threadpool(admit, request, roles=roles)
             return await handler(request)
 
         return guarded
@@ -52,7 +75,8 @@ class GuardedRoute(APIRoute):
 
 def guarded_router(*, tag: str) -> APIRouter:
     """Make a router whose every route is guarded."""
-    return APIRouter(prefix="/v1", tags=[tag], route_class=GuardedRoute, dependencies=[Security(_bearer)])
+    ways_in = [Security(_bearer), Security(_cookie)]
+    return APIRouter(prefix="/v1", tags=[tag], route_class=GuardedRoute, dependencies=ways_in)
 
 
 def allow(
@@ -65,18 +89,58 @@ def allow(
 
     `extra` joins the operation in the OpenAPI document, `answers` its responses.
     """
-    refusals = documented("unauthenticated", "forbidden", *problems, "invalid-request", "record-unavailable")
+    refusals = documented(
+        "unauthenticated",
+        "forbidden",
+        "cross-site-request",
+        "too-many-requests",
+        *problems,
+        "invalid-request",
+        "record-unavailable",
+    )
     return {"openapi_extra": {ROLES_KEY: list(roles), **(extra or {})}, "responses": {**(answers or {}), **refusals}}
 
 
-def admit(request: Request, *, roles: Sequence[Role]) -> users.User:
-    """Find the user of the request's key. Raises Refusal (unauthenticated), Forbidden."""
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+def admit(request: Request, *, roles: Sequence[Role]) -> Caller:
+    """Find who asks, by key or by session.
+
+    Raises Refusal (unauthenticated, cross-site-request, too-many-requests), Forbidden.
+    """
+    header, token = request.headers.get("authorization"), request.cookies.get(COOKIE)
+    caller = _by_session(request, token) if header is None and token else _by_key(request, header or "")
+    request.app.state.rates.take(caller.user.user_id, detail="You ask more often than a user of this service may.")
+    caller.user.require(*roles)
+    return caller
+
+
+def refuse_other_sites(request: Request) -> None:
+    """Refuse a change that a page of another site asks for, as the browser tells. Raises Refusal (cross-site-request).
+
+    A client that is no browser sends neither header, and is not led by other people's pages.
+    """
+    if request.method in {"GET", "HEAD", "OPTIONS"}:
+        return
+    origin = request.headers.get("origin")
+    ours = origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    if not ours or request.headers.get("sec-fetch-site", "none") not in {"same-origin", "none"}:
+        raise Refusal("cross-site-request")
+
+
+def _by_key(request: Request, header: str) -> Caller:
+    scheme, _, key = header.partition(" ")
     if scheme.lower() != "bearer" or not key:
         raise Refusal("unauthenticated")
     with db.transaction(request.app.state.pool) as connection:
         user = users.authenticate(connection, key.strip())
     if user is None:
         raise Refusal("unauthenticated", "This API key is unknown, revoked or belongs to a disabled user.")
-    user.require(*roles)
-    return user
+    return Caller(user=user)
+
+
+def _by_session(request: Request, token: str) -> Caller:
+    refuse_other_sites(request)
+    with db.transaction(request.app.state.pool) as connection:
+        session = sessions.find(connection, token, limits=request.app.state.settings.session_limits)
+    if session is None:
+        raise Refusal("unauthenticated", "This session has ended; sign in again.")
+    return Caller(user=session.user, signed_in_seconds=session.age_seconds)

@@ -16,10 +16,11 @@ from typing import IO, Annotated
 from fastapi import Depends, Header, Path, Query, Request
 from starlette.datastructures import UploadFile
 
+from api.auth import Caller
 from api.errors import Refusal
 from api.inference import InferenceClient
 from api.settings import ApiSettings
-from registry import db
+from registry import db, reads
 from registry.users import User
 
 _IN_MEMORY_BYTES = 1024 * 1024
@@ -49,9 +50,57 @@ async def _settings(request: Request) -> ApiSettings:
     return settings
 
 
+async def _current_caller(request: Request) -> Caller:
+    caller: Caller = request.state.caller
+    return caller
+
+
 async def _current_user(request: Request) -> User:
-    user: User = request.state.user
-    return user
+    caller: Caller = request.state.caller
+    return caller.user
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """Whoever is about to see something of a patient, and what for."""
+
+    user: User
+    purpose: str | None
+
+    def sees(
+        self,
+        connection: db.Connection,
+        action: str,
+        *,
+        case_id: int | None = None,
+        line_id: int | None = None,
+        **details: object,
+    ) -> None:
+        """Write the look down, in the transaction that ends before the answer is sent."""
+        reads.record(
+            connection,
+            user_id=self.user.user_id,
+            action=action,
+            case_id=case_id,
+            line_id=line_id,
+            purpose=self.purpose,
+            details=details,
+        )
+
+
+async def _reader(
+    user: Annotated[User, Depends(_current_user)],
+    overread_purpose: Annotated[
+        str | None,
+        Header(
+            alias="Overread-Purpose",
+            max_length=200,
+            description="What the patient's data is looked at for; kept with who looked, at what and when",
+            examples=["tumour board of 2 March"],
+        ),
+    ] = None,
+) -> Reader:
+    return Reader(user=user, purpose=(overread_purpose or "").strip() or None)
 
 
 async def _idempotency_key(
@@ -109,7 +158,9 @@ _NO_IMAGE = {"field": "image", "message": "the form needs a file of this name"}
 Pool = Annotated[db.Pool, Depends(_pool)]
 Inference = Annotated[InferenceClient, Depends(_inference)]
 Settings = Annotated[ApiSettings, Depends(_settings)]
+CurrentCaller = Annotated[Caller, Depends(_current_caller)]
 CurrentUser = Annotated[User, Depends(_current_user)]
+CurrentReader = Annotated[Reader, Depends(_reader)]
 IdempotencyKey = Annotated[str, Depends(_idempotency_key)]
 Body = Annotated[Upload, Depends(_body)]
 Image = Annotated[Upload, Depends(_image)]

@@ -60,7 +60,32 @@ class Problem(BaseModel):
 
 
 _OWN = (
-    ("unauthenticated", 401, "No valid API key", "Send `Authorization: Bearer ovr_…` with a key that is not revoked."),
+    (
+        "unauthenticated",
+        401,
+        "Nobody has signed in",
+        "Send `Authorization: Bearer ovr_…` with a key that is not revoked, or sign in.",
+    ),
+    ("sign-in-failed", 401, "Not signed in", "Name and password do not belong together, or there is no such user."),
+    (
+        "sign-in-again",
+        403,
+        "Sign in again to sign",
+        "A signature needs the signer's password, sent with it as `password`, or a sign-in of the last minute.",
+    ),
+    (
+        "no-password",
+        403,
+        "The signer has no password",
+        "A key alone does not sign: set a password with `overread user password NAME` first.",
+    ),
+    (
+        "cross-site-request",
+        403,
+        "Asked for by another site",
+        "With a session's cookie, changes are taken from this service's own pages only; programs send an API key.",
+    ),
+    ("too-many-requests", 429, "Too many requests", "Wait as long as `Retry-After` says, then go on more slowly."),
     ("method-not-allowed", 405, "Method not allowed", "This address does not know this HTTP method."),
     (
         "idempotency-key-missing",
@@ -142,6 +167,8 @@ def problem_response(
         sent["WWW-Authenticate"] = "Bearer"
     if document["status"] == 503:
         sent["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if document["status"] == 429:
+        sent["Retry-After"] = str(document["retry_after_seconds"])
     return JSONResponse(document, status_code=document["status"], media_type=PROBLEM_MEDIA_TYPE, headers=sent)
 
 

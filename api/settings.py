@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from registry import sessions
+
 
 class SettingsError(ValueError):
     """A setting is missing or unusable; the message names the variable and how to mend it."""
@@ -30,6 +32,12 @@ class ApiSettings:
     """Keys the hash that replaces patient identifiers; whoever holds it could test guesses of identifiers."""
     pool_size: int = 8
     """Most connections to PostgreSQL held at once."""
+    session_limits: sessions.Limits = field(default_factory=sessions.Limits)
+    """How long a person stays signed in."""
+    requests_per_second: float = 1000.0
+    """What each user may go on asking for; each API process counts for itself."""
+    request_burst: float = 2000.0
+    """What each user may ask for at once."""
 
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> ApiSettings:
@@ -45,6 +53,12 @@ class ApiSettings:
                 environment, "OVERREAD_INFERENCE_TOKEN", "the secret that the inference process was given"
             ),
             patient_key=_patient_key(environment),
+            session_limits=sessions.Limits(
+                idle_seconds=_number(environment, "OVERREAD_SESSION_IDLE_SECONDS", default=15 * 60),
+                absolute_seconds=_number(environment, "OVERREAD_SESSION_SECONDS", default=8 * 3600),
+            ),
+            requests_per_second=_number(environment, "OVERREAD_RATE_PER_SECOND", default=1000),
+            request_burst=_number(environment, "OVERREAD_RATE_BURST", default=2000),
         )
 
 
@@ -54,6 +68,17 @@ def _needed(environment: Mapping[str, str], name: str, meaning: str) -> str:
         raise SettingsError(
             f"{name} is not set: {meaning}. `overread up` sets it; elsewhere put it in the environment."
         )
+    return value
+
+
+def _number(environment: Mapping[str, str], name: str, *, default: float) -> float:
+    text = environment.get(name, "").strip()
+    try:
+        value = float(text) if text else default
+    except ValueError:
+        value = 0.0
+    if not 1 <= value < float("inf"):
+        raise SettingsError(f"{name} must be a number, 1 or more; it is {text!r}. Leave it out for {default:g}.")
     return value
 
 

@@ -11,7 +11,7 @@ from registry.errors import NotDurable, NotGuarded
 
 APPEND_ONLY = (
     *("approvals", "audit_events", "confirmations", "dataset_versions"),
-    *("gate_reports", "predictions", "protocols"),
+    *("gate_reports", "predictions", "protocols", "reads"),
 )
 """The tables that tell what happened."""
 

@@ -17,6 +17,14 @@ BEGIN
     RETURN NEW;
 END $$;
 
+CREATE FUNCTION public.join_the_readers() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(hashtext('reads'));
+    RETURN NULL;
+END $$;
+
 CREATE FUNCTION public.notify_of_row() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -276,6 +284,13 @@ ALTER TABLE public.lines ALTER COLUMN line_id ADD GENERATED ALWAYS AS IDENTITY (
     CACHE 1
 );
 
+CREATE TABLE public.passwords (
+    user_id bigint NOT NULL,
+    hash text NOT NULL,
+    set_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT passwords_are_kept_as_argon2id CHECK ((hash ~~ '$argon2id$%'::text))
+);
+
 CREATE TABLE public.predictions (
     prediction_id bigint NOT NULL,
     line_id bigint NOT NULL,
@@ -348,6 +363,28 @@ ALTER TABLE public.protocols ALTER COLUMN protocol_id ADD GENERATED ALWAYS AS ID
     CACHE 1
 );
 
+CREATE TABLE public.reads (
+    read_id bigint NOT NULL,
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    user_id bigint NOT NULL,
+    action text NOT NULL,
+    line_id bigint,
+    case_id bigint,
+    purpose text,
+    details jsonb DEFAULT '{}'::jsonb NOT NULL,
+    CONSTRAINT reads_action_check CHECK ((action ~ '^[a-z_]+:[a-z_]+$'::text)),
+    CONSTRAINT reads_purpose_is_short CHECK (((length(purpose) >= 1) AND (length(purpose) <= 200)))
+);
+
+ALTER TABLE public.reads ALTER COLUMN read_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.reads_read_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE TABLE public.runs (
     run_id bigint NOT NULL,
     line_id bigint NOT NULL,
@@ -381,6 +418,14 @@ CREATE TABLE public.schema_migrations (
     name text NOT NULL,
     sha256 text NOT NULL,
     applied_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+CREATE TABLE public.sessions (
+    token_sha256 bytea NOT NULL,
+    user_id bigint NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    last_used_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT sessions_keep_only_a_hash CHECK ((octet_length(token_sha256) = 32))
 );
 
 CREATE TABLE public.users (
@@ -466,6 +511,9 @@ ALTER TABLE ONLY public.lines
 ALTER TABLE ONLY public.lines
     ADD CONSTRAINT lines_pkey PRIMARY KEY (line_id);
 
+ALTER TABLE ONLY public.passwords
+    ADD CONSTRAINT passwords_pkey PRIMARY KEY (user_id);
+
 ALTER TABLE ONLY public.predictions
     ADD CONSTRAINT predictions_pkey PRIMARY KEY (prediction_id);
 
@@ -478,11 +526,17 @@ ALTER TABLE ONLY public.protocols
 ALTER TABLE ONLY public.protocols
     ADD CONSTRAINT protocols_pkey PRIMARY KEY (protocol_id);
 
+ALTER TABLE ONLY public.reads
+    ADD CONSTRAINT reads_pkey PRIMARY KEY (read_id);
+
 ALTER TABLE ONLY public.runs
     ADD CONSTRAINT runs_pkey PRIMARY KEY (run_id);
 
 ALTER TABLE ONLY public.schema_migrations
     ADD CONSTRAINT schema_migrations_pkey PRIMARY KEY (number);
+
+ALTER TABLE ONLY public.sessions
+    ADD CONSTRAINT sessions_pkey PRIMARY KEY (token_sha256);
 
 ALTER TABLE ONLY public.users
     ADD CONSTRAINT users_name_is_taken UNIQUE (name);
@@ -508,7 +562,11 @@ CREATE INDEX predictions_by_case ON public.predictions USING btree (case_id);
 
 CREATE UNIQUE INDEX promotions_one_champion_per_line ON public.promotions USING btree (line_id) WHERE (ended_at IS NULL);
 
+CREATE INDEX reads_by_case ON public.reads USING btree (case_id, read_id);
+
 CREATE UNIQUE INDEX runs_one_unfinished_per_line ON public.runs USING btree (line_id) WHERE (state = ANY (ARRAY['freezing'::text, 'training'::text, 'gating'::text]));
+
+CREATE INDEX sessions_by_user ON public.sessions USING btree (user_id);
 
 CREATE TRIGGER approvals_are_append_only BEFORE DELETE OR UPDATE ON public.approvals FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
 
@@ -573,6 +631,18 @@ ALTER TABLE public.protocols ENABLE ALWAYS TRIGGER protocols_are_append_only;
 CREATE TRIGGER protocols_are_not_truncated BEFORE TRUNCATE ON public.protocols FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 ALTER TABLE public.protocols ENABLE ALWAYS TRIGGER protocols_are_not_truncated;
+
+CREATE TRIGGER reads_are_append_only BEFORE DELETE OR UPDATE ON public.reads FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.reads ENABLE ALWAYS TRIGGER reads_are_append_only;
+
+CREATE TRIGGER reads_are_not_truncated BEFORE TRUNCATE ON public.reads FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.reads ENABLE ALWAYS TRIGGER reads_are_not_truncated;
+
+CREATE TRIGGER reads_wait_for_a_seal BEFORE INSERT ON public.reads FOR EACH STATEMENT EXECUTE FUNCTION public.join_the_readers();
+
+ALTER TABLE public.reads ENABLE ALWAYS TRIGGER reads_wait_for_a_seal;
 
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(user_id);
@@ -646,6 +716,9 @@ ALTER TABLE ONLY public.idempotency_keys
 ALTER TABLE ONLY public.jobs
     ADD CONSTRAINT jobs_line_id_fkey FOREIGN KEY (line_id) REFERENCES public.lines(line_id);
 
+ALTER TABLE ONLY public.passwords
+    ADD CONSTRAINT passwords_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(user_id);
+
 ALTER TABLE ONLY public.predictions
     ADD CONSTRAINT predictions_candidate_id_fkey FOREIGN KEY (candidate_id) REFERENCES public.candidates(candidate_id);
 
@@ -679,6 +752,15 @@ ALTER TABLE ONLY public.protocols
 ALTER TABLE ONLY public.protocols
     ADD CONSTRAINT protocols_line_id_fkey FOREIGN KEY (line_id) REFERENCES public.lines(line_id);
 
+ALTER TABLE ONLY public.reads
+    ADD CONSTRAINT reads_case_id_fkey FOREIGN KEY (case_id) REFERENCES public.cases(case_id);
+
+ALTER TABLE ONLY public.reads
+    ADD CONSTRAINT reads_line_id_fkey FOREIGN KEY (line_id) REFERENCES public.lines(line_id);
+
+ALTER TABLE ONLY public.reads
+    ADD CONSTRAINT reads_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(user_id);
+
 ALTER TABLE ONLY public.runs
     ADD CONSTRAINT runs_base_is_a_candidate FOREIGN KEY (base_candidate_id) REFERENCES public.candidates(candidate_id);
 
@@ -693,6 +775,9 @@ ALTER TABLE ONLY public.runs
 
 ALTER TABLE ONLY public.runs
     ADD CONSTRAINT runs_requested_by_fkey FOREIGN KEY (requested_by) REFERENCES public.users(user_id);
+
+ALTER TABLE ONLY public.sessions
+    ADD CONSTRAINT sessions_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(user_id);
 
 GRANT USAGE ON SCHEMA public TO overread_app;
 
@@ -726,6 +811,12 @@ GRANT SELECT,INSERT,UPDATE ON TABLE public.jobs TO overread_app;
 
 GRANT SELECT,INSERT ON TABLE public.lines TO overread_app;
 
+GRANT SELECT,INSERT ON TABLE public.passwords TO overread_app;
+
+GRANT UPDATE(hash) ON TABLE public.passwords TO overread_app;
+
+GRANT UPDATE(set_at) ON TABLE public.passwords TO overread_app;
+
 GRANT SELECT,INSERT ON TABLE public.predictions TO overread_app;
 
 GRANT SELECT,INSERT ON TABLE public.promotions TO overread_app;
@@ -733,6 +824,8 @@ GRANT SELECT,INSERT ON TABLE public.promotions TO overread_app;
 GRANT UPDATE(ended_at) ON TABLE public.promotions TO overread_app;
 
 GRANT SELECT,INSERT ON TABLE public.protocols TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.reads TO overread_app;
 
 GRANT SELECT,INSERT ON TABLE public.runs TO overread_app;
 
@@ -751,6 +844,10 @@ GRANT UPDATE(history) ON TABLE public.runs TO overread_app;
 GRANT UPDATE(finished_at) ON TABLE public.runs TO overread_app;
 
 GRANT SELECT ON TABLE public.schema_migrations TO overread_app;
+
+GRANT SELECT,INSERT,DELETE ON TABLE public.sessions TO overread_app;
+
+GRANT UPDATE(last_used_at) ON TABLE public.sessions TO overread_app;
 
 GRANT SELECT,INSERT ON TABLE public.users TO overread_app;
 

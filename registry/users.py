@@ -1,4 +1,4 @@
-"""The people and machines that use the service, their roles and their API keys.
+"""The people and machines that use the service, their roles and their API keys; `registry.passwords` has the rest.
 
 An API key reads `ovr_<id>_<secret>`; the secret is 256 random bits, shown once, and only its SHA-256 is kept. A plain
 hash is enough for a secret that nobody chose: there is no dictionary to try (NIST SP 800-63B-4 §3.1.4).
@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Literal, get_args
 
@@ -36,6 +36,11 @@ class User:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", tuple(self.roles))  # PostgreSQL gives a list
+
+    @staticmethod
+    def of(row: User) -> User:
+        """The user alone of a row that holds more."""
+        return User(**{field.name: getattr(row, field.name) for field in fields(User)})
 
     def require(self, *roles: Role) -> None:
         """Raise Forbidden unless this person has one of `roles`."""
@@ -159,14 +164,7 @@ def authenticate(conn: Connection, plaintext: str) -> User | None:
     )
     if found is None or not right or found.revoked_at is not None or found.disabled_at is not None:
         return None
-    return User(
-        user_id=found.user_id,
-        name=found.name,
-        printed_name=found.printed_name,
-        roles=found.roles,
-        created_at=found.created_at,
-        disabled_at=None,
-    )
+    return User.of(found)
 
 
 def revoke_api_key(conn: Connection, *, api_key_id: str, actor: User | None = None) -> None:

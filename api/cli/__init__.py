@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from api.cli import keeping, people, service, work
+from api.cli import keeping, people, service, trails, work
 from api.cli.errors import CliError
 from api.cli.output import complain
 
@@ -41,7 +41,8 @@ app.add_typer(work.runs, name="run", rich_help_panel=DAILY)
 app.add_typer(work.candidates, name="candidate", rich_help_panel=DAILY)
 app.command(rich_help_panel=DAILY)(work.promote)
 app.command("roll-back", rich_help_panel=DAILY)(work.roll_back)
-app.command(rich_help_panel=DAILY)(work.audit)
+app.command(rich_help_panel=DAILY)(trails.audit)
+app.command(rich_help_panel=DAILY)(trails.reads)
 app.add_typer(people.users, name="user", rich_help_panel=PEOPLE)
 app.add_typer(people.keys, name="key", rich_help_panel=PEOPLE)
 app.command(rich_help_panel=KEEPING)(keeping.backup)

@@ -1,6 +1,7 @@
 """The HTTP API as the command line uses it: where it is, who asks, and what its refusals mean.
 
-`OVERREAD_API_URL` names the service (default: what runs in the home folder); `OVERREAD_API_KEY` is the person's key.
+`OVERREAD_API_URL` names the service (default: what runs in the home folder); `OVERREAD_API_KEY` is the person's key,
+`OVERREAD_PURPOSE` what patients' data is looked at for.
 """
 
 from __future__ import annotations
@@ -41,11 +42,12 @@ class Client:
                 "OVERREAD_API_KEY is not set, so the service cannot know who asks",
                 fix="make a key with `overread key create NAME`, then: export OVERREAD_API_KEY=ovr_...",
             )
+        purpose = os.environ.get("OVERREAD_PURPOSE", "").strip()
         self.url = api_url()
         local = urlsplit(self.url).hostname in {"127.0.0.1", "localhost", "::1"}
         self._client = httpx.Client(
             base_url=self.url,
-            headers={"Authorization": f"Bearer {key}"},
+            headers={"Authorization": f"Bearer {key}"} | ({"Overread-Purpose": purpose} if purpose else {}),
             timeout=120,
             trust_env=not local,  # loopback never goes through a proxy
         )
@@ -119,6 +121,8 @@ def _refusal(response: httpx.Response) -> Refused:
     faults = [fault for fault in problem.get("errors") or () if isinstance(fault, dict)]
     if faults:  # one line each reads better than the sentence that strings them together
         detail = "\n    ".join([str(problem["title"]), *(f"{fault['field']}: {fault['message']}" for fault in faults)])
+    if str(problem.get("type", "")).endswith(("/sign-in-again", "/no-password")):
+        return Refused(detail)  # says itself what to do
     fixes = {
         401: "is OVERREAD_API_KEY a key of this service, and not revoked? `overread key create NAME` makes another",
         403: "ask an operator for the role, or use the key of somebody who has it",

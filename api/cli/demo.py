@@ -86,7 +86,7 @@ def _tell(stack: Stack, screen: Console, begun: float, *, xrays: Sequence[Xray],
         screen.print(f"\n[bold]{title}[/bold]  [dim]{time.monotonic() - begun:.0f} s[/dim]", highlight=False)
 
     chapter("1  A question and its protocol")
-    story = Story(stack, keys=make_people(stack), xrays=xrays, screen=screen, line=LINE)
+    story = Story(stack, people=make_people(stack), xrays=xrays, screen=screen, line=LINE)
     story.say(source)
     story.create_line(PROTOCOL.read_text(encoding="utf-8"))
 
@@ -119,7 +119,7 @@ def _tell(stack: Stack, screen: Console, begun: float, *, xrays: Sequence[Xray],
     if keep:
         screen.print(
             f"\nStill running: API docs {stack.url}/docs · MLflow {stack.environment['OVERREAD_MLFLOW_URL']} · "
-            f"keys in {stack.home / 'demo-keys.json'}\nCtrl-C stops it.",
+            f"keys and passwords in {stack.home / 'demo-people.json'}\nCtrl-C stops it.",
             highlight=False,
         )
         stack.wait()

@@ -13,3 +13,6 @@ HomeOption = Annotated[
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the answer as JSON")]
 LineOption = Annotated[str | None, typer.Option("--line", help="Name of the line [default: the only one there is]")]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, in a sentence that an auditor will understand")]
+PasswordStdinFlag = Annotated[
+    bool, typer.Option("--password-stdin", help="Read the password from standard input instead of asking for it")
+]

@@ -14,7 +14,8 @@ import typer
 
 from api.cli.errors import NotRunning, Refused
 from api.cli.home import home_at, read_stack_file
-from api.cli.options import HomeOption, JsonFlag
+from api.cli.options import HomeOption, JsonFlag, PasswordStdinFlag
+from api.cli.secrets import new_password
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -27,23 +28,53 @@ ROLES = "submitter, reviewer, approver, operator, auditor"
 
 @users.command("create")
 def create_user(
+    *,
     name: Annotated[str, typer.Argument(help="Short and plain, e.g. anna or pacs-north")],
     printed_name: Annotated[str, typer.Option(help="As it should stand under a signature, e.g. 'Dr Anna Approver'")],
     role: Annotated[list[str], typer.Option(help=f"May be given more than once: {ROLES}")],
+    password_prompt: Annotated[
+        bool, typer.Option("--password-prompt", help="Ask for a password; people who sign need one")
+    ] = False,
     home: HomeOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make a user. A person who signs needs the role approver.
+    """Make a user. A person who signs needs the role approver and a password.
 
-    Example: overread user create anna --printed-name "Dr Anna Approver" --role approver
+    Example: overread user create anna --printed-name "Dr Anna Approver" --role approver --password-prompt
     """
     from api.cli.output import answer, say  # noqa: PLC0415
+    from registry import passwords  # noqa: PLC0415
     from registry import users as record  # noqa: PLC0415
 
+    password = new_password(name, stdin=False) if password_prompt else None
     with _record(home) as connection:
         user = record.create_user(connection, name=name, printed_name=printed_name, roles=tuple(role))
+        if password is not None:
+            passwords.set_password(connection, user=user, password=password)
     answer(_public(user), as_json=as_json)
+    if "approver" in user.roles and password is None:
+        say(f"! {name} cannot sign without a password: overread user password {name}")
     say(f"Next: overread key create {name}")
+
+
+@users.command("password")
+def set_password(
+    name: Annotated[str, typer.Argument(help="Name of the user")],
+    password_stdin: PasswordStdinFlag = False,
+    home: HomeOption = None,
+) -> None:
+    """Set a user's password, asked for twice. Whoever was signed in with the former one is signed out.
+
+    Example: overread user password anna
+    """
+    from api.cli.output import say  # noqa: PLC0415
+    from registry import passwords  # noqa: PLC0415
+    from registry import users as record  # noqa: PLC0415
+
+    password = new_password(name, stdin=password_stdin)
+    with _record(home) as connection:
+        passwords.set_password(connection, user=record.by_name(connection, name), password=password)
+    say(f"✓ {name} has a new password")
 
 
 @users.command("list")

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import csv
 import json
+import secrets
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from api.cli.stack import Stack
-from registry import db, users
+from registry import db, passwords, users
 
 PEOPLE = (
     ("pacs-north", "PACS, Hospital North", ("submitter",)),
@@ -74,11 +75,21 @@ class Cycle:
         return next((row["candidate"] for row in self.results if row["name"] == "auroc"), None)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """How one of the demo's people comes in; those who sign have a password, the others an empty one."""
+
+    key: str = field(repr=False)
+    password: str = field(default="", repr=False)
+
+
 class Door:
     """The HTTP API as one person sees it: raises StoryStopped with the problem's own words."""
 
-    def __init__(self, url: str, key: str) -> None:
-        self._client = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
+    def __init__(self, url: str, credentials: Credentials) -> None:
+        self._password = credentials.password
+        bearer = {"Authorization": f"Bearer {credentials.key}"}
+        self._client = httpx.Client(base_url=url, headers=bearer, timeout=60)
 
     def close(self) -> None:
         """Close the connections."""
@@ -95,6 +106,11 @@ class Door:
     def post(self, path: str, **options: Any) -> Any:
         """Change something that must be accepted."""
         return self._accepted(self.request("POST", path, **options))
+
+    def approve(self, candidate_id: int, *, reason: str) -> httpx.Response:
+        """Sign for a candidate, with this person's password, and return the response, whatever its status."""
+        signature = {"decision": "approve", "reason": reason, "password": self._password}
+        return self.request("POST", f"/v1/candidates/{candidate_id}/approvals", json=signature)
 
     def _accepted(self, response: httpx.Response) -> Any:
         if response.is_error:
@@ -113,27 +129,31 @@ def problem(response: httpx.Response) -> str:
     return str(document.get("detail") or document.get("title") or document)
 
 
-def make_people(stack: Stack) -> dict[str, str]:
-    """Create the demo's users in the record; return name -> API key, also kept in the home (mode 0600)."""
-    keys = {}
+def make_people(stack: Stack) -> dict[str, Credentials]:
+    """Create the demo's users in the record; return their credentials by name, also kept in the home (mode 0600)."""
+    people = {}
     with db.connect(stack.environment["OVERREAD_DATABASE_URL"]) as connection:
         for name, printed_name, roles in PEOPLE:
             user = users.create_user(connection, name=name, printed_name=printed_name, roles=roles)
-            keys[name] = users.create_api_key(connection, user_id=user.user_id)
-    path = stack.home / "demo-keys.json"
+            made = Credentials(key=users.create_api_key(connection, user_id=user.user_id))
+            if "approver" in roles:  # nobody signs without
+                made = replace(made, password=secrets.token_urlsafe(16))
+                passwords.set_password(connection, user=user, password=made.password)
+            people[name] = made
+    path = stack.home / "demo-people.json"
     path.touch(mode=0o600)
-    path.write_text(json.dumps(keys, indent=2) + "\n")
-    return keys
+    path.write_text(json.dumps({name: asdict(made) for name, made in people.items()}, indent=2) + "\n")
+    return people
 
 
 class Story:
     """One line's story, step by step; every method is one step that a reader of the screen can name."""
 
     def __init__(
-        self, stack: Stack, *, keys: dict[str, str], xrays: Sequence[Xray], screen: Console, line: str
+        self, stack: Stack, *, people: dict[str, Credentials], xrays: Sequence[Xray], screen: Console, line: str
     ) -> None:
         self.stack, self.screen, self.line = stack, screen, line
-        self.doors = {name: Door(stack.url, key) for name, key in keys.items()}
+        self.doors = {name: Door(stack.url, credentials) for name, credentials in people.items()}
         self._xrays = list(xrays)
         self._sent = 0
         self._watched = 0
@@ -248,8 +268,10 @@ class Story:
             ("anna", "gates passed, endpoints reviewed"),
             ("ben", "agree, operating point suits our prior"),
         ):
-            signature = self.doors[name].post(f"{path}/approvals", json={"decision": "approve", "reason": reason})
-            self.say(f"signed by {signature['printed_name']}")
+            signed = self.doors[name].approve(candidate["candidate_id"], reason=reason)
+            if signed.is_error:
+                raise StoryStopped(f"{name} could not sign: {problem(signed)}")
+            self.say(f"signed by {signed.json()['printed_name']}")
         expected = champion["candidate_id"] if champion else None
         self.doors["ben"].post(f"{path}/promotion", json={"expected_champion": expected, "reason": "two signatures"})
         self.wait("the inference process to serve it", lambda: self.serves(candidate))
@@ -257,8 +279,7 @@ class Story:
 
     def try_to_sign(self, candidate: dict[str, Any]) -> None:
         """Someone tries to wave a failed candidate through; the record refuses."""
-        path = f"/v1/candidates/{candidate['candidate_id']}/approvals"
-        answer = self.doors["anna"].request("POST", path, json={"decision": "approve", "reason": "looks fine to me"})
+        answer = self.doors["anna"].approve(candidate["candidate_id"], reason="looks fine to me")
         if not answer.is_error:
             raise StoryStopped("a candidate that failed its gates could be signed; this must never happen")
         self.say(f"an approver tries to sign it: [red]refused[/red] ({problem(answer)})")

@@ -1,4 +1,4 @@
-"""The daily commands: lines, cases, predictions, runs, candidates, promotions, datasets, the audit trail.
+"""The daily commands: lines, cases, predictions, runs, candidates, promotions, datasets.
 
 Each is one or two HTTP requests as the person whose OVERREAD_API_KEY it is; the service decides what is allowed.
 """
@@ -14,8 +14,9 @@ import typer
 
 from api.cli.client import Client
 from api.cli.errors import Refused, SetupError
-from api.cli.options import JsonFlag, LineOption, ReasonOption
+from api.cli.options import JsonFlag, LineOption, PasswordStdinFlag, ReasonOption
 from api.cli.output import answer, say, screen
+from api.cli.secrets import password
 
 lines = typer.Typer(no_args_is_help=True, help="Model lines: a diagnostic question and its protocol.")
 cases = typer.Typer(no_args_is_help=True, help="Send images and confirm their diagnoses.")
@@ -292,21 +293,31 @@ def show_report(candidate_id: CandidateArgument, as_json: JsonFlag = False) -> N
 
 
 @candidates.command("approve")
-def approve(candidate_id: CandidateArgument, reason: ReasonOption, as_json: JsonFlag = False) -> None:
-    """Sign a candidate whose gates passed. Your name, the time and the digests are bound together.
+def approve(
+    candidate_id: CandidateArgument,
+    reason: ReasonOption,
+    password_stdin: PasswordStdinFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Sign a candidate whose gates passed, with your password. Name, time and digests are bound together.
 
     Example: overread candidate approve 7 --reason "Gates passed; flips reviewed"
     """
-    _sign(candidate_id, decision="approve", reason=reason, as_json=as_json)
+    _sign(candidate_id, decision="approve", reason=reason, stdin=password_stdin, as_json=as_json)
 
 
 @candidates.command("reject")
-def reject(candidate_id: CandidateArgument, reason: ReasonOption, as_json: JsonFlag = False) -> None:
-    """Reject a candidate; one rejection ends it.
+def reject(
+    candidate_id: CandidateArgument,
+    reason: ReasonOption,
+    password_stdin: PasswordStdinFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Reject a candidate, with your password; one rejection ends it.
 
     Example: overread candidate reject 7 --reason "Worse on the north site's infants"
     """
-    _sign(candidate_id, decision="reject", reason=reason, as_json=as_json)
+    _sign(candidate_id, decision="reject", reason=reason, stdin=password_stdin, as_json=as_json)
 
 
 def promote(candidate_id: CandidateArgument, reason: ReasonOption, as_json: JsonFlag = False) -> None:
@@ -350,23 +361,11 @@ def list_datasets(line: LineOption = None, as_json: JsonFlag = False) -> None:
     answer(rows, as_json=as_json, columns=columns)
 
 
-def audit(
-    after: Annotated[int, typer.Option(help="Only events with a greater id")] = 0,
-    limit: Annotated[int, typer.Option(help="At most so many")] = 50,
-    as_json: JsonFlag = False,
-) -> None:
-    """Read the audit trail: who did what, each event chained to the one before.
-
-    Example: overread audit --after 100
-    """
+def _sign(candidate_id: int, *, decision: str, reason: str, stdin: bool, as_json: bool) -> None:
     with Client() as client:
-        rows = client.get("/v1/audit", after=after, limit=limit)
-    answer(rows, as_json=as_json, columns=("audit_event_id", "at", "actor", "action", "subject", "details"))
-
-
-def _sign(candidate_id: int, *, decision: str, reason: str, as_json: bool) -> None:
-    with Client() as client:
-        made = client.post(f"/v1/candidates/{candidate_id}/approvals", json={"decision": decision, "reason": reason})
+        name = client.get("/v1/session")["name"]
+        wish = {"decision": decision, "reason": reason, "password": password(f"Password of {name}", stdin=stdin)}
+        made = client.post(f"/v1/candidates/{candidate_id}/approvals", json=wish)
     answer(made, as_json=as_json, columns=() if as_json else SIGNATURE_COLUMNS)
 
 

@@ -10,15 +10,19 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import Header, Response
+from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import Field
+from starlette.concurrency import run_in_threadpool
 
 from api.auth import ANYONE, allow, guarded_router
 from api.dependencies import CurrentUser, Id, Pool
+from api.sign_in import sign_again
 from api.v1 import examples
-from api.v1.views import Digest, Reason, Request, View, shown_as
+from api.v1.views import Digest, Password, Reason, Request, View, shown_as
 from registry import approvals, candidates, datasets, db, lines
 from registry.errors import NotFound
+from registry.users import User
 
 router = guarded_router(tag="Candidates")
 
@@ -68,6 +72,9 @@ class Decision(Request):
 
     decision: Literal["approve", "reject"]
     reason: Reason
+    password: Password | None = Field(
+        default=None, description="The signer's, once more. May be left out within a minute of signing in"
+    )
 
 
 class ApprovalView(View):
@@ -145,15 +152,34 @@ def list_approvals(pool: Pool, candidate_id: Id) -> list[ApprovalView]:
     response_description="Signed",
     **allow(
         "approver",
-        problems=("not-found", "gate-not-passed", "not-distinct-approver", "already-signed", "state-moved"),
+        problems=(
+            "sign-in-again",
+            "no-password",
+            "not-found",
+            "gate-not-passed",
+            "not-distinct-approver",
+            "already-signed",
+            "state-moved",
+        ),
     ),
 )
-def sign(user: CurrentUser, pool: Pool, candidate_id: Id, decision: Decision) -> ApprovalView:
+async def sign(
+    request: HttpRequest, user: CurrentUser, pool: Pool, candidate_id: Id, decision: Decision
+) -> ApprovalView:
     """Approve or reject a candidate whose gates passed.
+
+    An API key alone does not sign: send the signer's `password` too, or sign in (`POST /v1/session`) at most a minute
+    before.
 
     Refused to whoever asked for the run, and to whoever submitted more of its new labels than the protocol allows. One
     rejection ends the candidate. Enough approvals by distinct people (the protocol says how many) allow a promotion.
     """
+    password = decision.password.get_secret_value() if decision.password is not None else None
+    await sign_again(request, password=password)
+    return await run_in_threadpool(_sign, pool, user, candidate_id, decision)
+
+
+def _sign(pool: db.Pool, user: User, candidate_id: int, decision: Decision) -> ApprovalView:
     with db.transaction(pool) as connection:
         row = approvals.sign(
             connection, candidate_id=candidate_id, approver=user, decision=decision.decision, reason=decision.reason

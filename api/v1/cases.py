@@ -14,7 +14,7 @@ from fastapi import File, Form, Query, Response, UploadFile
 from pydantic import Field
 
 from api.auth import ANYONE, allow, guarded_router
-from api.dependencies import After, CurrentUser, Id, Inference, Limit, LineName, Pool, Settings
+from api.dependencies import After, CurrentReader, CurrentUser, Id, Inference, Limit, LineName, Pool, Settings
 from api.inference import NPY_MEDIA_TYPE
 from api.v1 import examples
 from api.v1.confirmations import ConfirmationView
@@ -148,6 +148,8 @@ def submit_case(
 
 @router.get("/cases", summary="List cases", **allow(*ANYONE, problems=("not-found",)))
 def list_cases(
+    *,
+    reader: CurrentReader,
     pool: Pool,
     line: LineName,
     after: After = 0,
@@ -160,16 +162,20 @@ def list_cases(
     with db.transaction(pool) as connection:
         row = lines.get_line(connection, line)
         found = cases.list_cases(connection, line_id=row.line_id, after=after, limit=limit, confirmed=confirmed)
+        if found:
+            span = {"first": found[0].case_id, "last": found[-1].case_id, "cases": len(found)}
+            reader.sees(connection, "case:list", line_id=row.line_id, **span)
     return [_view(case, line=line) for case in found]
 
 
 @router.get("/cases/{case_id}", summary="Read a case", **allow(*ANYONE, problems=("not-found",)))
-def read_case(pool: Pool, case_id: Id) -> CaseWithConfirmations:
+def read_case(reader: CurrentReader, pool: Pool, case_id: Id) -> CaseWithConfirmations:
     """Read a case with every confirmation of it. One with a `superseded_by` no longer stands."""
     with db.transaction(pool) as connection:
         case = cases.get_case(connection, case_id)
         line = lines.line_by_id(connection, case.line_id).name
         rows = confirmations.list_for_case(connection, case_id)
+        reader.sees(connection, "case:read", case_id=case_id, line_id=case.line_id)
     known = [ConfirmationView.model_validate(row) for row in rows]
     return CaseWithConfirmations(**_view(case, line=line).model_dump(), confirmations=known)
 

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime, Field
 
 from api.auth import ANYONE, allow, guarded_router
-from api.dependencies import CurrentUser, Id, IdempotencyKey, Pool
+from api.dependencies import CurrentReader, CurrentUser, Id, IdempotencyKey, Pool
 from api.v1 import examples
 from api.v1.views import Request, View, shown_as
 from registry import cases, confirmations, db, idempotency
@@ -106,9 +106,10 @@ def confirm(user: CurrentUser, pool: Pool, key: IdempotencyKey, case_id: Id, con
 @router.get(
     "/cases/{case_id}/confirmations", summary="Read a case's confirmations", **allow(*ANYONE, problems=("not-found",))
 )
-def list_confirmations(pool: Pool, case_id: Id) -> list[ConfirmationView]:
+def list_confirmations(reader: CurrentReader, pool: Pool, case_id: Id) -> list[ConfirmationView]:
     """Read every confirmation of a case in the order they came, the superseded ones too."""
     with db.transaction(pool) as connection:
-        cases.get_case(connection, case_id)
+        line_id = cases.get_case(connection, case_id).line_id
+        reader.sees(connection, "confirmation:list", case_id=case_id, line_id=line_id)
         rows = confirmations.list_for_case(connection, case_id)
     return [ConfirmationView.model_validate(row) for row in rows]

@@ -150,9 +150,10 @@ GATE_REPORT: Example = {
     "text": "PASS  cxr-pneumonia candidate 2 against champion 1, on 315 sealed-test cases …",
     "created_at": "2026-03-02T08:42:01.007Z",
 }
-DECISION: Example = {"decision": "approve", "reason": "Gates passed; I reviewed the flips of the north site."}
+_APPROVED: Example = {"decision": "approve", "reason": "Gates passed; I reviewed the flips of the north site."}
+DECISION: Example = {**_APPROVED, "password": "correct horse battery staple"}
 APPROVAL: Example = {
-    **DECISION,
+    **_APPROVED,
     "approval_id": 11,
     "candidate_id": 7,
     "gate_report_id": 6,
@@ -221,4 +222,23 @@ LINE: Example = {
     "champion": {**CANDIDATE, "state": "champion"},
     "counts": {"cases": 900, "confirmed_cases": 890, "confirmations": 912, "dataset_versions": 2},
     "next_trigger": {"new_confirmations": 120, "needed": 200, "every_hours": 168},
+}
+NEW_SESSION: Example = {"name": "anna", "password": DECISION["password"]}
+SESSION: Example = {
+    "name": "anna",
+    "printed_name": "Dr Anna Approver",
+    "roles": ["approver"],
+    "signed_in_seconds_ago": 0.0,
+    "idle_limit_seconds": 900,
+    "absolute_limit_seconds": 28800,
+}
+READ: Example = {
+    "read_id": 4711,
+    "at": "2026-03-02T10:01:00.000Z",
+    "reader": "anna",
+    "action": "heat_map:draw",
+    "line_id": 1,
+    "case_id": 17,
+    "purpose": "tumour board of 2 March",
+    "details": {"finding": "pneumonia"},
 }

@@ -12,13 +12,13 @@ from fastapi import Query, Response
 from pydantic import Field
 
 from api.auth import allow, guarded_router
-from api.dependencies import CurrentUser, Id, Image, Inference, LineName, Pool, Settings
+from api.dependencies import CurrentReader, Id, Image, Inference, LineName, Pool, Reader, Settings
 from api.inference import InferenceClient
 from api.settings import ApiSettings
 from api.v1 import examples
 from api.v1.views import Digest, View, shown_as
 from registry import blobs, cases, db, lines, predictions
-from registry.users import Role, User
+from registry.users import Role
 
 router = guarded_router(tag="Predictions")
 
@@ -84,7 +84,7 @@ _PNG = {"description": "The heat map", "content": {"image/png": {"schema": {"typ
     ),
 )
 def predict_image(
-    *, user: CurrentUser, pool: Pool, inference: Inference, line: LineName, image: Image, shown: Shown = True
+    *, reader: CurrentReader, pool: Pool, inference: Inference, line: LineName, image: Image, shown: Shown = True
 ) -> PredictionView:
     """Have the line's champion score an image, sent as the body itself or as the file `image` of a form.
 
@@ -94,7 +94,7 @@ def predict_image(
     with db.transaction(pool) as connection:
         row = lines.get_line(connection, line)
     decoded = inference.decode(image.file, media_type=image.media_type)
-    return _predict(pool, inference, user=user, line=row, pixels=decoded.pixels, case_id=None, shown=shown)
+    return _predict(pool, inference, reader=reader, line=row, pixels=decoded.pixels, case_id=None, shown=shown)
 
 
 @router.post(
@@ -108,12 +108,17 @@ def predict_image(
         extra={"requestBody": _REQUEST_BODY},
     ),
 )
-def heat_map_of_image(pool: Pool, inference: Inference, line: LineName, finding: Finding, image: Image) -> Response:
+def heat_map_of_image(
+    *, reader: CurrentReader, pool: Pool, inference: Inference, line: LineName, finding: Finding, image: Image
+) -> Response:
     """Draw the champion's GradCAM for one finding over an image, as PNG; the image is sent and forgotten as above."""
     with db.transaction(pool) as connection:
-        lines.get_line(connection, line)
+        row = lines.get_line(connection, line)
     decoded = inference.decode(image.file, media_type=image.media_type)
-    return Response(inference.heat_map(line, pixels=decoded.pixels, finding=finding), media_type="image/png")
+    picture = inference.heat_map(line, pixels=decoded.pixels, finding=finding)
+    with db.transaction(pool) as connection:
+        reader.sees(connection, "heat_map:draw", line_id=row.line_id, finding=finding)
+    return Response(picture, media_type="image/png")
 
 
 @router.post(
@@ -122,11 +127,11 @@ def heat_map_of_image(pool: Pool, inference: Inference, line: LineName, finding:
     **allow(*READERS, problems=("not-found", *_UNAVAILABLE)),
 )
 def predict_case(
-    *, user: CurrentUser, pool: Pool, inference: Inference, settings: Settings, case_id: Id, shown: Shown = True
+    *, reader: CurrentReader, pool: Pool, inference: Inference, settings: Settings, case_id: Id, shown: Shown = True
 ) -> PredictionView:
     """Have the champion of the case's line score the stored image."""
     line, pixels = _stored(pool, settings, case_id)
-    return _predict(pool, inference, user=user, line=line, pixels=pixels, case_id=case_id, shown=shown)
+    return _predict(pool, inference, reader=reader, line=line, pixels=pixels, case_id=case_id, shown=shown)
 
 
 @router.get(
@@ -136,6 +141,8 @@ def predict_case(
     **allow(*READERS, problems=("not-found", "unknown-finding", *_UNAVAILABLE), answers={200: _PNG}),
 )
 def heat_map(
+    *,
+    reader: CurrentReader,
     pool: Pool,
     inference: Inference,
     settings: Settings,
@@ -147,7 +154,10 @@ def heat_map(
     A heat map shows where the network looked, not why it is right. Show it only on request.
     """
     line, pixels = _stored(pool, settings, case_id)
-    return Response(inference.heat_map(line.name, pixels=pixels, finding=finding), media_type="image/png")
+    picture = inference.heat_map(line.name, pixels=pixels, finding=finding)
+    with db.transaction(pool) as connection:
+        reader.sees(connection, "heat_map:draw", case_id=case_id, line_id=line.line_id, finding=finding)
+    return Response(picture, media_type="image/png")
 
 
 def _stored(pool: db.Pool, settings: ApiSettings, case_id: Id) -> tuple[lines.Line, bytes]:
@@ -161,7 +171,7 @@ def _predict(
     pool: db.Pool,
     inference: InferenceClient,
     *,
-    user: User,
+    reader: Reader,
     line: lines.Line,
     pixels: bytes,
     case_id: int | None,
@@ -181,7 +191,10 @@ def _predict(
             threshold=scored.threshold,
             shown=shown,
             latency_seconds=scored.latency_seconds,
-            requested_by=user.user_id,
+            requested_by=reader.user.user_id,
+        )
+        reader.sees(
+            connection, "prediction:make", case_id=case_id, line_id=line.line_id, prediction=logged.prediction_id
         )
     values = {name: getattr(scored, name) for name in scored.__slots__}
     return PredictionView(prediction_id=logged.prediction_id, line=line.name, case_id=case_id, **values)

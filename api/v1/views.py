@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 
 def shown_as(example: dict[str, Any]) -> ConfigDict:
@@ -28,3 +28,4 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="SHA-256, 64
 Reason = Annotated[
     str, Field(min_length=1, max_length=2000, description="Why, in a sentence that an auditor will understand")
 ]
+Password = Annotated[SecretStr, Field(min_length=1, max_length=200)]

@@ -11,8 +11,8 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from registry import db, users
-from tests.api.service import ROLES, Service, free_port, start, start_api, wait_for
+from registry import db, passwords, users
+from tests.api.service import PASSWORD, ROLES, Service, free_port, start, start_api, wait_for
 from tests.conftest import as_superuser
 
 
@@ -70,6 +70,8 @@ def _make_people(environment: Mapping[str, str]) -> dict[str, str]:
     with db.connect(environment["OVERREAD_DATABASE_URL"]) as connection:
         for name, roles in people.items():
             user = users.create_user(connection, name=name, printed_name=f"Dr {name.title()}", roles=roles)
+            if "approver" in roles:
+                passwords.set_password(connection, user=user, password=PASSWORD)
             keys[name] = users.create_api_key(connection, user_id=user.user_id)
         connection.commit()
     return keys

@@ -31,6 +31,9 @@ PROTOCOL = {
 }
 
 
+PASSWORD = "four words do well"
+"""Of everyone in the tests who may sign."""
+
 _TLS = ssl.create_default_context()
 """Unused over plain HTTP, but a client that is given none spends a tenth of a second on making one."""
 

@@ -13,9 +13,9 @@ from registry import jobs, lines, runs, users
 from registry.candidates import Candidate
 from tests import factories
 from tests.api.pictures import png
-from tests.api.service import PROTOCOL, Service
+from tests.api.service import PASSWORD, PROTOCOL, Service
 
-SIGN = {"decision": "approve", "reason": "I read the report"}
+SIGN = {"decision": "approve", "reason": "I read the report", "password": PASSWORD}
 
 
 def slug(answer: httpx.Response) -> tuple[int, str]:
@@ -179,7 +179,7 @@ def test_whoever_asked_for_a_run_cannot_sign_for_it(
 
 def test_a_rejection_ends_a_candidate(service: Service, line: str, people: dict[str, httpx.Client]) -> None:
     path = f"/v1/candidates/{gated(service, line).candidate_id}/approvals"
-    no = {"decision": "reject", "reason": "the flips are all of one ward"}
+    no = SIGN | {"decision": "reject", "reason": "the flips are all of one ward"}
     assert people["approver"].post(path, json=no).status_code == 201
     assert slug(people["second-approver"].post(path, json=SIGN)) == (409, "state-moved")
     assert people["approver"].get(path).json() == []

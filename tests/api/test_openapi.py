@@ -18,11 +18,24 @@ from api.app import TAGS, create_app
 from api.auth import ROLES_KEY
 from api.errors import PROBLEMS
 from api.settings import ApiSettings
-from api.v1 import audit, bulk, candidates, cases, confirmations, datasets, jobs, lines, predictions, promotions, runs
+from api.v1 import (
+    audit,
+    bulk,
+    candidates,
+    cases,
+    confirmations,
+    datasets,
+    jobs,
+    lines,
+    predictions,
+    promotions,
+    runs,
+    session,
+)
 from tests.api.service import Service
 
 GOLDEN = Path(__file__).with_name("openapi.json")
-MODULES = (audit, bulk, candidates, cases, confirmations, datasets, jobs, lines, predictions, promotions, runs)
+MODULES = (audit, bulk, candidates, cases, confirmations, datasets, jobs, lines, predictions, promotions, runs, session)
 
 
 def document() -> dict[str, Any]:

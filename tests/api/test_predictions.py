@@ -11,7 +11,7 @@ import torch
 
 from pipelines import network
 from pipelines.protocol import from_document
-from registry import blobs, candidates, lines, predictions
+from registry import blobs, candidates, lines, predictions, reads
 from tests import factories
 from tests.api.pictures import dicom, npy, png
 from tests.api.service import Service
@@ -109,10 +109,18 @@ def test_a_case_is_scored_from_its_stored_image(
     assert answer.json()["scores"] == pytest.approx(predict(submitter, line, png(7)).json()["scores"], abs=1e-6)
     with service.connect() as connection:
         (logged,) = predictions.list_for_case(connection, case["case_id"])
+        (look,) = reads.list_reads(connection, case_id=case["case_id"])
+    assert (look.reader, look.action, look.details) == (
+        "submitter",
+        "prediction:make",
+        {"prediction": logged.prediction_id},
+    )
     assert (logged.weights_digest, logged.image_digest, logged.shown) == (digest, case["image_digest"], True)
 
 
-def test_a_heat_map_is_a_png_and_its_finding_must_be_known(submitter: httpx.Client, served: tuple[str, str]) -> None:
+def test_a_heat_map_is_a_png_and_its_finding_must_be_known(
+    service: Service, submitter: httpx.Client, served: tuple[str, str]
+) -> None:
     line, _ = served
     case = submitter.post("/v1/cases", data={"line": line, "site": "north"}, files={"image": png(8)}).json()["case_id"]
     picture = submitter.get(f"/v1/cases/{case}/heat-map", params={"finding": "pneumonia"})
@@ -127,6 +135,9 @@ def test_a_heat_map_is_a_png_and_its_finding_must_be_known(submitter: httpx.Clie
     assert (same.status_code, same.content) == (200, picture.content)
     unknown = submitter.get(f"/v1/cases/{case}/heat-map", params={"finding": "fracture"})
     assert (unknown.status_code, unknown.json()["type"]) == (422, "/problems/unknown-finding")
+    with service.connect() as connection:
+        looks = [look for look in reads.list_reads(connection, limit=1000) if look.action == "heat_map:draw"]
+    assert [look.case_id for look in looks] == [case, None]
 
 
 def test_a_line_without_a_champion_says_so(submitter: httpx.Client, line: str) -> None:

@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 
 from api.cli.stack import Stack
-from api.cli.story import Story, Xray, find_xrays, make_people
+from api.cli.story import Credentials, Story, Xray, find_xrays, make_people
 
 PROTOCOL = Path(__file__).parents[2] / "pipelines" / "protocols" / "cxr-pneumonia.yaml"
 
@@ -27,8 +27,8 @@ def stack() -> Iterator[Stack]:
 
 
 @pytest.fixture(scope="session")
-def keys(stack: Stack) -> dict[str, str]:
-    """API keys by user name."""
+def people(stack: Stack) -> dict[str, Credentials]:
+    """Keys and passwords by user name."""
     return make_people(stack)
 
 
@@ -39,13 +39,13 @@ def xrays(stack: Stack) -> list[Xray]:
 
 
 @pytest.fixture
-def tell(stack: Stack, keys: dict[str, str], xrays: list[Xray]) -> Iterator[Callable[..., Story]]:
+def tell(stack: Stack, people: dict[str, Credentials], xrays: list[Xray]) -> Iterator[Callable[..., Story]]:
     """Make a story on a new line; keyword arguments change fields of the example protocol."""
     told: list[Story] = []
 
     def make(line: str, **changes: object) -> Story:
         document = yaml.safe_load(PROTOCOL.read_text(encoding="utf-8")) | {"line": line} | changes
-        story = Story(stack, keys=keys, xrays=xrays, screen=Console(stderr=True), line=line)
+        story = Story(stack, people=people, xrays=xrays, screen=Console(stderr=True), line=line)
         told.append(story)
         story.create_line(yaml.safe_dump(document))
         return story

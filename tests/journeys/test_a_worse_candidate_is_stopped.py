@@ -22,8 +22,7 @@ def test_a_worse_candidate_is_stopped(tell: Callable[..., Story]) -> None:
     assert "pacs-east" in failed["submitters"]
     path = f"/v1/candidates/{worse.candidate['candidate_id']}"
     for person in ("anna", "ben"):
-        decision = {"decision": "approve", "reason": "hurry"}
-        signed = story.doors[person].request("POST", f"{path}/approvals", json=decision)
+        signed = story.doors[person].approve(worse.candidate["candidate_id"], reason="hurry")
         assert signed.status_code == 409, signed.text
         expected = {"expected_champion": champion["candidate_id"], "reason": "hurry"}
         promoted = story.doors[person].request("POST", f"{path}/promotion", json=expected)

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from registry import audit, predictions
+from registry import audit, predictions, reads
 from registry.db import Connection
 from registry.guard import APPEND_ONLY
 from tests import factories
@@ -38,6 +38,7 @@ def filled(owner_db: Connection) -> Connection:
         latency_seconds=0.01,
         requested_by=case.submitted_by,
     )
+    reads.record(db, user_id=case.submitted_by, action="case:read", case_id=case.case_id)
     return db
 
 
@@ -47,7 +48,7 @@ def test_an_append_only_table_refuses_every_change(filled: Connection, table: st
     columns = {row[0] for row in filled.execute(_on(table, "SELECT * FROM {}")).description or ()}
     assert filled.execute(_on(table, "SELECT count(*) FROM {}")).fetchone() != (0,)
     filled.execute("SELECT set_config('session_replication_role', %s, true)", (role,))
-    column = sql.Identifier(next(iter(columns & {"digest", "finding", "reason", "decision"})))
+    column = sql.Identifier(next(iter(columns & {"digest", "finding", "reason", "decision", "purpose"})))
     for statement in (
         sql.SQL("UPDATE {} SET {} = {}").format(sql.Identifier(table), column, column),
         _on(table, "DELETE FROM {}"),
@@ -74,8 +75,12 @@ def test_the_service_itself_may_only_add_to_the_record_and_change_what_is_not_hi
     ):
         may[right].add(table)
     assert may["INSERT"] == may["SELECT"] - {"schema_migrations"}
-    assert may["UPDATE"] == {"users", "api_keys", "jobs", "runs", "candidates", "promotions"}
-    assert may["DELETE"] == may["TRUNCATE"] == set()
+    assert may["UPDATE"] == {
+        *("users", "api_keys", "passwords", "sessions"),
+        *("jobs", "runs", "candidates", "promotions"),
+    }
+    assert may["DELETE"] == {"sessions"}
+    assert may["TRUNCATE"] == set()
 
 
 @pytest.mark.parametrize("table", APPEND_ONLY)

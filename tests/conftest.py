@@ -84,6 +84,13 @@ def fresh_database(postgres: PostgresServer, template: str) -> Iterator[str]:
     yield from _database(postgres, _TEMPLATE)
 
 
+@pytest.fixture(scope="module")
+def module_database(postgres: PostgresServer, template: str) -> Iterator[str]:
+    """URL of a migrated database for the tests of a module that share processes."""
+    del template
+    yield from _database(postgres, _TEMPLATE)
+
+
 @pytest.fixture(scope="session")
 def shared_database(postgres: PostgresServer, template: str) -> Iterator[str]:
     """URL of a migrated database for tests that roll back."""

@@ -16,9 +16,9 @@ import logging
 from typing import Any
 
 from celery import Celery
-from celery.signals import after_setup_logger, worker_shutting_down
+from celery.signals import after_setup_logger, beat_init, worker_init, worker_shutting_down
 
-from workers import broker, schedule
+from workers import broker, pulse, schedule
 from workers.lease import Workshop
 from workers.settings import WorkerSettings
 from workers.tasks import TASKS, Task
@@ -66,6 +66,11 @@ def make_celery(settings: WorkerSettings) -> Celery:
         for name in ("celery.worker.strategy", "celery.app.trace"):
             logging.getLogger(name).setLevel(logging.WARNING)
 
+    def begin(**_: Any) -> None:
+        pulse.start(settings.pulse_file)
+
+    for starting in (worker_init, beat_init):
+        starting.connect(begin, weak=False)
     worker_shutting_down.connect(let_go, weak=False)
     after_setup_logger.connect(quieten, weak=False)
     return made

@@ -20,6 +20,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from registry import db, jobs, runs
+from workers import pulse
 from workers.app import QUEUE, make_celery, task_name
 from workers.broker import PATIENCE_SECONDS
 from workers.settings import SettingsError, WorkerSettings
@@ -105,6 +106,7 @@ def main() -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
+    pulse.start(settings.pulse_file)
     relay(settings, stopping=stopping)
     return 0
 

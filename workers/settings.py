@@ -37,6 +37,8 @@ class WorkerSettings:
     trigger_seconds: float
     """How often the schedule asks whether a line is due to learn."""
     worker_concurrency: int
+    pulse_file: Path | None = None
+    """Touched each second for whoever supervises this process."""
 
     @property
     def jobs(self) -> Path:
@@ -74,6 +76,7 @@ class WorkerSettings:
             resend_seconds=_number(given, "OVERREAD_RESEND_SECONDS", default=20, least=1),
             trigger_seconds=_number(given, "OVERREAD_TRIGGER_SECONDS", default=5, least=0.1),
             worker_concurrency=int(_number(given, "OVERREAD_WORKER_CONCURRENCY", default=4, least=1)),
+            pulse_file=Path(given["OVERREAD_PULSE_FILE"]) if given.get("OVERREAD_PULSE_FILE") else None,
         )
         if settings.heartbeat_seconds * 2 > settings.lease_seconds:
             raise SettingsError("OVERREAD_HEARTBEAT_SECONDS must be at most half of OVERREAD_LEASE_SECONDS")

@@ -66,6 +66,8 @@ class Process:
     restart: Restart = "always"
     awaited: bool = True  # the service counts as up only once this is healthy
     start_seconds: float = 60.0  # without health after this long, the start has failed
+    pulse: bool = False  # it touches the file named by OVERREAD_PULSE_FILE each second, as long as it is well
+    silence_seconds: float = 30.0  # neither answer (where its health is one) nor pulse for this long: it hangs
     stop_signal: Literal["SIGTERM", "SIGINT"] = "SIGTERM"
     stop_seconds: float = 10.0  # then SIGKILL
     port_setting: str | None = None  # the setting that names the port it listens on
@@ -124,6 +126,7 @@ PROCESSES: tuple[Process, ...] = (
         health=Answers(url="http://{OVERREAD_MLFLOW_HOST}:{OVERREAD_MLFLOW_PORT}/health"),
         awaited=False,  # it follows the record and nothing else follows it: the loop turns without it
         start_seconds=180,  # the first start makes some forty tables
+        silence_seconds=90,  # it may be taking in a large model
         port_setting="OVERREAD_MLFLOW_PORT",
         outside_settings=("OVERREAD_MLFLOW_URL",),
         environment=MLFLOW_ENVIRONMENT,
@@ -147,6 +150,7 @@ PROCESSES: tuple[Process, ...] = (
         health=Logs(pattern=r"celery@.* ready"),
         start_seconds=120,
         stop_seconds=20,  # a warm stop: science is stopped and its lease released
+        pulse=True,
         secrets=("OVERREAD_DATABASE_URL", "OVERREAD_BROKER_URL"),
     ),
     Process(
@@ -156,6 +160,7 @@ PROCESSES: tuple[Process, ...] = (
         needs=("migrate",),
         health=Logs(pattern=r"beat: Starting"),
         start_seconds=120,
+        pulse=True,
         secrets=("OVERREAD_DATABASE_URL", "OVERREAD_BROKER_URL"),
     ),
     Process(
@@ -165,6 +170,7 @@ PROCESSES: tuple[Process, ...] = (
         needs=("migrate",),
         health=Lives(seconds=1.5),
         start_seconds=60,
+        pulse=True,
         secrets=("OVERREAD_DATABASE_URL", "OVERREAD_BROKER_URL"),
     ),
     Process(

@@ -1,9 +1,9 @@
 """Start, watch and stop a table of processes.
 
-Invariants: a process starts only when everything it needs is healthy; a process that dies is started again with a
-growing pause, and said so in one line; `stop` ends every process and whatever those started, in reverse order, and
-returns only when they are gone. One thread at a time drives the table: the caller's in `start` and `stop`, the
-watcher's between.
+Invariants: a process starts only when everything it needs is healthy; a process that dies, or lives and is silent for
+its `silence_seconds`, is started again with a growing pause, and said so in one line; `stop` ends every process and
+whatever those started, in reverse order, and returns only when they are gone. One thread at a time drives the table:
+the caller's in `start` and `stop`, the watcher's between.
 
 Every child carries OVERREAD_PROCESS=<name>@<home> in its environment, so that orphans of a killed child, or of a killed
 supervisor, can be told from other people's processes.
@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
-import re
 import signal
 import subprocess
 import threading
@@ -23,12 +22,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, assert_never
+from typing import Any, Literal
 
 import psutil
 
 from api.cli.errors import SetupError, StartFailed
-from api.cli.processes import AcceptsConnections, Answers, Exits, Lives, Logs, Process, levels
+from api.cli.health import answers, is_healthy
+from api.cli.processes import Answers, Exits, Process, levels
 
 State = Literal["waiting", "starting", "ready", "done", "pausing", "stopped"]
 TAG = "OVERREAD_PROCESS"
@@ -36,6 +36,9 @@ TICK_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 30.0
 CALM_SECONDS = 60.0  # ready for this long: earlier deaths are forgotten
 LARGEST_LOG_BYTES = 20_000_000  # at a start, a larger log is set aside as .1
+PULSE_FILE = "OVERREAD_PULSE_FILE"
+PROBE_SECONDS = 5.0  # how often a process is asked whether it still answers, and how long it may take
+ABSENCE_SECONDS = 3.0  # no tick for this long: the machine slept, or the supervisor did; nobody else was silent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +63,9 @@ class Child:
     began: float = 0.0  # time.monotonic()
     ready_at: float = 0.0
     log_offset: int = 0
+    pulse: Path
+    heard_at: float = 0.0  # time.monotonic() of its last sign of life
+    beat: int = 0  # when it last touched its pulse file, by its file system's clock
     restarts: int = 0
     deaths_in_a_row: int = 0
     resume_at: float = 0.0
@@ -87,7 +93,8 @@ class Supervisor:
     ) -> None:
         self._levels = [[process.name for process in level] for level in levels(processes)]
         self.children = {
-            process.name: Child(process=process, log=logs / f"{process.name}.log") for process in processes
+            process.name: Child(process=process, log=logs / f"{process.name}.log", pulse=logs / f"{process.name}.pulse")
+            for process in processes
         }
         self._tag = tag
         self._folder = folder or logs
@@ -99,6 +106,7 @@ class Supervisor:
         self._stop_wanted = threading.Event()
         self._hurry = threading.Event()
         self._watcher: threading.Thread | None = None
+        self._ticked_at = time.monotonic()
         self._started = False
 
     def start(self) -> None:
@@ -119,6 +127,7 @@ class Supervisor:
         self._started = True
         self._watcher = threading.Thread(target=self._watch, name="overread-supervisor", daemon=True)
         self._watcher.start()
+        threading.Thread(target=self._listen, name="overread-listener", daemon=True).start()
 
     def ask_to_stop(self) -> None:
         """Ask whoever waits to stop; asked twice, stopping no longer waits for anybody. Safe in a signal handler."""
@@ -147,9 +156,26 @@ class Supervisor:
             while not self._stop_wanted.wait(timeout=TICK_SECONDS * 4):
                 self._tick()
 
+    def _listen(self) -> None:
+        """Ask each ready process that answers whether it still does; writes `heard_at` and nothing else."""
+        while not self._stop_wanted.wait(timeout=PROBE_SECONDS):
+            for child in self.children.values():
+                health = child.process.health
+                if (
+                    child.state == "ready"
+                    and isinstance(health, Answers)
+                    and answers(health.url, timeout_seconds=PROBE_SECONDS)
+                ):
+                    child.heard_at = time.monotonic()
+
     def _tick(self) -> None:
         if self._stop_wanted.is_set():
             raise Interrupted
+        now = time.monotonic()
+        absent, self._ticked_at = now - self._ticked_at, now
+        if absent > ABSENCE_SECONDS:
+            for child in self.children.values():
+                child.heard_at += absent
         for child in self.children.values():
             if child.state == "waiting":
                 if all(self.children[need].state in {"ready", "done"} for need in child.process.needs):
@@ -171,7 +197,11 @@ class Supervisor:
             try:
                 child.popen = subprocess.Popen(
                     child.process.command,
-                    env={**self._environment(child.process), TAG: f"{child.process.name}@{self._tag}"},
+                    env={
+                        **self._environment(child.process),
+                        TAG: f"{child.process.name}@{self._tag}",
+                        PULSE_FILE: str(child.pulse),
+                    },
                     cwd=self._folder,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -204,13 +234,15 @@ class Supervisor:
         if ended is not None and isinstance(process.health, Exits) and ended == 0:
             self._now(child, state="done")
         elif ended is not None:
-            self._died(child, code=ended)
-        elif child.state == "starting" and _is_healthy(child, seconds=seconds):
+            self._died(child, how=how_it_ended(ended))
+        elif child.state == "starting" and is_healthy(
+            process.health, seconds=seconds, log=child.log, log_offset=child.log_offset
+        ):
             self._now(child, state="ready")
         elif child.state == "starting" and seconds > process.start_seconds:
-            self._signal(child, number=signal.SIGKILL)
-            child.popen.wait()
-            self._died(child, code=None)
+            self._give_up_on(child, why=f"was not ready after {process.start_seconds:.0f} s")
+        elif child.state == "ready" and _silent(child) > process.silence_seconds:
+            self._give_up_on(child, why=f"gave no sign of life for {process.silence_seconds:.0f} s")
         elif child.state == "ready" and child.deaths_in_a_row and time.monotonic() - child.ready_at > CALM_SECONDS:
             child.deaths_in_a_row = 0
 
@@ -218,12 +250,17 @@ class Supervisor:
         if hook := self._when_ready.pop(child.process.name, None):
             hook()
         child.state = state
-        child.ready_at = time.monotonic()
+        child.ready_at = child.heard_at = time.monotonic()
         self._report(Event(kind=state, name=child.process.name, seconds=child.ready_at - child.began))
         self._changed()
 
-    def _died(self, child: Child, *, code: int | None) -> None:
-        how = f"was not ready after {child.process.start_seconds:.0f} s" if code is None else how_it_ended(code)
+    def _give_up_on(self, child: Child, *, why: str) -> None:
+        assert child.popen is not None
+        self._signal(child, number=signal.SIGKILL)
+        child.popen.wait()
+        self._died(child, how=why)
+
+    def _died(self, child: Child, *, how: str) -> None:
         self._signal(child, number=signal.SIGKILL)  # what it leaves in its group would hold its port or its files
         end_tagged(f"{child.process.name}@{self._tag}")
         if not self._started or child.process.restart == "never":
@@ -330,44 +367,13 @@ def _signal_all(processes: list[psutil.Process], *, number: signal.Signals) -> N
             process.send_signal(number)
 
 
-def _is_healthy(child: Child, *, seconds: float) -> bool:
-    health = child.process.health
-    match health:
-        case Answers():
-            return answers(health.url)
-        case AcceptsConnections():
-            return accepts_connections(health.url)
-        case Logs():
-            with child.log.open("rb") as file:
-                file.seek(child.log_offset)
-                return re.search(health.pattern, file.read().decode(errors="replace")) is not None
-        case Lives():
-            return seconds >= health.seconds
-        case Exits():
-            return False
-        case _:
-            assert_never(health)
-
-
-def answers(url: str, *, timeout_seconds: float = 1.0) -> bool:
-    """Say whether a GET of `url` answers 200."""
-    from urllib.error import URLError  # noqa: PLC0415 - the command line must answer --help at once
-    from urllib.request import ProxyHandler, build_opener  # noqa: PLC0415
-
-    try:  # loopback never goes through a proxy
-        with build_opener(ProxyHandler({})).open(url, timeout=timeout_seconds) as response:
-            return bool(response.status == 200)
-    except (URLError, OSError, ValueError):
-        return False
-
-
-def accepts_connections(url: str) -> bool:
-    """Say whether PostgreSQL answers on `url`."""
-    import psycopg  # noqa: PLC0415 - the command line must answer --help at once
-
-    try:
-        with psycopg.connect(url, connect_timeout=2, autocommit=True) as connection:
-            connection.execute("SELECT 1")
-    except psycopg.OperationalError:
-        return False
-    return True
+def _silent(child: Child) -> float:
+    """For how many seconds a ready process has given no sign of life; 0 for one that is not asked for any."""
+    if child.process.pulse:
+        with contextlib.suppress(OSError):
+            beat = child.pulse.stat().st_mtime_ns  # only compared with itself: clocks jump
+            if beat != child.beat:
+                child.beat, child.heard_at = beat, time.monotonic()
+    elif not isinstance(child.process.health, Answers):
+        return 0.0
+    return time.monotonic() - child.heard_at

@@ -20,10 +20,11 @@ import pytest
 
 from api.cli.doctor import examine
 from api.cli.errors import SetupError
+from api.cli.health import accepts_connections
 from api.cli.home import AlreadyUp, home_at, read_stack_file
 from api.cli.processes import PROCESSES, Exits, Logs, Process, started_here
 from api.cli.stack import SECRET_SETTINGS, Stack
-from api.cli.supervisor import TAG, accepts_connections
+from api.cli.supervisor import TAG
 
 SLEEPER = "import time; print('ready', flush=True); time.sleep(600)"
 TELL = "import json, os; print(json.dumps({k: v for k, v in os.environ.items() if k.startswith(('OVERREAD_', 'PG'))}))"

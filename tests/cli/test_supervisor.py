@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +14,9 @@ import psutil
 import pytest
 
 from api.cli.errors import SetupError, StartFailed
-from api.cli.processes import Exits, Lives, Logs, Process, levels
+from api.cli.processes import Answers, Exits, Lives, Logs, Process, levels
 from api.cli.supervisor import TAG, Event, Supervisor, how_it_ended
+from tests.api.service import ROOT, free_port
 
 SLEEPER = "import time; print('ready', flush=True); time.sleep(600)"
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
@@ -141,6 +143,72 @@ def test_what_a_killed_child_had_started_is_ended_with_it(
     os.kill(_pid(supervisor, "parent"), signal.SIGKILL)
     until(lambda: any(event.kind == "died" for event in events))
     assert not grandchildren & {process.pid for process in tagged(str(tmp_path))}
+
+
+ANSWERING = (
+    "import http.server\n"
+    "class Ok(http.server.BaseHTTPRequestHandler):\n"
+    "    def do_GET(self): self.send_response(200); self.end_headers()\n"
+    "http.server.HTTPServer(('127.0.0.1', {port}), Ok).serve_forever()\n"
+)
+BEATING = (
+    "import os, pathlib, time\nfile = pathlib.Path(os.environ['OVERREAD_PULSE_FILE'])\nprint('ready', flush=True)\n"
+    "while True: file.touch(); time.sleep(0.1)\n"
+)
+
+
+def test_a_child_that_hangs_is_killed_and_started_again(
+    supervise: Callable[..., tuple[Supervisor, list[Event]]],
+) -> None:
+    port = free_port()
+    answers = Answers(url=f"http://127.0.0.1:{port}/")
+    answering = child("answering", ANSWERING.format(port=port), health=answers, silence_seconds=8.0)
+    beating = child("beating", BEATING, pulse=True, silence_seconds=5.0)
+    quiet = child("quiet", SLEEPER, silence_seconds=0.1)  # nobody asks it for a sign of life
+    supervisor, events = supervise(answering, beating, quiet)
+    supervisor.start()
+    for name in ("answering", "beating"):
+        os.kill(_pid(supervisor, name), signal.SIGSTOP)
+        until(lambda name=name: [event.kind for event in events if event.name == name].count("ready") == 2, seconds=60)  # type: ignore[misc]
+        died = next(event for event in events if (event.kind, event.name) == ("died", name))
+        assert died.detail.startswith("gave no sign of life for")
+        assert supervisor.children[name].restarts == 1
+    assert supervisor.children["quiet"].restarts == 0
+
+
+def test_a_supervisor_that_was_stopped_itself_blames_nobody(tmp_path: Path) -> None:
+    table = f"[Process(name='one', purpose='', command=(sys.executable, '-c', {BEATING!r}), pulse=True, silence_seconds=4.0, health=Lives(seconds=0.1))]"  # noqa: E501 - one line of a script
+    script = (
+        "import os, pathlib, sys, time\nfrom api.cli.processes import Lives, Process\n"
+        "from api.cli.supervisor import Supervisor\n"
+        f"made = Supervisor({table}, tag={str(tmp_path)!r}, logs=pathlib.Path({str(tmp_path)!r}),"
+        " environment=lambda _: dict(os.environ), report=lambda event: print(event.kind, flush=True))\n"
+        "made.start(); pid = made.children['one'].popen.pid\n"
+        "for line in sys.stdin: print(made.children['one'].restarts, flush=True)\n"
+        "made.stop()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        assert [process.stdout.readline() for _ in range(2)] == ["starting\n", "ready\n"]
+        beaten = tagged(str(tmp_path))
+        for one in (process.pid, *(other.pid for other in beaten)):  # as a laptop does that is closed
+            os.kill(one, signal.SIGSTOP)
+        time.sleep(6)
+        os.kill(process.pid, signal.SIGCONT)
+        time.sleep(1)
+        for other in beaten:
+            other.send_signal(signal.SIGCONT)
+        process.stdin.write("how often?\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "0\n"
+    finally:
+        process.stdin.close()
+        process.wait(timeout=30)
+        process.stdout.close()
 
 
 def test_stopping_goes_backwards_and_leaves_no_orphans(

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
-import psycopg
 import pytest
 
 from registry import db
 from workers.lease import Workshop
 from workers.settings import WorkerSettings
-
-
-@pytest.fixture(scope="module")
-def module_database(postgres: Any, template: str) -> Iterator[str]:
-    """URL of a migrated database for the tests of a module that share a process."""
-    name = f"module_{secrets.token_hex(6)}"
-    source = urlsplit(template).path.removeprefix("/")
-    with psycopg.connect(postgres.get_uri(), autocommit=True) as administrator:
-        administrator.execute(f"CREATE DATABASE {name} TEMPLATE {source}")  # type: ignore[call-overload] # names of ours
-        yield urlunsplit(urlsplit(template)._replace(path=f"/{name}"))
-        administrator.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[call-overload] # the same
 
 
 def make_settings(database_url: str, home: Path) -> WorkerSettings:

@@ -1,0 +1,125 @@
+"""One behaviour on every broker: what was committed is done, once, whatever becomes of the messages in between.
+
+The long versions (`make soak`) are those of the fault matrix: a broker away for a minute, deaf for a minute and a half.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import psycopg
+import pytest
+
+from registry import db, jobs
+from tests.brokers.conftest import System
+from tests.brokers.servers import RabbitMQ
+from tests.brokers.worker import KIND
+from workers.app import QUEUE, make_celery, task_name
+
+RETURN_SECONDS = 10.0
+soak = pytest.mark.soak
+
+
+def once(system: System, job_ids: list[int]) -> bool:
+    """Whether each of these jobs was worked on exactly once."""
+    return [(job_id, count) for job_id, count, _ in system.done(job_ids)] == [(job_id, 1) for job_id in job_ids]
+
+
+def test_committed_jobs_are_done(system: System) -> None:
+    asked = system.ask(30)
+    system.wait_for_all(asked)
+    assert once(system, asked)
+
+
+def test_a_message_that_comes_ten_times_to_two_workers_is_worked_on_once(system: System) -> None:
+    asked = system.ask(10)
+    celery = make_celery(system.settings)
+    with celery.connection_for_write() as connection:
+        producer = celery.amqp.Producer(connection)
+        for job_id in asked * 10:
+            celery.send_task(task_name(KIND), kwargs={"job_id": job_id}, queue=QUEUE, producer=producer)
+    system.wait_for_all(asked)
+    later = system.ask(1)
+    system.wait_for_all(later)  # behind all the copies in the queue
+    assert system.done(asked) == [(job_id, 1, 1) for job_id in asked]
+
+
+@pytest.mark.parametrize("kills", [pytest.param(2, id="twice"), pytest.param(5, id="five-times", marks=soak)])
+def test_a_killed_broker_loses_nothing(system: System, kills: int) -> None:
+    asked: list[int] = []
+    for _ in range(kills if isinstance(system.broker, RabbitMQ) else 5):
+        asked += system.ask(20)
+        system.broker.kill()
+        asked += system.ask(5)
+        system.broker.start()
+        system.wait_for_all(asked)
+    assert once(system, asked)
+
+
+@pytest.mark.parametrize("seconds", [pytest.param(4, id="seconds"), pytest.param(60, id="a-minute", marks=soak)])
+def test_with_the_broker_down_no_request_fails_and_all_jobs_run_soon_after_its_return(
+    system: System, seconds: float
+) -> None:
+    system.broker.kill()
+    with system.confirmations() as statuses:
+        asked = _ask_for(system, seconds=seconds)
+        system.broker.start()
+        took = system.wait_for_all(asked)
+    assert once(system, asked)
+    assert took < RETURN_SECONDS
+    print(f"{len(statuses)} confirmations meanwhile, {len(asked)} jobs done {took:.1f} s after")
+    assert len(statuses) > seconds
+    assert set(statuses) == {201}
+
+
+@pytest.mark.parametrize("seconds", [pytest.param(9, id="seconds"), pytest.param(90, id="90-seconds", marks=soak)])
+def test_a_broker_that_answers_nothing_holds_up_no_request_and_no_row(system: System, seconds: float) -> None:
+    system.broker.hang()
+    try:
+        with system.confirmations() as statuses:
+            asked = _ask_for(system, seconds=seconds / 2)
+            with db.connect(system.database_url) as connection:
+                connection.execute("SET lock_timeout = '2s'")
+                (waiting,) = system.ask(1)
+                assert jobs.request_cancel(connection, waiting).state == "cancelled"
+                connection.commit()
+            asked += _ask_for(system, seconds=seconds / 2)
+    finally:
+        system.broker.resume()
+    took = system.wait_for_all(asked)
+    assert once(system, asked)
+    assert took < RETURN_SECONDS
+    print(f"{len(statuses)} confirmations meanwhile, {len(asked)} jobs done {took:.1f} s after")
+    assert set(statuses) == {201}
+
+
+def test_what_was_in_a_wiped_broker_is_sent_again(system: System) -> None:
+    for worker in system.workers:
+        worker.send_signal(signal.SIGSTOP)
+    try:
+        asked = system.ask(40)
+        system.until(lambda: _sent(system, asked) == 40)
+        assert system.broker.wipe() >= 20
+    finally:
+        for worker in system.workers:
+            worker.send_signal(signal.SIGCONT)
+    system.wait_for_all(asked)
+    assert once(system, asked)
+
+
+def _ask_for(system: System, *, seconds: float) -> list[int]:
+    asked: list[int] = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        asked += system.ask(2)
+        time.sleep(0.2)
+    return asked
+
+
+def _sent(system: System, job_ids: list[int]) -> int:
+    with psycopg.connect(system.database_url) as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM jobs WHERE job_id = ANY(%s) AND sent_at IS NOT NULL", (job_ids,)
+        ).fetchone()
+    return int(row[0]) if row else 0

@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export PYTHONDONTWRITEBYTECODE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up doctor test check quick bench lock clean
+.PHONY: help setup servers demo up doctor test check quick soak bench lock clean
 
 help: ## show this
 	@echo "Overread: a second reader that learns from every confirmed diagnosis, and changes only with evidence."
@@ -39,7 +39,10 @@ up: setup ## start the service on this machine, under ~/.overread (Ctrl-C stops 
 doctor: setup ## check the running service and print what to mend
 	@$(BIN)/overread doctor
 
-test: setup check ## everything the project promises, against real processes (under 20 minutes)
+servers: ## install Redis and RabbitMQ for the tests, where apt-get can; without them their tests are skipped
+	@sh .ci/servers.sh
+
+test: setup check servers ## everything the project promises, against real processes (under 20 minutes)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: setup ## style, types and arrows
@@ -50,6 +53,9 @@ check: setup ## style, types and arrows
 
 quick: setup ## the tests that need no whole system (about two minutes)
 	@$(BIN)/python -m pytest --ignore=tests/journeys $(PYTEST_ARGS)
+
+soak: setup servers ## the long versions of the tests (about an hour)
+	@$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
 
 bench: setup ## measure: official PneumoniaMNIST test, prediction latency
 	@$(BIN)/python -m benchmarks.pneumonia

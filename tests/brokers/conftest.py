@@ -80,19 +80,20 @@ class System:
             time.sleep(0.05)
 
     @contextlib.contextmanager
-    def confirmations(self) -> Iterator[list[int]]:
-        """Two clients that confirm, one case after the other, during the block; yields the status of each answer."""
+    def confirmations(self, *, seconds: float) -> Iterator[list[int]]:
+        """Two clients that confirm during the block, as long as the cases for `seconds` last; yields every status."""
         statuses: list[int] = []
         stopping = threading.Event()
         with db.connect(self.database_url) as connection:
-            line = factories.line(connection)
-            cases = iter([factories.case(connection, line).case_id for _ in range(1500)])
+            line, sender = factories.line(connection), factories.user(connection, "submitter")
+            count = int(40 * seconds)
+            cases = iter([factories.case(connection, line, actor=sender).case_id for _ in range(count)])
             connection.commit()
         turn = threading.Lock()
 
         def confirm() -> None:
             with httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=30) as client:
-                while not stopping.wait(0.02):
+                while not stopping.wait(0.05):
                     with turn:
                         case = next(cases, None)
                     if case is None:

@@ -45,10 +45,10 @@ def test_a_message_that_comes_ten_times_to_two_workers_is_worked_on_once(system:
     assert system.done(asked) == [(job_id, 1, 1) for job_id in asked]
 
 
-@pytest.mark.parametrize("kills", [pytest.param(2, id="twice"), pytest.param(5, id="five-times", marks=soak)])
+@pytest.mark.parametrize("kills", [pytest.param(1, id="once"), pytest.param(5, id="five-times", marks=soak)])
 def test_a_killed_broker_loses_nothing(system: System, kills: int) -> None:
     asked: list[int] = []
-    for _ in range(kills if isinstance(system.broker, RabbitMQ) else 5):
+    for _ in range(kills if isinstance(system.broker, RabbitMQ) else 5):  # RabbitMQ needs ten seconds to start
         asked += system.ask(20)
         system.broker.kill()
         asked += system.ask(5)
@@ -62,7 +62,7 @@ def test_with_the_broker_down_no_request_fails_and_all_jobs_run_soon_after_its_r
     system: System, seconds: float
 ) -> None:
     system.broker.kill()
-    with system.confirmations() as statuses:
+    with system.confirmations(seconds=seconds) as statuses:
         asked = _ask_for(system, seconds=seconds)
         system.broker.start()
         took = system.wait_for_all(asked)
@@ -77,7 +77,7 @@ def test_with_the_broker_down_no_request_fails_and_all_jobs_run_soon_after_its_r
 def test_a_broker_that_answers_nothing_holds_up_no_request_and_no_row(system: System, seconds: float) -> None:
     system.broker.hang()
     try:
-        with system.confirmations() as statuses:
+        with system.confirmations(seconds=seconds) as statuses:
             asked = _ask_for(system, seconds=seconds / 2)
             with db.connect(system.database_url) as connection:
                 connection.execute("SET lock_timeout = '2s'")

@@ -103,20 +103,25 @@ async def _reader(
     return Reader(user=user, purpose=(overread_purpose or "").strip() or None)
 
 
-async def _idempotency_key(
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            alias="Idempotency-Key",
-            description="Any text of 1 to 200 characters, new for each new thing you send. After a time-out, send the "
-            "same request with the same key: it is done once, and you get the first answer again.",
-            examples=["ris-export-2026-03-02-0001"],
-        ),
-    ] = None,
-) -> str:
+_KeyHeader = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        description="Any text of 1 to 200 characters, new for each new thing you send. After a time-out, send the "
+        "same request with the same key: it is done once, and you get the first answer again.",
+        examples=["ris-export-2026-03-02-0001"],
+    ),
+]
+
+
+async def _idempotency_key(idempotency_key: _KeyHeader = None) -> str:
     if idempotency_key is None or not 1 <= len(idempotency_key) <= 200:
         raise Refusal("idempotency-key-missing")
     return idempotency_key
+
+
+async def _optional_key(idempotency_key: _KeyHeader = None) -> str | None:
+    return None if idempotency_key is None else await _idempotency_key(idempotency_key)
 
 
 @asynccontextmanager
@@ -162,6 +167,7 @@ CurrentCaller = Annotated[Caller, Depends(_current_caller)]
 CurrentUser = Annotated[User, Depends(_current_user)]
 CurrentReader = Annotated[Reader, Depends(_reader)]
 IdempotencyKey = Annotated[str, Depends(_idempotency_key)]
+OptionalKey = Annotated[str | None, Depends(_optional_key)]
 Body = Annotated[Upload, Depends(_body)]
 Image = Annotated[Upload, Depends(_image)]
 LineName = Annotated[

@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from fastapi import Response
 from pydantic import BaseModel, Field
 
 from api.auth import ANYONE, allow, guarded_router
-from api.dependencies import Body, CurrentUser, Inference, Pool
+from api.dependencies import Body, CurrentUser, Inference, OptionalKey, Pool
+from api.once import PROBLEMS, once
 from api.v1 import candidates as candidate_views
 from api.v1 import examples
 from api.v1.candidates import CandidateView
@@ -75,20 +77,26 @@ _YAML = {
 @router.post(
     "/lines",
     status_code=201,
+    response_model=LineView,
     summary="Create a line",
     response_description="The line was made under its protocol",
-    **allow("operator", problems=("protocol-invalid", "already-exists", "inference-unavailable"), extra=_YAML),
+    **allow(
+        "operator", problems=(*PROBLEMS, "protocol-invalid", "already-exists", "inference-unavailable"), extra=_YAML
+    ),
 )
-def create_line(user: CurrentUser, pool: Pool, inference: Inference, body: Body) -> LineView:
+def create_line(user: CurrentUser, pool: Pool, inference: Inference, key: OptionalKey, body: Body) -> Response:
     """Create a line from its protocol, sent as YAML. Each field that is wrong is named in the refusal.
 
     The protocol says what counts as confirmed, how patients are split, what is trained and when, which gates a
     candidate has to pass and who has to sign. It is kept under its digest; every candidate and signature names it.
     """
     document, digest = inference.check_protocol(body.file.read())
-    with db.transaction(pool) as connection:
+
+    def work(connection: db.Connection) -> LineView:
         line = lines.create_line(connection, name=document["line"], document=document, digest=digest, actor=user)
         return _view(connection, line)
+
+    return once(pool, user=user, key=key, request=f"line {digest}", work=work)
 
 
 @router.get("/lines", summary="List lines", **allow(*ANYONE))

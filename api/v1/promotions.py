@@ -9,10 +9,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
+from fastapi import Response
 from pydantic import Field
 
 from api.auth import ANYONE, allow, guarded_router
-from api.dependencies import CurrentUser, Id, Pool
+from api.dependencies import CurrentUser, Id, OptionalKey, Pool
+from api.once import PROBLEMS, once
 from api.v1 import examples
 from api.v1.views import Reason, Request, View, shown_as
 from registry import db, lines, promotions
@@ -62,17 +64,21 @@ class PromotionView(View):
 @router.post(
     "/candidates/{candidate_id}/promotion",
     status_code=201,
+    response_model=PromotionView,
     summary="Promote a candidate",
     response_description="It is champion now",
-    **allow("approver", problems=(*_MOVED, "gate-not-passed", "approval-missing", "approval-void", "state-moved")),
+    **allow(
+        "approver", problems=(*PROBLEMS, *_MOVED, "gate-not-passed", "approval-missing", "approval-void", "state-moved")
+    ),
 )
-def promote(user: CurrentUser, pool: Pool, candidate_id: Id, wish: Promote) -> PromotionView:
+def promote(user: CurrentUser, pool: Pool, key: OptionalKey, candidate_id: Id, wish: Promote) -> Response:
     """Make a candidate the champion of its line.
 
     Done only if its gate report passed under the current protocol against the current champion, and enough distinct
     people approved exactly that. There is no way to force it.
     """
-    with db.transaction(pool) as connection:
+
+    def work(connection: db.Connection) -> PromotionView:
         row = promotions.promote(
             connection,
             candidate_id=candidate_id,
@@ -80,7 +86,9 @@ def promote(user: CurrentUser, pool: Pool, candidate_id: Id, wish: Promote) -> P
             actor=user,
             reason=wish.reason,
         )
-    return PromotionView.model_validate(row)
+        return PromotionView.model_validate(row)
+
+    return once(pool, user=user, key=key, request=f"promote {candidate_id} {wish.model_dump_json()}", work=work)
 
 
 @router.get("/lines/{line}/promotions", summary="List promotions", **allow(*ANYONE, problems=("not-found",)))
@@ -94,13 +102,15 @@ def list_promotions(pool: Pool, line: str) -> list[PromotionView]:
 @router.post(
     "/lines/{line}/roll-back",
     status_code=201,
+    response_model=PromotionView,
     summary="Roll back",
     response_description="The earlier champion is champion again",
-    **allow("approver", "operator", problems=(*_MOVED, "nothing-to-roll-back-to")),
+    **allow("approver", "operator", problems=(*PROBLEMS, *_MOVED, "nothing-to-roll-back-to")),
 )
-def roll_back(user: CurrentUser, pool: Pool, line: str, wish: RollBack) -> PromotionView:
+def roll_back(user: CurrentUser, pool: Pool, key: OptionalKey, line: str, wish: RollBack) -> Response:
     """Return to the champion that the current one replaced. No new signatures: that one was approved before."""
-    with db.transaction(pool) as connection:
+
+    def work(connection: db.Connection) -> PromotionView:
         row = promotions.roll_back(
             connection,
             line_id=lines.get_line(connection, line).line_id,
@@ -108,4 +118,6 @@ def roll_back(user: CurrentUser, pool: Pool, line: str, wish: RollBack) -> Promo
             actor=user,
             reason=wish.reason,
         )
-    return PromotionView.model_validate(row)
+        return PromotionView.model_validate(row)
+
+    return once(pool, user=user, key=key, request=f"roll back {line} {wish.model_dump_json()}", work=work)

@@ -8,10 +8,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
+from fastapi import Response
 from pydantic import Field
 
 from api.auth import ANYONE, allow, guarded_router
-from api.dependencies import CurrentUser, Id, Pool
+from api.dependencies import CurrentUser, Id, OptionalKey, Pool
+from api.once import PROBLEMS, once
 from api.v1 import examples
 from api.v1.views import Reason, Request, View, shown_as
 from registry import db, lines, runs
@@ -58,20 +60,24 @@ class RunView(View):
 @router.post(
     "/lines/{line}/runs",
     status_code=201,
+    response_model=RunView,
     summary="Start a run",
     response_description="Accepted; a worker takes it up",
-    **allow("reviewer", "operator", problems=("not-found", "run-in-progress")),
+    **allow("reviewer", "operator", problems=(*PROBLEMS, "not-found", "run-in-progress")),
 )
-def start_run(user: CurrentUser, pool: Pool, line: str, run: NewRun) -> RunView:
+def start_run(user: CurrentUser, pool: Pool, key: OptionalKey, line: str, run: NewRun) -> Response:
     """Ask for a new model from what is confirmed so far.
 
     A line learns one step at a time: a second run is refused until the first ends. Who asks for a run cannot sign its
     candidate.
     """
-    with db.transaction(pool) as connection:
+
+    def work(connection: db.Connection) -> RunView:
         line_id = lines.get_line(connection, line).line_id
         row = runs.start_run(connection, line_id=line_id, requested_by=user, reason=run.reason, strategy=run.strategy)
-    return RunView.model_validate(row)
+        return RunView.model_validate(row)
+
+    return once(pool, user=user, key=key, request=f"run {line} {run.model_dump_json()}", work=work)
 
 
 @router.get("/lines/{line}/runs", summary="List runs", **allow(*ANYONE, problems=("not-found",)))

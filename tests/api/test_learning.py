@@ -159,6 +159,22 @@ def test_two_people_sign_and_one_promotes(service: Service, line: str, people: d
     assert people["auditor"].get(f"/v1/lines/{line}/promotions").json() == [answer.json()]
 
 
+def test_whoever_lost_the_answer_to_a_promotion_asks_again_and_gets_it(
+    service: Service, line: str, people: dict[str, httpx.Client]
+) -> None:
+    candidate = gated(service, line)
+    for name in ("approver", "second-approver"):
+        people[name].post(f"/v1/candidates/{candidate.candidate_id}/approvals", json=SIGN)
+    path, wish = f"/v1/candidates/{candidate.candidate_id}/promotion", {"expected_champion": None, "reason": "signed"}
+    key = {"Idempotency-Key": f"promote-{candidate.candidate_id}"}
+    first, again = (people["approver"].post(path, json=wish, headers=key) for _ in range(2))
+    assert (again.status_code, again.json()) == (first.status_code, first.json()) == (201, first.json())
+    assert again.headers["idempotent-replayed"] == "true"
+    assert slug(people["approver"].post(path, json=wish | {"reason": "else"}, headers=key))[0] == 422
+    assert slug(people["approver"].post(path, json=wish)) == (409, "champion-moved")
+    assert len(people["auditor"].get(f"/v1/lines/{line}/promotions").json()) == 1
+
+
 @pytest.mark.parametrize("verdict", ["fail", "insufficient"])
 def test_what_the_gates_stopped_cannot_be_signed_or_promoted(
     service: Service, line: str, people: dict[str, httpx.Client], verdict: str

@@ -13,7 +13,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
@@ -41,6 +41,9 @@ from api.v1 import (
     session,
 )
 from registry import db
+
+if TYPE_CHECKING:
+    from api.oidc import Provider
 
 ROUTERS = tuple(
     module.router
@@ -77,6 +80,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         with db.pool(settings.database_url, maximum=settings.pool_size) as pool:
             app.state.pool = pool
             app.state.sign_in = SignIn(pool)
+            app.state.provider = _provider(settings)
             app.state.rates = Buckets(per_second=settings.requests_per_second, burst=settings.request_burst)
             yield
         app.state.inference.close()
@@ -148,6 +152,14 @@ def _description() -> str:
         "change their meaning:\n\n"
         f"| type | status | meaning |\n|---|---|---|\n{problems}"
     )
+
+
+def _provider(settings: ApiSettings) -> Provider | None:
+    if settings.oidc is None:
+        return None
+    from api.oidc import Provider  # noqa: PLC0415 - few have one, and its cryptography takes time to import
+
+    return Provider(settings.oidc)
 
 
 def _version() -> str:

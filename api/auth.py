@@ -1,4 +1,4 @@
-"""Who is asking, and may they: API keys, sessions of people who signed in, roles.
+"""Who is asking, and may they: API keys, tokens of an identity provider, sessions of people who signed in; roles.
 
 Every route under /v1 is a `GuardedRoute`: it asks who is there, then for the role, before it reads one byte of the
 body. A route that does not say who may use it cannot be made. Of keys and of session tokens the record keeps hashes.
@@ -9,7 +9,7 @@ A browser sends its cookie whoever made it ask; so with a cookie, nothing is cha
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,6 +21,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.errors import Refusal, documented
 from registry import db, sessions, users
+from registry.errors import NotFound
 from registry.users import Role, User
 
 ANYONE: tuple[Role, ...] = users.ROLES
@@ -96,18 +97,19 @@ def allow(
         "too-many-requests",
         *problems,
         "invalid-request",
+        "identity-provider-unavailable",
         "record-unavailable",
     )
     return {"openapi_extra": {ROLES_KEY: list(roles), **(extra or {})}, "responses": {**(answers or {}), **refusals}}
 
 
 def admit(request: Request, *, roles: Sequence[Role]) -> Caller:
-    """Find who asks, by key or by session.
+    """Find who asks, by key, token or session.
 
     Raises Refusal (unauthenticated, cross-site-request, too-many-requests), Forbidden.
     """
     header, token = request.headers.get("authorization"), request.cookies.get(COOKIE)
-    caller = _by_session(request, token) if header is None and token else _by_key(request, header or "")
+    caller = _by_session(request, token) if header is None and token else _by_bearer(request, header or "")
     request.app.state.rates.take(caller.user.user_id, detail="You ask more often than a user of this service may.")
     caller.user.require(*roles)
     return caller
@@ -126,14 +128,30 @@ def refuse_other_sites(request: Request) -> None:
         raise Refusal("cross-site-request")
 
 
-def _by_key(request: Request, header: str) -> Caller:
+def _by_bearer(request: Request, header: str) -> Caller:
     scheme, _, key = header.partition(" ")
     if scheme.lower() != "bearer" or not key:
         raise Refusal("unauthenticated")
+    if request.app.state.provider is not None and not key.lstrip().startswith("ovr_"):
+        return _by_token(request, key.strip())
     with db.transaction(request.app.state.pool) as connection:
         user = users.authenticate(connection, key.strip())
     if user is None:
         raise Refusal("unauthenticated", "This API key is unknown, revoked or belongs to a disabled user.")
+    return Caller(user=user)
+
+
+def _by_token(request: Request, token: str) -> Caller:
+    identity = request.app.state.provider.identify(token)
+    with db.transaction(request.app.state.pool) as connection:
+        try:
+            user = users.by_name(connection, identity.name)
+        except NotFound:
+            user = None
+    if user is None or user.disabled_at is not None:
+        raise Refusal("unauthenticated", "Whoever this token names is no user here, or was shut out.")
+    if identity.roles is not None:
+        user = replace(user, roles=tuple(role for role in user.roles if role in identity.roles))
     return Caller(user=user)
 
 

@@ -122,6 +122,12 @@ _OWN = (
         "Nothing was changed. Try again; if it stays, tell the operator.",
     ),
     ("inference-unavailable", 503, "The inference process is not reachable", "Try again shortly; nothing was changed."),
+    (
+        "identity-provider-unavailable",
+        503,
+        "The identity provider's keys are not at hand",
+        "Tokens cannot be checked just now, so none is taken. Try again shortly; API keys and passwords go on.",
+    ),
     ("record-unavailable", 503, "The database is not reachable", "Try again shortly with the same Idempotency-Key."),
     ("storage-full", 507, "The storage is full", "Nothing was stored. Tell the operator; then send it again."),
 )

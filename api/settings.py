@@ -9,12 +9,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from registry import sessions
 
 
 class SettingsError(ValueError):
     """A setting is missing or unusable; the message names the variable and how to mend it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Oidc:
+    """The hospital's identity provider, and how its tokens name our users."""
+
+    issuer: str
+    """Must equal the claim `iss`."""
+    audience: str
+    """Must be among the claim `aud`."""
+    jwks: str
+    """Where its public keys are: a URL, or the path of a file."""
+    name_claim: str = "sub"
+    """Holds the name of the user. Take one that people cannot change for themselves."""
+    roles_claim: str | None = None
+    """Holds a list of roles, `a.b` for one inside another. A user then has those of their roles that it names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +55,8 @@ class ApiSettings:
     """What each user may go on asking for; each API process counts for itself."""
     request_burst: float = 2000.0
     """What each user may ask for at once."""
+    oidc: Oidc | None = None
+    """None: only API keys and passwords."""
 
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> ApiSettings:
@@ -59,6 +78,7 @@ class ApiSettings:
             ),
             requests_per_second=_number(environment, "OVERREAD_RATE_PER_SECOND", default=1000),
             request_burst=_number(environment, "OVERREAD_RATE_BURST", default=2000),
+            oidc=_oidc(environment),
         )
 
 
@@ -80,6 +100,25 @@ def _number(environment: Mapping[str, str], name: str, *, default: float) -> flo
     if not 1 <= value < float("inf"):
         raise SettingsError(f"{name} must be a number, 1 or more; it is {text!r}. Leave it out for {default:g}.")
     return value
+
+
+def _oidc(environment: Mapping[str, str]) -> Oidc | None:
+    names = ("OVERREAD_OIDC_ISSUER", "OVERREAD_OIDC_AUDIENCE", "OVERREAD_OIDC_JWKS")
+    if not any(environment.get(name) for name in names):
+        return None
+    issuer, audience, jwks = (_needed(environment, name, "all three of OVERREAD_OIDC_… or none") for name in names)
+    url = urlsplit(jwks)
+    if "://" in jwks and url.scheme != "https" and url.hostname not in {"127.0.0.1", "::1", "localhost"}:
+        raise SettingsError(
+            "OVERREAD_OIDC_JWKS must be https://… or a file: whoever can change it can sign in as anyone"
+        )
+    return Oidc(
+        issuer=issuer,
+        audience=audience,
+        jwks=jwks,
+        name_claim=environment.get("OVERREAD_OIDC_NAME_CLAIM") or "sub",
+        roles_claim=environment.get("OVERREAD_OIDC_ROLES_CLAIM") or None,
+    )
 
 
 def _patient_key(environment: Mapping[str, str]) -> bytes:

@@ -77,7 +77,12 @@ def create_app(settings: ApiSettings) -> FastAPI:
         settings.blob_root.mkdir(parents=True, exist_ok=True)
         app.state.settings = settings
         app.state.inference = InferenceClient(settings)
-        with db.pool(settings.database_url, maximum=settings.pool_size) as pool:
+        with db.pool(
+            settings.database_url,
+            maximum=settings.pool_size,
+            statement_seconds=settings.statement_seconds,
+            lock_seconds=settings.lock_seconds,
+        ) as pool:
             app.state.pool = pool
             app.state.sign_in = SignIn(pool)
             app.state.provider = _provider(settings)

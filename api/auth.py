@@ -99,6 +99,7 @@ def allow(
         "invalid-request",
         "identity-provider-unavailable",
         "record-unavailable",
+        "record-busy",
     )
     return {"openapi_extra": {ROLES_KEY: list(roles), **(extra or {})}, "responses": {**(answers or {}), **refusals}}
 

@@ -26,6 +26,13 @@ from registry import errors as record
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 5
+_BUSY = (
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+    psycopg.errors.TooManyConnections,
+)
 
 
 class Refusal(Exception):
@@ -128,7 +135,18 @@ _OWN = (
         "The identity provider's keys are not at hand",
         "Tokens cannot be checked just now, so none is taken. Try again shortly; API keys and passwords go on.",
     ),
-    ("record-unavailable", 503, "The database is not reachable", "Try again shortly with the same Idempotency-Key."),
+    (
+        "record-unavailable",
+        503,
+        "No connection to the database",
+        "It is down, or every connection is in use. Try again shortly with the same Idempotency-Key.",
+    ),
+    (
+        "record-busy",
+        503,
+        "The database took too long",
+        "Nothing was changed. Try again shortly with the same Idempotency-Key.",
+    ),
     ("storage-full", 507, "The storage is full", "Nothing was stored. Tell the operator; then send it again."),
 )
 
@@ -257,6 +275,8 @@ def _answer_http(_request: Request, error: Exception) -> JSONResponse:
 def _answer_database(_request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, psycopg.errors.DiskFull):
         return problem_response(Refusal("storage-full"))
+    if isinstance(error, _BUSY):
+        return problem_response(Refusal("record-busy"))
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):  # PoolTimeout is an OperationalError
         return problem_response(Refusal("record-unavailable"))
     if isinstance(error, psycopg.DataError):  # for example a NUL inside a text

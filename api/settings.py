@@ -48,7 +48,11 @@ class ApiSettings:
     patient_key: bytes = field(repr=False)
     """Keys the hash that replaces patient identifiers; whoever holds it could test guesses of identifiers."""
     pool_size: int = 8
-    """Most connections to PostgreSQL held at once."""
+    statement_seconds: float = 15.0
+    """A statement that takes longer is cancelled, and its request refused as `record-busy`."""
+    lock_seconds: float = 10.0
+    """So is one that waits longer for a lock."""
+    """Most connections to PostgreSQL held at once; a request that gets none within five seconds is refused."""
     session_limits: sessions.Limits = field(default_factory=sessions.Limits)
     """How long a person stays signed in."""
     requests_per_second: float = 1000.0

@@ -25,6 +25,9 @@ Pool = ConnectionPool[Connection]
 Row = TypeVar("Row")
 Parameters = Sequence[Any] | Mapping[str, Any]
 
+IDLE_SECONDS = 60.0
+"""A pooled session that leaves a transaction open for so long is ended: a process that hangs gives up its locks."""
+
 _SESSION: dict[str, Any] = {"options": "-c timezone=UTC", "application_name": "overread", "connect_timeout": 10}
 
 
@@ -33,17 +36,32 @@ def connect(url: str) -> Connection:
     return psycopg.connect(url, **_SESSION)
 
 
-def pool(url: str, *, minimum: int = 1, maximum: int = 10, timeout_seconds: float = 5.0) -> Pool:
+def pool(
+    url: str,
+    *,
+    minimum: int = 1,
+    maximum: int = 10,
+    timeout_seconds: float = 5.0,
+    statement_seconds: float = 0.0,
+    lock_seconds: float = 0.0,
+) -> Pool:
     """Open a pool of connections; asking a full one for longer than `timeout_seconds` raises psycopg_pool.PoolTimeout.
+
+    A statement that takes longer than `statement_seconds`, or waits longer than `lock_seconds` for a lock, is cancelled
+    and raises psycopg.OperationalError; 0 lets it take its time.
 
     A connection that the server has left is replaced before it is handed out: a restarted server costs no request.
     """
+    limits = (
+        f"-c statement_timeout={statement_seconds}s -c lock_timeout={lock_seconds}s"
+        f" -c idle_in_transaction_session_timeout={IDLE_SECONDS}s"
+    )
     return ConnectionPool(
         url,
         min_size=minimum,
         max_size=maximum,
         timeout=timeout_seconds,
-        kwargs=_SESSION,
+        kwargs={**_SESSION, "options": f"{_SESSION['options']} {limits}"},
         check=_check,
         open=True,
         name="record",

@@ -29,8 +29,8 @@ class Ready(BaseModel):
 
 
 @router.get("/live", summary="Is the process alive?")
-def live() -> Live:
-    """Answer as long as the process can answer at all. Restart it where this fails."""
+async def live() -> Live:
+    """Answer as long as the process can answer at all, though every thread waits. Restart it where this fails."""
     return Live()
 
 

@@ -50,7 +50,12 @@ class SessionView(View):
     summary="Sign in",
     response_description="Signed in; the cookie is in `Set-Cookie`",
     responses=documented(
-        "sign-in-failed", "cross-site-request", "too-many-requests", "invalid-request", "record-unavailable"
+        "sign-in-failed",
+        "cross-site-request",
+        "too-many-requests",
+        "invalid-request",
+        "record-unavailable",
+        "record-busy",
     ),
 )
 async def sign_in(

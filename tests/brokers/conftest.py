@@ -125,7 +125,7 @@ def system(request: pytest.FixtureRequest, module_database: str) -> Iterator[Sys
         stack.callback(broker.close)
         broker.start()
         with db.connect(as_superuser(module_database)) as connection:
-            connection.execute("CREATE TABLE notes (job_id bigint)")
+            connection.execute("CREATE TABLE IF NOT EXISTS notes (job_id bigint)")
             connection.execute("GRANT INSERT, SELECT ON notes TO overread_app")
             connection.commit()
         with db.connect(module_database) as connection:

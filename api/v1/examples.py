@@ -62,6 +62,7 @@ BULK_RESULT: Example = {
         },
     ],
 }
+RECORDED_ROW: Example = {"idempotency_key": "ris-2026-03-02-000123", "confirmation_id": 9001}
 OPERATING_POINT: Example = {
     "rule": "youden",
     "target": None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
@@ -125,3 +126,47 @@ def test_an_upload_needs_a_key_and_a_line(submitter: httpx.Client, line: str) ->
 
 def test_an_empty_upload_accepts_nothing(submitter: httpx.Client, line: str) -> None:
     assert upload(submitter, line, "").json() == {"accepted": 0, "rejected": 0, "rows": []}
+
+
+def test_a_row_with_a_key_is_recorded_once_in_whatever_company(submitter: httpx.Client, line: str) -> None:
+    case, other = submit(submitter, line, "a"), submit(submitter, line, "b")
+    one, two = (READ | {"case_id": number, "idempotency_key": f"{line} {number}"} for number in (case, other))
+    first = upload(submitter, line, ndjson(one)).json()["rows"][0]
+    rows = upload(submitter, line, ndjson(two, one, two, READ | {"case_id": case})).json()["rows"]
+    assert [row.get("replayed", False) for row in rows] == [False, True, True, False]
+    assert rows[1]["confirmation_id"] == first["confirmation_id"]
+    assert rows[0]["confirmation_id"] == rows[2]["confirmation_id"]
+    assert len(submitter.get(f"/v1/cases/{case}/confirmations").json()) == 2
+    assert len(submitter.get(f"/v1/cases/{other}/confirmations").json()) == 1
+
+
+def test_a_key_of_a_row_stands_for_one_row_of_one_sender(service: Service, submitter: httpx.Client, line: str) -> None:
+    case = submit(submitter, line, "a")
+    keyed = READ | {"case_id": case, "idempotency_key": f"{line} 1"}
+    assert slugs(upload(submitter, line, ndjson(keyed))) == ["accepted"]
+    other = keyed | {"finding": "normal"}
+    assert slugs(upload(submitter, line, ndjson(other, other))) == ["idempotency-key-reused"] * 2
+    asked = {"idempotency_key": [f"{line} 1", f"{line} 2"]}
+    assert [row["idempotency_key"] for row in submitter.get("/v1/confirmations", params=asked).json()] == [f"{line} 1"]
+    with service.client("second-submitter") as second:
+        assert second.get("/v1/confirmations", params=asked).json() == []
+        assert slugs(upload(second, line, ndjson(other))) == ["accepted"]
+
+
+def test_a_rejected_row_may_be_mended_under_its_old_key(submitter: httpx.Client, line: str) -> None:
+    case = submit(submitter, line, "a")
+    keyed = READ | {"case_id": case, "idempotency_key": f"{line} 1"}
+    wrong = keyed | {"finding": "fracture"}
+    assert slugs(upload(submitter, line, ndjson(wrong, keyed))) == ["unknown-finding", "idempotency-key-reused"]
+    assert slugs(upload(submitter, line, ndjson(keyed))) == ["accepted"]
+
+
+def test_uploads_that_overlap_and_race_record_a_row_once(service: Service, submitter: httpx.Client, line: str) -> None:
+    cases = [submit(submitter, line, str(number)) for number in range(3)]
+    rows = [READ | {"case_id": case, "idempotency_key": f"{line} {case}"} for case in cases]
+    bodies = [ndjson(*rows[start:], *rows[:start]) for start in (0, 1, 2)] * 2
+    with service.client("submitter") as client, ThreadPoolExecutor(len(bodies)) as pool:
+        answers = list(pool.map(lambda body: upload(client, line, body), bodies))
+    assert [slugs(answer) for answer in answers] == [["accepted"] * 3] * len(bodies)
+    for case in cases:
+        assert len(submitter.get(f"/v1/cases/{case}/confirmations").json()) == 1

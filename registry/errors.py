@@ -12,7 +12,8 @@
     │   ├── UnknownFinding       ├── WrongLine           ├── FutureDate         ├── EvidenceMismatch
     │   └── IdempotencyConflict
     └── Unsafe                   500  the service must not go on like this
-        ├── BlobCorrupt          ├── NotDurable          ├── NotGuarded         └── MigrationRefused
+        ├── BlobCorrupt          ├── NotDurable          ├── NotGuarded         ├── MigrationRefused
+        ├── TrailDamaged         └── NoteRefused
 
 Each class has a `slug` that never changes (it ends the URL of the problem type), a `status` and a `title`; the message
 says what to do. `extra` holds values a program may want, never personal ones.
@@ -219,3 +220,17 @@ class MigrationRefused(Unsafe):
 
     slug = "migration-refused"
     title = "Migration refused"
+
+
+class TrailDamaged(Unsafe):
+    """The audit trail is not the one that was signed for."""
+
+    slug = "trail-damaged"
+    title = "The audit trail is damaged"
+
+
+class NoteRefused(Unsafe):
+    """A checkpoint, or the key to it, is not what it should be."""
+
+    slug = "note-refused"
+    title = "Checkpoint refused"

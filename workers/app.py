@@ -18,7 +18,7 @@ from typing import Any
 from celery import Celery
 from celery.signals import after_setup_logger, beat_init, worker_init, worker_shutting_down
 
-from workers import broker, pulse, schedule
+from workers import broker, drift, pulse, schedule
 from workers.lease import Workshop
 from workers.settings import WorkerSettings
 from workers.tasks import TASKS, Task
@@ -27,7 +27,7 @@ QUEUE = "overread"
 
 
 def make_celery(settings: WorkerSettings) -> Celery:
-    """Build the Celery application for these settings: a task for each kind of job, and the schedule's tick."""
+    """Build the Celery application for these settings: a task for each kind of job, and the schedule's ticks."""
     workshop = Workshop(settings)
     made = Celery("overread", set_as_current=False)
     broker.connect_through(made, url=settings.broker_url)
@@ -47,16 +47,16 @@ def make_celery(settings: WorkerSettings) -> Celery:
         beat_scheduler=f"{schedule.__name__}:{schedule.Scheduler.__name__}",
         beat_max_loop_interval=settings.trigger_seconds,
         beat_schedule={
-            "start-due-runs": {
-                "task": schedule.TASK,
-                "schedule": settings.trigger_seconds,
-            }
+            "start-due-runs": {"task": schedule.TASK, "schedule": settings.trigger_seconds},
+            "check-mirror": {"task": drift.TASK, "schedule": settings.trigger_seconds},
         },
     )
     for kind, work in TASKS.items():
         _register(made, name=task_name(kind), work=work, workshop=workshop)
-    ticks = schedule.Ticks(every_seconds=settings.trigger_seconds)
-    _register(made, name=schedule.TASK, work=ticks.start_due_runs, workshop=workshop)
+    due = schedule.Paced(schedule.start_due_runs, pause_seconds=settings.trigger_seconds / 2)
+    _register(made, name=schedule.TASK, work=due, workshop=workshop)
+    drifted = schedule.Paced(drift.check_mirror, pause_seconds=drift.PAUSE_SECONDS)
+    _register(made, name=drift.TASK, work=drifted, workshop=workshop)
 
     def let_go(**_: Any) -> None:
         workshop.stopping.set()

@@ -20,7 +20,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from registry import db, jobs, runs
-from workers import pulse
+from workers import notary, pulse
 from workers.app import QUEUE, make_celery, task_name
 from workers.broker import PATIENCE_SECONDS
 from workers.settings import SettingsError, WorkerSettings
@@ -107,7 +107,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     pulse.start(settings.pulse_file)
-    relay(settings, stopping=stopping)
+    with notary.signing(settings, stopping=stopping):
+        relay(settings, stopping=stopping)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What runs by the clock: asking, every few seconds, whether a line is due to learn.
+"""What runs by the clock: asking, every few seconds, whether a line is due to learn and MLflow shows what it was told.
 
 Invariant: beat only ticks. Whether a run starts is decided in the record, in one transaction, where a second beat, a
 late tick or ten ticks at once change nothing: a line has at most one unfinished run. Nothing here reads the time of
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from celery import beat
@@ -40,26 +41,32 @@ class Scheduler(beat.Scheduler):  # type: ignore[misc] # Celery is untyped
         return max(0.0, self._next_at - time.monotonic())
 
 
-class Ticks:
-    """What a worker does about ticks; those that waited in the broker while no worker ran count as one."""
+class Paced:
+    """What a worker does about a tick, at most so often; ticks that waited while no worker ran count as one."""
 
-    def __init__(self, *, every_seconds: float) -> None:
-        self._pause_seconds = every_seconds / 2
+    def __init__(self, work: Callable[[Workshop], None], *, pause_seconds: float) -> None:
+        self._work = work
+        self._pause_seconds = pause_seconds
         self._pausing = threading.Lock()
         self._next_at = 0.0
 
-    def start_due_runs(self, workshop: Workshop) -> None:
-        """Start a run for every line whose protocol says that it is time."""
+    def __call__(self, workshop: Workshop) -> None:
+        """Do the work, unless it was begun just now."""
         with self._pausing:
             if time.monotonic() < self._next_at:
                 return
             self._next_at = time.monotonic() + self._pause_seconds
-        with workshop.transaction() as connection:
-            due = runs.due_triggers(connection)
-        for line, reason in due:
-            try:
-                with workshop.transaction() as connection:
-                    run = runs.start_run(connection, line_id=line.line_id, requested_by=None, reason=reason)
-            except RunInProgress:
-                continue
-            log.info("line %s: run %s starts: %s", line.name, run.run_id, reason)
+        self._work(workshop)
+
+
+def start_due_runs(workshop: Workshop) -> None:
+    """Start a run for every line whose protocol says that it is time."""
+    with workshop.transaction() as connection:
+        due = runs.due_triggers(connection)
+    for line, reason in due:
+        try:
+            with workshop.transaction() as connection:
+                run = runs.start_run(connection, line_id=line.line_id, requested_by=None, reason=reason)
+        except RunInProgress:
+            continue
+        log.info("line %s: run %s starts: %s", line.name, run.run_id, reason)

@@ -37,6 +37,12 @@ class WorkerSettings:
     trigger_seconds: float
     """How often the schedule asks whether a line is due to learn."""
     worker_concurrency: int
+    checkpoints: Path
+    """Folder of the signed checkpoints of the audit trail."""
+    checkpoint_key: Path
+    """File of the key that signs them; made at the first start."""
+    checkpoint_seconds: float
+    """How often one is signed, if anything was written since."""
     pulse_file: Path | None = None
     """Touched each second for whoever supervises this process."""
 
@@ -76,6 +82,9 @@ class WorkerSettings:
             resend_seconds=_number(given, "OVERREAD_RESEND_SECONDS", default=20, least=1),
             trigger_seconds=_number(given, "OVERREAD_TRIGGER_SECONDS", default=5, least=0.1),
             worker_concurrency=int(_number(given, "OVERREAD_WORKER_CONCURRENCY", default=4, least=1)),
+            checkpoints=Path(given.get("OVERREAD_CHECKPOINTS") or home / "checkpoints").expanduser(),
+            checkpoint_key=Path(given.get("OVERREAD_CHECKPOINT_KEY") or home / "checkpoint.key").expanduser(),
+            checkpoint_seconds=_number(given, "OVERREAD_CHECKPOINT_SECONDS", default=60, least=0.1),
             pulse_file=Path(given["OVERREAD_PULSE_FILE"]) if given.get("OVERREAD_PULSE_FILE") else None,
         )
         if settings.heartbeat_seconds * 2 > settings.lease_seconds:

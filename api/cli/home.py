@@ -17,7 +17,7 @@ from pathlib import Path
 
 from api.cli.errors import CliError, SetupError
 
-FOLDERS = ("blobs", "data-repository", "dvc-remote", "jobs", "checkouts", "logs", "mlflow-artifacts")
+FOLDERS = ("blobs", "data-repository", "dvc-remote", "jobs", "checkouts", "checkpoints", "logs", "mlflow-artifacts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -165,7 +165,7 @@ PROCESSES: tuple[Process, ...] = (
     ),
     Process(
         name="relay",
-        purpose="hands committed jobs to the broker, gives lost ones back",
+        purpose="hands committed jobs to the broker, gives lost ones back, signs checkpoints of the audit trail",
         command=("{python}", "-m", "workers.relay"),
         needs=("migrate",),
         health=Lives(seconds=1.5),

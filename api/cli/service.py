@@ -176,7 +176,15 @@ def _greet(stack: Stack, *, seconds: float) -> None:
     say(f"  API     {stack.url}  (documentation: {stack.url}/docs)")
     say(f"  MLflow  {stack.environment['OVERREAD_MLFLOW_URL']}")
     say(f"  logs    {stack.home / 'logs'}")
+    say(f"  proof   {_verifier_key(stack)}  (keep a copy elsewhere: it checks what `overread verify` checks)")
     say("  First time: `overread user create --help`. Something wrong: `overread doctor`. Ctrl-C stops all of it.")
+
+
+def _verifier_key(stack: Stack) -> str:
+    from registry.notes import signer_at  # noqa: PLC0415 - `overread --help` must be quick
+
+    key = stack.environment.get("OVERREAD_CHECKPOINT_KEY") or stack.home / "checkpoint.key"
+    return str(signer_at(Path(key)).verifier)
 
 
 def _stop_on_signals(stack: Stack) -> None:

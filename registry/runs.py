@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from registry import audit, datasets, jobs, lifecycle, lines
 from registry.db import Connection, constraint_means, fetch_all, fetch_one, fetch_value
-from registry.errors import Invalid, NotFound, RunInProgress, StateMoved
+from registry.errors import Invalid, NotFound, RunInProgress
 from registry.lines import Line
 from registry.users import User
 
@@ -143,7 +143,7 @@ def fail_for_job(conn: Connection, *, job: jobs.Job) -> Run | None:
     """
     if job.state not in {"failed", "cancelled"} or job.kind.startswith("mirror_"):
         return None
-    run = get(conn, int(job.payload["run_id"]))
+    run = _lock(conn, int(job.payload["run_id"]))
     if run.state not in lifecycle.UNFINISHED_RUN_STATES:
         return None
     words = job.kind.replace("_", " ")
@@ -239,16 +239,23 @@ def _ask(conn: Connection, run: Run, kind: jobs.JobKind) -> None:
     )
 
 
+def _lock(conn: Connection, run_id: int) -> Run:
+    # Who comes second goes by what the first left: a cancel must not be refused because a step has just been recorded.
+    run = fetch_one(conn, Run, "SELECT * FROM runs WHERE run_id = %s FOR NO KEY UPDATE", (run_id,))
+    if run is None:
+        raise NotFound(f"there is no run {run_id}")
+    return run
+
+
 def _move(conn: Connection, run_id: int, target: str) -> Run:
-    current = get(conn, run_id).state
+    current = _lock(conn, run_id).state
     moved = fetch_one(
         conn,
         Run,
-        "UPDATE runs SET state = %s WHERE run_id = %s AND state = %s RETURNING *",
-        (lifecycle.advance("run", current, target), run_id, current),
+        "UPDATE runs SET state = %s WHERE run_id = %s RETURNING *",
+        (lifecycle.advance("run", current, target), run_id),
     )
-    if moved is None:
-        raise StateMoved(f"run {run_id} is no longer {current}; read it again")
+    assert moved is not None
     return moved
 
 

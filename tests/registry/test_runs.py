@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from queue import Queue
 
 import pytest
 
 from registry import candidates, jobs, lifecycle, runs
-from registry.db import Connection
+from registry.db import Connection, connect, fetch_value
 from registry.errors import Invalid, RunInProgress, StateMoved
 from registry.lines import Line
 from tests import factories
@@ -187,6 +189,32 @@ def test_the_clock_triggers_a_run_if_there_is_anything_new(owner_db: Connection)
     assert _due(owner_db, line) == []  # not again before another 24 hours
     _let_time_pass(owner_db, line, timedelta(hours=25))
     assert len(_due(owner_db, line)) == 1
+
+
+def test_a_cancel_is_not_refused_because_a_step_is_recorded_just_then(fresh_database: str) -> None:
+    with connect(fresh_database) as conn:
+        line, operator = factories.line(conn), factories.user(conn, "operator")
+        run = runs.start_run(conn, line_id=line.line_id, requested_by=None, reason="x")
+        version = factories.dataset_version(conn, line)
+
+    def cancel(pids: Queue[int]) -> str:
+        with connect(fresh_database) as conn:
+            pids.put(conn.info.backend_pid)
+            return runs.cancel(conn, run_id=run.run_id, actor=operator).state
+
+    with connect(fresh_database) as conn, connect(fresh_database) as watcher, ThreadPoolExecutor(1) as other:
+        runs.attach_dataset(
+            conn, run_id=run.run_id, dataset_version_id=version.dataset_version_id, base_candidate_id=None
+        )
+        pids: Queue[int] = Queue()
+        cancelled, pid = other.submit(cancel, pids), pids.get(timeout=60)
+        watcher.autocommit = True
+        while not (cancelled.done() or fetch_value(watcher, "SELECT pg_blocking_pids(%s) <> '{}'", (pid,))):
+            pass
+        conn.commit()
+        assert cancelled.result(timeout=60) == "cancelled"
+    with connect(fresh_database) as conn:
+        assert {job.state for job in jobs.list_jobs(conn, line_id=line.line_id)} == {"cancelled"}
 
 
 def test_the_tables_of_states_match_the_schema(db: Connection) -> None:

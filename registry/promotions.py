@@ -166,20 +166,22 @@ def _crown(
     with constraint_means(
         conn, promotions_one_champion_per_line=ChampionMoved("another promotion came first; look again")
     ):
+        # One clock reading for both, after the locks: reigns follow each other without gap or overlap.
+        now = fetch_value(conn, "SELECT clock_timestamp()")
         ended = None
         if incumbent is not None:
             ended = fetch_value(
                 conn,
-                "UPDATE promotions SET ended_at = clock_timestamp() WHERE line_id = %s AND ended_at IS NULL"
+                "UPDATE promotions SET ended_at = %s WHERE line_id = %s AND ended_at IS NULL"
                 " AND candidate_id = %s RETURNING promotion_id",
-                (candidate.line_id, incumbent.candidate_id),
+                (now, candidate.line_id, incumbent.candidate_id),
             )
         sys.audit("overread.fault", "promotion.insert.before")
         promotion = fetch_one(
             conn,
             Promotion,
             "INSERT INTO promotions (line_id, candidate_id, kind, replaced_candidate_id, gate_report_id, bound_digest,"
-            " reason, promoted_by) VALUES (%s, %s, %s, %s, %s, %s, %s, %s) RETURNING *",
+            " reason, promoted_by, promoted_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING *",
             (
                 candidate.line_id,
                 candidate.candidate_id,
@@ -189,6 +191,7 @@ def _crown(
                 bound_digest,
                 reason.strip(),
                 actor.user_id,
+                now,
             ),
         )
     assert promotion is not None

@@ -232,6 +232,19 @@ def test_rolling_back_brings_the_replaced_one_back_step_by_step(db: Connection) 
     assert [event.kind for event in promotions.history(db, line.line_id)] == ["roll_back"] * 2 + ["promotion"] * 3
 
 
+def test_reigns_follow_each_other_without_gap_or_overlap_whoever_began_first(fresh_database: str) -> None:
+    with connect(fresh_database) as conn:
+        line = factories.line(conn)
+    with connect(fresh_database) as early, connect(fresh_database) as late:
+        early.execute("SELECT now()")  # begins before the first promotion, and promotes after it
+        factories.champion(late, line)
+        late.commit()
+        factories.champion(early, line)
+        second, first = promotions.history(early, line.line_id)
+    assert first.promoted_at < second.promoted_at
+    assert first.ended_at == second.promoted_at
+
+
 def test_rolling_back_what_is_no_longer_champion_is_refused(db: Connection) -> None:
     line = factories.line(db)
     first = factories.champion(db, line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any, LiteralString
 
 import numpy as np
@@ -98,6 +99,16 @@ def crown(
     record: db.Connection, settings: WorkerSettings, line: lines.Line, *, seed: int, **changes: Any
 ) -> candidates.Candidate:
     """Promote a model with random weights, the short way: for what happens after the evidence."""
+    made = approved(record, blob_root=settings.blob_root, line=line, seed=seed, **changes)
+    factories.promotion(record, made)
+    record.commit()
+    return made
+
+
+def approved(
+    record: db.Connection, *, blob_root: Path, line: lines.Line, seed: int, **changes: Any
+) -> candidates.Candidate:
+    """Record a model with random weights that passed its gates and is signed for; it only waits for its promotion."""
     torch.manual_seed(seed)
     asked = small_protocol(line.name, **changes)
     architecture = network.architecture_for(asked)
@@ -113,13 +124,12 @@ def crown(
     made = candidates.record_candidate(
         record,
         run_id=_run_with_data(record, line).run_id,
-        weights_digest=blobs.put(record, settings.blob_root, weights, media_type="application/x-safetensors"),
-        metadata_digest=blobs.put(record, settings.blob_root, str(metadata).encode(), media_type="application/json"),
+        weights_digest=blobs.put(record, blob_root, weights, media_type="application/x-safetensors"),
+        metadata_digest=blobs.put(record, blob_root, str(metadata).encode(), media_type="application/json"),
         metadata=metadata,
     )
     factories.gate_report(record, made)
     factories.signatures(record, made, [factories.user(record, "approver") for _ in range(2)])
-    factories.promotion(record, made)
     record.commit()
     return candidates.get(record, made.candidate_id)
 

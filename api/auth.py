@@ -135,7 +135,7 @@ def _by_bearer(request: Request, header: str) -> Caller:
         raise Refusal("unauthenticated")
     if request.app.state.provider is not None and not key.lstrip().startswith("ovr_"):
         return _by_token(request, key.strip())
-    with db.transaction(request.app.state.pool) as connection:
+    with db.reading(request.app.state.pool) as connection:
         user = users.authenticate(connection, key.strip())
     if user is None:
         raise Refusal("unauthenticated", "This API key is unknown, revoked or belongs to a disabled user.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, LiteralString
@@ -25,6 +25,7 @@ SYSTEM = "overread"
 
 GENESIS = "0" * 64
 """What the first event names as the digest of the one before it."""
+TAKE_TURN: LiteralString = "SELECT pg_advisory_xact_lock(hashtext('audit_events'))"
 _SEPARATOR = "\x1f"
 
 
@@ -61,16 +62,6 @@ class Link:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vouched:
-    """An event to come that vouches for a row of a table, by its id, and maybe for the one that this replaces."""
-
-    subject: str
-    details: Mapping[str, Any]
-    row: int
-    replaces: int | None
-
-
 def canonical_json(value: Any) -> str:
     """Write `value` in the one form that digests are taken over. Raises ValueError on NaN or infinity."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -101,32 +92,10 @@ def record(
     for name, meant in (("new_digest", row), ("old_digest", replaces)):
         if meant is not None:
             bound, number = rows.split(meant)
-            stored += " || jsonb_build_object(%s::text, " + bound.digest_of("%s") + ")"
+            stored += " || jsonb_build_object(%s::text, " + bound.digest_by_id + ")"
             values += [name, number]
     conn.execute(
         "INSERT INTO audit_events (actor, action, subject, details) VALUES (%s, %s, %s, " + stored + ")", values
-    )
-
-
-def record_many(conn: Connection, *, actor: str, action: str, table: str, events: Sequence[Vouched]) -> None:
-    """Add an event for each of many rows of one table, in their order, as `record` would one by one."""
-    digest_of = rows.BOUND[table].digest_of
-    conn.execute(
-        "INSERT INTO audit_events (actor, action, subject, details) SELECT %s, %s, subject, details ||"
-        " jsonb_strip_nulls(jsonb_build_object('new_digest', "
-        + digest_of("event.number")
-        + ", 'old_digest', "
-        + digest_of("event.replaced")
-        + ")) FROM unnest(%s::text[], %s::jsonb[], %s::bigint[], %s::bigint[])"
-        " WITH ORDINALITY AS event (subject, details, number, replaced, place) ORDER BY place",
-        (
-            actor,
-            action,
-            [event.subject for event in events],
-            [Jsonb({**event.details, "row": f"{table}/{event.row}"}) for event in events],
-            [event.row for event in events],
-            [event.replaces for event in events],
-        ),
     )
 
 
@@ -135,7 +104,7 @@ def take_turn(conn: Connection) -> None:
 
     Rows inserted after this get ids in the order in which they are committed.
     """
-    conn.execute("SELECT pg_advisory_xact_lock(hashtext('audit_events'))")
+    conn.execute(TAKE_TURN)
 
 
 def list_events(conn: Connection, *, after: int = 0, limit: int = 100, subject: str | None = None) -> list[AuditEvent]:

@@ -12,9 +12,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal, get_args
+from typing import Literal, LiteralString, get_args
 
-from registry import audit
+from psycopg.types.json import Jsonb
+
+from registry import audit, rows
 from registry.db import Connection, fetch_all, fetch_value
 from registry.errors import (
     AlreadySuperseded,
@@ -242,50 +244,53 @@ def _judge_supersedes(
     return None
 
 
+_BOUND = rows.BOUND["confirmations"]
+
+# Rows and audit events in one statement, which begins by taking the turn to write the trail: an id is given only to a
+# row that is committed next. The events say what `audit.record` would; `bound` is the row that one vouches for.
+_INSERT: LiteralString = f"""
+WITH turn AS MATERIALIZED ({audit.TAKE_TURN}),
+made AS (
+    INSERT INTO confirmations
+        (case_id, line_id, finding, evidence, ai_exposure, reader, confirmed_at, supersedes, submitted_by)
+    SELECT case_id, line_id, finding, evidence, ai_exposure, reader, coalesce(confirmed_at, now()), supersedes,
+        %(user_id)s
+    FROM turn, jsonb_to_recordset(%(asked)s) AS asked (place integer, case_id bigint, line_id bigint, finding text,
+        evidence text, ai_exposure text, reader text, confirmed_at timestamptz, supersedes bigint)
+    ORDER BY place
+    RETURNING *
+),
+events AS (
+    INSERT INTO audit_events (actor, action, subject, details)
+    SELECT %(name)s, 'confirmation:add', 'case/' || made.case_id, jsonb_build_object(
+        'confirmation', made.confirmation_id, 'finding', made.finding, 'evidence', made.evidence,
+        'supersedes', made.supersedes, 'row', 'confirmations/' || made.confirmation_id, 'new_digest', {_BOUND.digest}
+    ) || coalesce((
+        SELECT jsonb_build_object('old_digest', {_BOUND.digest}) FROM confirmations bound
+        WHERE confirmation_id = made.supersedes
+    ), '{{}}')
+    FROM made CROSS JOIN LATERAL (SELECT made.*) bound
+    ORDER BY made.confirmation_id
+)
+SELECT *, %(name)s::text AS submitter, NULL::bigint AS superseded_by FROM made ORDER BY confirmation_id
+"""  # noqa: S608 - of our own constants
+
+
 def _insert(
     conn: Connection, diagnoses: Sequence[Diagnosis], *, questions: Mapping[int, _Question], actor: User
 ) -> list[Confirmation]:
-    audit.take_turn(conn)
-    made = fetch_all(
-        conn,
-        Confirmation,
-        "INSERT INTO confirmations (case_id, line_id, finding, evidence, ai_exposure, reader, confirmed_at, supersedes,"
-        " submitted_by) SELECT case_id, line_id, finding, evidence, ai_exposure, reader, coalesce(confirmed_at, now()),"
-        " supersedes, %s FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[],"
-        " %s::timestamptz[], %s::bigint[]) WITH ORDINALITY AS asked (case_id, line_id, finding, evidence, ai_exposure,"
-        " reader, confirmed_at, supersedes, place) ORDER BY place"
-        " RETURNING *, %s::text AS submitter, NULL::bigint AS superseded_by",
-        (
-            actor.user_id,
-            [diagnosis.case_id for diagnosis in diagnoses],
-            [questions[diagnosis.case_id].line_id for diagnosis in diagnoses],
-            [diagnosis.finding for diagnosis in diagnoses],
-            [diagnosis.evidence for diagnosis in diagnoses],
-            [diagnosis.ai_exposure for diagnosis in diagnoses],
-            [diagnosis.reader for diagnosis in diagnoses],
-            [diagnosis.confirmed_at for diagnosis in diagnoses],
-            [diagnosis.supersedes for diagnosis in diagnoses],
-            actor.name,
-        ),
-    )
-    audit.record_many(
-        conn,
-        actor=actor.name,
-        action="confirmation:add",
-        table="confirmations",
-        events=[
-            audit.Vouched(
-                subject=f"case/{row.case_id}",
-                details={
-                    "confirmation": row.confirmation_id,
-                    "finding": row.finding,
-                    "evidence": row.evidence,
-                    "supersedes": row.supersedes,
-                },
-                row=row.confirmation_id,
-                replaces=row.supersedes,
-            )
-            for row in made
-        ],
-    )
-    return made
+    asked = [
+        {
+            "place": place,
+            "case_id": diagnosis.case_id,
+            "line_id": questions[diagnosis.case_id].line_id,
+            "finding": diagnosis.finding,
+            "evidence": diagnosis.evidence,
+            "ai_exposure": diagnosis.ai_exposure,
+            "reader": diagnosis.reader,
+            "confirmed_at": None if diagnosis.confirmed_at is None else diagnosis.confirmed_at.isoformat(),
+            "supersedes": diagnosis.supersedes,
+        }
+        for place, diagnosis in enumerate(diagnoses)
+    ]
+    return fetch_all(conn, Confirmation, _INSERT, {"user_id": actor.user_id, "name": actor.name, "asked": Jsonb(asked)})

@@ -17,7 +17,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from registry import audit
-from registry.db import Connection, fetch_one, fetch_value
+from registry.db import Connection, fetch_one
 from registry.errors import IdempotencyConflict, IdempotencyInFlight
 
 _PART = "part\n"
@@ -53,12 +53,12 @@ def begin(conn: Connection, *, user_id: int, key: str, request_digest: str) -> R
     Raises IdempotencyInFlight while another transaction works under this key, IdempotencyConflict if the key was used
     for another request.
     """
-    mine = fetch_value(
-        conn, "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 1))", (f"idempotency {user_id} {key}",)
+    mine = conn.execute(
+        "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 1))", (f"idempotency {user_id} {key}",)
     )
-    if not mine:
-        raise IdempotencyInFlight("the first request with this Idempotency-Key is still at work; try again in a moment")
     stored = fetch_one(conn, _Stored, "SELECT * FROM idempotency_keys WHERE user_id = %s AND key = %s", (user_id, key))
+    if mine.fetchone() != (True,):
+        raise IdempotencyInFlight("the first request with this Idempotency-Key is still at work; try again in a moment")
     if stored is None:
         return None
     if stored.request_digest != request_digest:

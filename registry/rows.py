@@ -31,10 +31,15 @@ class Bound:
             " WHERE value <> 'null' AND NOT key = ANY('{" + self.without + "}'::text[]))"
         )
 
-    def digest_of(self, number: LiteralString) -> LiteralString:
-        """SQL: the digest of the row whose id is `number`; NULL where there is none."""
-        digest: LiteralString = "encode(sha256(convert_to(" + self.text + ", 'UTF8')), 'hex')"
-        return "(SELECT " + digest + " FROM " + self.table + " bound WHERE " + self.key + " = " + number + ")"
+    @property
+    def digest(self) -> LiteralString:
+        """SQL: the digest of a row that the query calls `bound`."""
+        return "encode(sha256(convert_to(" + self.text + ", 'UTF8')), 'hex')"
+
+    @property
+    def digest_by_id(self) -> LiteralString:
+        """SQL: the digest of the row whose id is the query's parameter at this place; NULL where there is none."""
+        return "(SELECT " + self.digest + " FROM " + self.table + " bound WHERE " + self.key + " = %s)"
 
 
 BOUND: dict[str, Bound] = {

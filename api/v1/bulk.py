@@ -134,7 +134,7 @@ def confirm_many(user: CurrentUser, pool: Pool, key: IdempotencyKey, line: LineN
     """
     digest = hashlib.sha256(f"bulk {line} {body.media_type} {body.digest}".encode()).hexdigest()
     rows = [_parse(row) for row in _read(body)]
-    with db.transaction(pool) as connection:
+    with db.transaction(pool, pipelined=True) as connection:
         replay = idempotency.begin(connection, user_id=user.user_id, key=key, request_digest=digest)
         if replay is not None:
             return JSONResponse(replay.body, status_code=replay.status, headers=REPLAYED)

@@ -89,14 +89,28 @@ def submit_case(
         )
         return get_case(conn, row[0]), True
     assert external_id is not None
-    case = by_external_id(conn, line_id=line_id, external_id=external_id, submitted_by=actor.user_id)
+    case = sent_before(
+        conn, line_id=line_id, external_id=external_id, image_digest=image_digest, submitted_by=actor.user_id
+    )
     assert case is not None
-    if case.image_digest != image_digest:
+    return case, False
+
+
+def sent_before(
+    conn: Connection, *, line_id: int, external_id: str, image_digest: str, submitted_by: int
+) -> Case | None:
+    """Return the case that a submitter made of this image under this id, or None.
+
+    Ask before the image is stored, so that no file is left of one that is refused. Raises AlreadyExists where the id
+    stands for another image.
+    """
+    case = by_external_id(conn, line_id=line_id, external_id=external_id, submitted_by=submitted_by)
+    if case is not None and case.image_digest != image_digest:
         raise AlreadyExists(
             f"you sent another image as {external_id!r} already (case {case.case_id}); give this one an id of its own",
             case_id=case.case_id,
         )
-    return case, False
+    return case
 
 
 def get_case(conn: Connection, case_id: int) -> Case:

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, LiteralString
 
 from psycopg.types.json import Jsonb
 
@@ -41,6 +41,12 @@ class _Seal:
     sha256: str
 
 
+_LAST_SEALED: LiteralString = (
+    "SELECT (details ->> 'last')::bigint FROM audit_events WHERE action = 'reads:seal'"
+    " ORDER BY audit_event_id DESC LIMIT 1"
+)
+
+
 def record(
     conn: Connection,
     *,
@@ -51,7 +57,10 @@ def record(
     purpose: str | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write down that a user sees something, `action` as `case:read`; commit before it is shown to them."""
+    """Write down that a user sees something, `action` as `case:read`; commit before it is shown to them.
+
+    In a transaction without an audit event: whoever held that lock would wait for a seal, and the seal for them.
+    """
     conn.execute(
         "INSERT INTO reads (user_id, action, line_id, case_id, purpose, details) VALUES (%s, %s, %s, %s, %s, %s)",
         (user_id, action, line_id, case_id, purpose, Jsonb(dict(details or {}))),
@@ -75,10 +84,11 @@ def seal(conn: Connection) -> int:
     Waits for the transactions that are adding reads, so that none comes to lie below the seal afterwards.
     """
     conn.execute("SELECT pg_advisory_xact_lock(hashtext('reads'))")
-    sealed = _seals(conn)
-    after = sealed[-1].last if sealed else 0
-    last = fetch_value(conn, "SELECT max(read_id) FROM reads WHERE read_id > %s", (after,))
+    last = fetch_value(conn, "SELECT max(read_id) FROM reads")
     if last is None:
+        return 0
+    after = fetch_value(conn, _LAST_SEALED) or 0
+    if last == after:
         return 0
     count, digest = _digest(conn, first=after + 1, last=last)
     audit.record(

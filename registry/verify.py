@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal, LiteralString
 
-from registry import audit, blobs, checkpoints
+from registry import audit, blobs, checkpoints, reads
 from registry.db import Connection, fetch_value
 from registry.errors import NoteRefused
 from registry.merkle import CompactRange, leaf_hash
@@ -74,6 +74,16 @@ def check_trail(conn: Connection, *, folder: Path, verifier: Verifier, tell: Tel
 def check_rows(conn: Connection, *, tell: Tell) -> list[Finding]:
     """Hold every row that the trail vouches for against the newest event that names it."""
     return [_check_table(conn, bound, tell) for bound in BOUND.values()]
+
+
+def check_reads(conn: Connection) -> Finding:
+    """Hold the log of who looked at what against the seals in the trail; the last minute of it has none yet."""
+    broken = reads.first_broken(conn)
+    if broken is not None:
+        detail = f"of reads {broken[0]} to {broken[1]}, which the trail has sealed, one was changed, added or taken out"
+        return Finding(check="reads", state="damaged", detail=detail)
+    count = fetch_value(conn, "SELECT count(*) FROM reads")
+    return Finding(check="reads", state="fine", detail=f"{count} looks, as the trail has sealed them")
 
 
 def check_blobs(conn: Connection, *, root: Path, tell: Tell) -> Finding:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import psycopg
 
-from registry import checkpoints, db, notes
+from registry import checkpoints, db, notes, reads
 from registry.errors import NoteRefused, TrailDamaged
 from workers.settings import WorkerSettings
 
@@ -39,6 +39,8 @@ def sign_once(settings: WorkerSettings) -> bool:
     try:
         signer = notes.signer_at(settings.checkpoint_key)
         with db.connect(settings.database_url) as connection:
+            reads.seal(connection)  # so that the checkpoint holds the log of looks too
+            connection.commit()
             made = checkpoints.take(connection, settings.checkpoints, signer=signer)
     except (TrailDamaged, NoteRefused) as error:
         log.error("no checkpoint was signed; look at `overread verify`: %s", error)  # noqa: TRY400 - nothing to trace

@@ -6,6 +6,7 @@ The file itself, its name, and whatever names it holds are never kept.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -127,6 +128,14 @@ def submit_case(
         row = lines.get_line(connection, line)
     decoded = inference.decode(image.file, media_type=image.content_type or "application/octet-stream")
     with db.transaction(pool) as connection:
+        if external_id is not None:  # before the file is written: nothing is left of an image that is refused
+            cases.sent_before(
+                connection,
+                line_id=row.line_id,
+                external_id=external_id,
+                image_digest=hashlib.sha256(decoded.pixels).hexdigest(),
+                submitted_by=user.user_id,
+            )
         digest = blobs.put(connection, settings.blob_root, decoded.pixels, media_type=NPY_MEDIA_TYPE)
         case, created = cases.submit_case(
             connection,

@@ -54,7 +54,8 @@ def service(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
             wait_for(f"http://127.0.0.1:{port}/health/live", process=api, log=logs / "api.log")
             health = f"{environment['OVERREAD_INFERENCE_URL']}/health"
             wait_for(health, process=inference, log=logs / "inference.log")
-            yield Service(url=f"http://127.0.0.1:{port}", environment=environment, keys=_make_people(environment))
+            keys = _make_people(environment)
+            yield Service(url=f"http://127.0.0.1:{port}", environment=environment, keys=keys, logs=logs)
         finally:
             for process in (api, inference):
                 process.terminate()

@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +18,7 @@ import httpx
 import psycopg
 import pytest
 import yaml
+from psycopg import sql
 
 from registry import db
 
@@ -45,6 +46,7 @@ class Service:
     url: str
     environment: dict[str, str]
     keys: dict[str, str]
+    logs: Path
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def client(self, user: str | None) -> httpx.Client:
@@ -55,6 +57,19 @@ class Service:
     def connect(self) -> psycopg.Connection[Any]:
         """A connection to the record."""
         return db.connect(self.environment["OVERREAD_DATABASE_URL"])
+
+    def fingerprints(self, *, but: Collection[str] = ()) -> dict[str, str]:
+        """What every table holds, in a few characters each, and which files are stored; some tables left out."""
+        found = {"files": " ".join(sorted(path.name for path in self.blob_root.rglob("*") if path.is_file()))}
+        with self.connect() as connection:
+            tables = connection.execute("SELECT relname FROM pg_stat_user_tables ORDER BY relname").fetchall()
+            for (table,) in tables:
+                if table not in but:
+                    query = sql.SQL(
+                        "SELECT count(*)::text, md5(string_agg(row::text, chr(10) ORDER BY row::text)) FROM {} row"
+                    )
+                    found[table] = str(connection.execute(query.format(sql.Identifier(table))).fetchone())
+        return found
 
     @property
     def blob_root(self) -> Path:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from api.errors import Refusal
 from api.limits import Buckets
 from api.sign_in import SignIn
-from registry import audit, db, passwords
+from registry import audit, db, passwords, users
 from tests import factories
+from tests.api.app import app_on
 
 
 class Clock:
@@ -82,3 +84,35 @@ def test_a_guessed_name_has_to_wait_even_with_the_right_password_and_others_do_n
         with db.transaction(pool) as connection:
             events = audit.list_events(connection, limit=1000)
     assert [event.action for event in events].count("session:refuse") == 25
+
+
+def test_whoever_asks_too_often_is_told_when_to_come_back(fresh_database: str, tmp_path: Path) -> None:
+    with db.connect(fresh_database) as connection:
+        keys = [users.create_api_key(connection, user_id=factories.user(connection, "auditor").user_id) for _ in "ab"]
+    greedy, other = ({"Authorization": f"Bearer {key}"} for key in keys)
+    with app_on(fresh_database, tmp_path, requests_per_second=0.01, request_burst=5) as client:
+        assert [client.get("/v1/lines", headers=greedy).status_code for _ in range(5)] == [200] * 5
+        refused = client.get("/v1/audit", headers=greedy)
+        assert (refused.status_code, refused.json()["type"]) == (429, "/problems/too-many-requests")
+        assert 1 <= int(refused.headers["retry-after"]) <= 100
+        assert client.get("/v1/lines", headers=other).status_code == 200
+        assert client.get("/health/live").status_code == 200
+
+
+def test_guessing_passwords_over_http_is_slowed_down_at_both_doors(fresh_database: str, tmp_path: Path) -> None:
+    with db.connect(fresh_database) as connection:
+        user = factories.user(connection, "approver", name="anna")
+        passwords.set_password(connection, user=user, password="four words do well")
+        bearer = {"Authorization": f"Bearer {users.create_api_key(connection, user_id=user.user_id)}"}
+    signature = {"decision": "approve", "reason": "x", "password": "a guess"}
+    with app_on(fresh_database, tmp_path) as client:
+        for _ in range(2):
+            assert client.post("/v1/session", json={"name": "anna", "password": "a guess"}).status_code == 401
+        for _ in range(3):
+            assert client.post("/v1/candidates/1/approvals", json=signature, headers=bearer).status_code == 403
+        right = client.post("/v1/session", json={"name": "anna", "password": "four words do well"})
+        stolen = client.post("/v1/candidates/1/approvals", json=signature, headers=bearer)
+        for answer in (right, stolen):
+            assert (answer.status_code, answer.json()["type"]) == (429, "/problems/too-many-requests")
+            assert int(answer.headers["retry-after"]) >= 1
+        assert client.get("/v1/lines", headers=bearer).status_code == 200, "the key itself goes on"

@@ -134,6 +134,7 @@ def test_a_refusal_never_repeats_the_password(service: Service) -> None:
         ({"Origin": "{url}"}, True),
         ({"Origin": "https://evil.example"}, False),
         ({"Origin": "null"}, False),
+        ({"Origin": "http://["}, False),
         ({"Origin": "https://evil.example", "Sec-Fetch-Site": "same-origin"}, False),
     ],
     ids=str,

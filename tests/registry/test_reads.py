@@ -11,7 +11,7 @@ from typing import LiteralString
 import psycopg
 import pytest
 
-from registry import audit, reads
+from registry import audit, reads, verify
 from registry.db import Connection, connect
 from tests import factories
 
@@ -22,6 +22,8 @@ def looked(db: Connection, count: int) -> None:
     user = factories.user(db, "reviewer", name="rita")
     for _ in range(count):
         case = factories.case(db, line)
+        with db.transaction(force_rollback=True):  # leaves a gap among the ids
+            reads.record(db, user_id=user.user_id, action="case:read")
         reads.record(
             db, user_id=user.user_id, action="case:read", case_id=case.case_id, purpose="grüße", details={"n": 1}
         )
@@ -62,6 +64,7 @@ def test_a_seal_binds_all_reads_since_the_last_one_into_the_chain(db: Connection
     ]  # fmt: skip
     assert first.details["sha256"] == hashlib.sha256("".join(lines).encode()).hexdigest()
     assert reads.first_broken(db) is None
+    assert verify.check_reads(db).state == "fine"
     assert audit.first_broken(db) is None
 
 
@@ -72,18 +75,22 @@ def test_a_seal_binds_all_reads_since_the_last_one_into_the_chain(db: Connection
         "UPDATE reads SET purpose = NULL WHERE read_id = {id}",
         "UPDATE reads SET at = at + interval '1 microsecond' WHERE read_id = {id}",
         "DELETE FROM reads WHERE read_id = {id}",
+        "INSERT INTO reads (read_id, user_id, action) OVERRIDING SYSTEM VALUE VALUES ({id} + 1, {user}, 'case:read')",
     ],
 )
 def test_a_changed_or_missing_read_shows(owner_db: Connection, tampering: LiteralString) -> None:
     db = owner_db
     looked(db, 3)
     reads.seal(db)
-    before, middle, last = (row.read_id for row in reads.list_reads(db))
+    rows = reads.list_reads(db)
+    before, middle, last = (row.read_id for row in rows)
     db.execute("ALTER TABLE reads DISABLE TRIGGER ALL")
-    db.execute(tampering.replace("{id}", str(middle)))
+    db.execute(tampering.format(id=middle, user=rows[0].user_id))
     found = reads.first_broken(db)
     assert found is not None
     assert found[0] <= before < last == found[1]
+    finding = verify.check_reads(db)
+    assert (finding.state, str(last) in finding.detail) == ("damaged", True)
 
 
 def test_a_read_that_was_slow_to_commit_is_waited_for(fresh_database: str) -> None:

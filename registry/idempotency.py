@@ -53,9 +53,7 @@ def begin(conn: Connection, *, user_id: int, key: str, request_digest: str) -> R
     Raises IdempotencyInFlight while another transaction works under this key, IdempotencyConflict if the key was used
     for another request.
     """
-    mine = conn.execute(
-        "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 1))", (f"idempotency {user_id} {key}",)
-    )
+    mine = conn.execute("SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 1))", (f"idempotency {user_id} {key}",))
     stored = fetch_one(conn, _Stored, "SELECT * FROM idempotency_keys WHERE user_id = %s AND key = %s", (user_id, key))
     if mine.fetchone() != (True,):
         raise IdempotencyInFlight("the first request with this Idempotency-Key is still at work; try again in a moment")

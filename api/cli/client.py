@@ -117,7 +117,9 @@ def _refusal(response: httpx.Response) -> Refused:
         problem = response.json()
         detail = str(problem.get("detail") or problem["title"])
     except (ValueError, KeyError, AttributeError):
-        return Refused(f"the service answered {response.status_code}: {response.text[:300]}")
+        return Refused(
+            f"the service answered {response.status_code}: {response.text[:300]}", status=response.status_code
+        )
     faults = [fault for fault in problem.get("errors") or () if isinstance(fault, dict)]
     if faults:  # one line each reads better than the sentence that strings them together
         detail = "\n    ".join([str(problem["title"]), *(f"{fault['field']}: {fault['message']}" for fault in faults)])
@@ -127,4 +129,11 @@ def _refusal(response: httpx.Response) -> Refused:
         401: "is OVERREAD_API_KEY a key of this service, and not revoked? `overread key create NAME` makes another",
         403: "ask an operator for the role, or use the key of somebody who has it",
     }
-    return Refused(detail, fix=fixes.get(response.status_code))
+    wait = response.headers.get("Retry-After", "")
+    return Refused(
+        detail,
+        fix=fixes.get(response.status_code),
+        status=response.status_code,
+        problem=str(problem.get("type", "")),
+        retry_after_seconds=float(wait) if wait.isdecimal() else None,
+    )

@@ -38,4 +38,16 @@ class NotRunning(CliError):
 
 
 class Refused(CliError):
-    """The service understood and said no."""
+    """The service understood and said no: with which status and problem, and when it wants to be asked again."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        fix: str | None = None,
+        status: int = 0,
+        problem: str = "",
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message, fix=fix)
+        self.status, self.problem, self.retry_after_seconds = status, problem, retry_after_seconds

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from typing import Any
 from uuid import uuid4
 
@@ -13,7 +16,7 @@ import pytest
 from api.auth import COOKIE
 from registry import lines, passwords, users
 from tests import factories
-from tests.api.service import PASSWORD, Service
+from tests.api.service import PASSWORD, ROOT, Service
 from tests.conftest import as_superuser
 
 SIGN = {"decision": "approve", "reason": "I read the report"}
@@ -219,3 +222,19 @@ def test_no_set_of_roles_signs_twice_or_for_its_own_run(service: Service, line: 
         assert slug(client.post(path, json=body)) == (409, "already-signed")
         promoted = client.post(path.replace("approvals", "promotion"), json={"expected_champion": None, "reason": "x"})
         assert slug(promoted) == (409, "approval-missing")
+
+
+def test_the_command_line_signs_with_a_password_from_standard_input(service: Service, line: str) -> None:
+    path = gated(service, line)
+    settings = {"OVERREAD_API_URL": service.url, "OVERREAD_API_KEY": service.keys["approver"]}
+
+    def approve(text: str) -> subprocess.CompletedProcess[str]:
+        arguments = ["candidate", "approve", path.split("/")[3], "--reason", "I read the report", "--password-stdin"]
+        return subprocess.run(
+            [sys.executable, "-m", "api.cli", *arguments],
+            cwd=ROOT, env=os.environ | settings, input=text, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+
+    wrong, right = approve("not the password\n"), approve(f"{PASSWORD}\n")
+    assert (wrong.returncode, "not the signer's password" in wrong.stderr) == (1, True)
+    assert (right.returncode, "Dr Approver" in right.stdout) == (0, True)

@@ -2,7 +2,10 @@
 
 Invariant: a model serves only while the record names it, and only with the bytes the record names. A new champion is
 loaded and warmed before it takes over in one assignment, and the old one answers what it was given; where the new one
-cannot be loaded, the old one stays and the log says so. It asks the record each second, and at each promotion (LISTEN).
+cannot be loaded, the old one stays. It asks the record each second, and at each promotion (LISTEN).
+
+Each hour the files of what serves are read again: weights altered at rest stop nobody who has them in memory, and raise
+an alarm. It shows in `/health` and in `overread doctor` until it is over, and is the one thing written down here, once.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from pipelines import network
 from pipelines.images import Pixels, to_network_input
 from pipelines.predict import Model
 from pipelines.protocol import InputSpec
-from registry import blobs, candidates, db, lines, promotions
+from registry import audit, blobs, candidates, db, lines, promotions
 from registry.errors import RegistryError
 from workers.batching import Batcher, Closed, Scored
 from workers.settings import WorkerSettings
@@ -31,6 +34,8 @@ POLL_SECONDS = 1.0
 RETRY_SECONDS = 30.0
 """A champion that could not be loaded is tried again after this long."""
 LARGEST_BATCH = 16
+CHECK_SECONDS = 3600.0
+"""How often the weights of what serves are read again from where they lie."""
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +82,7 @@ class Champions:
         self._settings = settings
         self._serving: dict[str, Serving | None] = {}
         self._failed: dict[tuple[str, int], float] = {}
+        self._alarms: dict[str, str] = {}
         self._refreshing = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="champions", daemon=True)
@@ -101,6 +107,10 @@ class Champions:
     def lines(self) -> dict[str, Serving | None]:
         """Return every line known and what serves it."""
         return dict(self._serving)
+
+    def alarms(self) -> dict[str, str]:
+        """Return, by line, what somebody has to look at: weights that cannot be loaded, or were altered at rest."""
+        return dict(self._alarms)
 
     def serving(self, line: str) -> Serving:
         """Return what serves a line now. Raises UnknownLine, NoChampion."""
@@ -130,10 +140,40 @@ class Champions:
                 candidate = promotions.champion(connection, line.line_id)
                 current = self._serving.setdefault(line.name, None)
                 if candidate is not None and (current is None or _differ(current.candidate, candidate)):
-                    self._swap(line.name, candidate)
+                    self._swap(connection, line.name, candidate)
             connection.rollback()
 
-    def _swap(self, line: str, candidate: candidates.Candidate) -> None:
+    def check_weights(self, connection: psycopg.Connection[Any]) -> None:
+        """Read the weights of all that serves again, and raise an alarm where they are not what was loaded."""
+        for line, serving in self.lines().items():
+            if serving is None:
+                continue
+            try:
+                blobs.read(self._settings.blob_root, serving.candidate.weights_digest)
+            except (OSError, RegistryError) as error:
+                self._raise_alarm(connection, line, serving.candidate, f"{error}; it goes on serving from memory")
+            else:
+                self._alarms.pop(line, None)
+
+    def _raise_alarm(
+        self, connection: psycopg.Connection[Any], line: str, candidate: candidates.Candidate, reason: str
+    ) -> None:
+        """Show an alarm and write it into the audit trail, once while it lasts."""
+        alarm = f"candidate {candidate.number}: {reason}"
+        if self._alarms.get(line) == alarm:
+            return
+        log.error("line %s: %s", line, alarm)
+        audit.record(
+            connection,
+            actor=audit.SYSTEM,
+            action="weights:alarm",
+            subject=f"candidate/{candidate.candidate_id}",
+            details={"weights": candidate.weights_digest, "reason": reason},
+        )
+        connection.commit()
+        self._alarms[line] = alarm
+
+    def _swap(self, connection: psycopg.Connection[Any], line: str, candidate: candidates.Candidate) -> None:
         attempt = (line, candidate.candidate_id)
         if time.monotonic() < self._failed.get(attempt, 0.0):
             return
@@ -141,11 +181,12 @@ class Champions:
             new = self._load(line, candidate)
         except (OSError, ValueError, KeyError, RegistryError) as error:
             self._failed[attempt] = time.monotonic() + RETRY_SECONDS
-            reason = f"{type(error).__name__}: {error}"
-            log.error("line %s: candidate %s cannot serve, nothing is swapped: %s", line, candidate.number, reason)  # noqa: TRY400 - the reason is enough
+            reason = f"it cannot serve, nothing is swapped: {type(error).__name__}: {error}"
+            self._raise_alarm(connection, line, candidate, reason)
             return
         sys.audit("overread.fault", "champion.swap.before")
         old, self._serving[line] = self._serving[line], new
+        self._alarms.pop(line, None)
         log.info("line %s: candidate %s serves, weights %s", line, candidate.number, candidate.weights_digest)
         if old is not None:
             old.batcher.close()
@@ -168,6 +209,7 @@ class Champions:
 
     def _follow(self) -> None:
         network.monai("networks.nets")  # takes seconds: the first promotion should not wait for it
+        check_at = time.monotonic() + CHECK_SECONDS
         while not self._stopping.is_set():
             try:
                 with db.connect(self._settings.database_url) as connection:
@@ -175,6 +217,9 @@ class Champions:
                     connection.commit()
                     while not self._stopping.is_set():
                         self.refresh(connection)
+                        if time.monotonic() >= check_at:
+                            self.check_weights(connection)
+                            check_at = time.monotonic() + CHECK_SECONDS
                         for _ in connection.notifies(timeout=POLL_SECONDS, stop_after=1):
                             pass
             except psycopg.Error as error:

@@ -1,7 +1,7 @@
 """The inference process: predictions of the champions, heat maps, and the jailed decoder, over loopback HTTP.
 
-Invariant: it holds no right to write anything. The API asks it (it may not import torch or an image decoder itself),
-proves itself with the shared token, and writes down what was answered.
+Invariant: it writes nothing but alarms about the weights it serves. The API asks it (it may not import torch or an
+image decoder itself), proves itself with the shared token, and writes down what was answered.
 
     OVERREAD_DATABASE_URL=… OVERREAD_INFERENCE_TOKEN=… python -m workers.inference
 """
@@ -81,7 +81,7 @@ _guarded = APIRouter(dependencies=[Depends(_require_token)])
 
 @_open.get("/health")
 async def health(request: Request) -> dict[str, Any]:
-    """Say that the process is up, and who serves which line; null where nobody does."""
+    """Say that the process is up, who serves which line (null where nobody does), and which weights to look at."""
     champions: Champions = request.app.state.champions
     return {
         "status": "ok",
@@ -89,6 +89,7 @@ async def health(request: Request) -> dict[str, Any]:
             name: serving and {"candidate": serving.candidate.number, "digest": serving.candidate.weights_digest}
             for name, serving in champions.lines().items()
         },
+        "alarms": champions.alarms(),
     }
 
 

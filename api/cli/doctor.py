@@ -251,6 +251,8 @@ def check_inference(patient: Patient) -> str:
     )
     if status != 200:
         raise Wrong(f"{url} answered {status}", fix=f"see {patient.home.logs}/inference.log")
+    for line, alarm in (body.get("alarms") or {}).items():
+        raise Wrong(f"{line}: {alarm}", fix="`overread verify` names the file; restore it from a backup")
     lines = body.get("lines") or {}
     serves = ", ".join(f"{name} by model {line['candidate']}" for name, line in sorted(lines.items()) if line)
     return f"{url}, serves {serves or 'no model yet'}"

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import numpy as np
 import pytest
 
 from pipelines import images
-from registry import blobs, db
+from registry import audit, blobs, db
 from workers.champions import Champions
 from workers.settings import WorkerSettings
 
@@ -61,6 +62,13 @@ def record(settings: WorkerSettings) -> Iterator[db.Connection]:
     """A connection for the test itself, which commits what the process is to see."""
     with db.connect(settings.database_url) as connection:
         yield connection
+
+
+@pytest.fixture
+def alone(fresh_database: str, tmp_path: Path) -> Iterator[tuple[WorkerSettings, db.Connection]]:
+    """Settings and a record that no other inference process follows."""
+    with db.connect(fresh_database) as connection:
+        yield make_settings(fresh_database, tmp_path / "home"), connection
 
 
 @pytest.fixture(scope="module")
@@ -207,17 +215,80 @@ def test_champions_are_swapped_under_load_without_one_failed_request(
     assert len(digests) > 50
 
 
-def test_a_champion_with_damaged_weights_never_serves(settings: WorkerSettings, record: db.Connection) -> None:
+def test_weights_damaged_before_they_are_loaded_never_serve_and_raise_one_alarm(
+    alone: tuple[WorkerSettings, db.Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, record = alone
     line, _ = make_line(record, name="careful")
     first = crown(record, settings, line, seed=1)
     champions = Champions(settings)  # not started: it looks when it is told to
     champions.refresh(record)
     second = crown(record, settings, line, seed=2)
     path = blobs.path_of(settings.blob_root, second.weights_digest)
-    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
-    champions.refresh(record)
+    whole = path.read_bytes()
+    path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    monkeypatch.setattr("workers.champions.RETRY_SECONDS", 0.0)
+    for _ in range(3):
+        champions.refresh(record)
     assert champions.serving("careful").candidate.candidate_id == first.candidate_id
     assert champions.score("careful", images.from_npy(picture()))[0].candidate.candidate_id == first.candidate_id
+    assert champions.alarms()["careful"].startswith(f"candidate {second.number}: it cannot serve, nothing is swapped")
+    assert alarms_of(record, second.candidate_id) == [second.weights_digest]
+    path.write_bytes(whole)  # as from a backup
+    champions.refresh(record)
+    assert champions.serving("careful").candidate.candidate_id == second.candidate_id
+    assert champions.alarms() == {}
+    close(champions)
+
+
+def test_weights_damaged_while_they_serve_stop_nobody_and_raise_one_alarm_until_they_are_back(
+    alone: tuple[WorkerSettings, db.Connection],
+) -> None:
+    settings, record = alone
+    line, _ = make_line(record, name="watched")
+    champion = crown(record, settings, line, seed=1)
+    champions = Champions(settings)
+    champions.refresh(record)
+    champions.check_weights(record)
+    assert champions.alarms() == {}
+    path = blobs.path_of(settings.blob_root, champion.weights_digest)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    for _ in range(3):
+        champions.check_weights(record)
+    assert "is damaged; restore it from a backup; it goes on serving from memory" in champions.alarms()["watched"]
+    assert alarms_of(record, champion.candidate_id) == [champion.weights_digest]
+    assert champions.score("watched", images.from_npy(picture()))[0].candidate.candidate_id == champion.candidate_id
+    path.write_bytes(whole)
+    champions.check_weights(record)
+    assert champions.alarms() == {}
+    close(champions)
+
+
+def test_the_alarm_is_in_the_health_of_the_inference_process(
+    inference: Inference, record: db.Connection, settings: WorkerSettings
+) -> None:
+    line, _ = make_line(record, name="alarmed")
+    first = crown(record, settings, line, seed=1)
+    wait_until(lambda: serves(inference, "alarmed", first.weights_digest), seconds=120)
+    inference.process.send_signal(signal.SIGSTOP)  # or it might be faster than the damage
+    try:
+        second = crown(record, settings, line, seed=2)
+        blobs.path_of(settings.blob_root, second.weights_digest).write_bytes(b"not these")
+    finally:
+        inference.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: "alarmed" in inference.client.get("/health").json()["alarms"], seconds=120)
+    assert serves(inference, "alarmed", first.weights_digest)
+    assert f"candidate {second.number}" in inference.client.get("/health").json()["alarms"]["alarmed"]
+
+
+def alarms_of(record: db.Connection, candidate_id: int) -> list[str]:
+    record.rollback()
+    events = audit.list_events(record, subject=f"candidate/{candidate_id}", limit=1000)
+    return [event.details["weights"] for event in events if event.action == "weights:alarm"]
+
+
+def close(champions: Champions) -> None:
     for serving in champions.lines().values():
         if serving is not None:
             serving.batcher.close()

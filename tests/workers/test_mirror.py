@@ -7,16 +7,18 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from registry import candidates, db, promotions
+from registry import audit, candidates, db, promotions, verify
 from tests import factories
+from workers import drift
+from workers import verify as workers_verify
 from workers.lease import Workshop
 from workers.settings import WorkerSettings
 from workers.tasks import TASKS
@@ -25,9 +27,10 @@ from .conftest import state_of
 from .lines import crown, make_line, waiting, work
 
 
-@pytest.fixture
-def mlflow(tmp_path: Path) -> Iterator[str]:
-    """URL of an MLflow server of the test's own."""
+@pytest.fixture(scope="module")
+def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of an MLflow server of these tests' own."""
+    tmp_path = tmp_path_factory.mktemp("mlflow")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -108,4 +111,98 @@ def test_mlflow_shows_who_is_champion_though_it_missed_everything_before(
     record.commit()
     work(workshop, record, "mirror_promotion")
     assert shown(mlflow, line="shown", alias="champion")["version"] == versions[first.candidate_id]
+    workshop.close()
+
+
+def told(url: str, path: str, **document: Any) -> None:
+    httpx.post(f"{url}/api/2.0/mlflow/{path}", json=document, trust_env=False).raise_for_status()
+
+
+def test_an_alias_moved_behind_our_back_is_audited_once_and_set_right(
+    mlflow: str, settings: WorkerSettings, record: db.Connection
+) -> None:
+    settings = dataclasses.replace(settings, mlflow_url=mlflow)
+    workshop = Workshop(settings)
+    line, _ = make_line(record, name="moved")
+    told(mlflow, "registered-models/create", name="moved")
+    champions = [crown(record, settings, line, seed=seed) for seed in (1, 2)]
+    for version, candidate in enumerate(champions, start=1):  # the models themselves are another test's
+        told(mlflow, "model-versions/create", name="moved", source="s3://nowhere/model")
+        candidates.set_mlflow_version(record, candidate_id=candidate.candidate_id, version=str(version))
+    record.execute("UPDATE jobs SET state = 'succeeded', finished_at = now() WHERE kind = 'mirror_candidate'")
+    record.commit()
+
+    def drifts() -> list[dict[str, Any]]:
+        record.rollback()
+        events = audit.list_events(record, subject=f"line/{line.line_id}", limit=1000)
+        return [event.details for event in events if event.action == drift.ACTION]
+
+    def said() -> verify.Finding:
+        record.rollback()
+        return workers_verify.check_mlflow(record, settings)
+
+    drift.check_mirror(workshop)  # MLflow shows nothing yet, and is about to be told: nobody moved anything
+    assert (drifts(), said().state) == ([], "fine")
+    work(workshop, record, "mirror_promotion")
+    drift.check_mirror(workshop)
+    assert (drifts(), waiting(record, "mirror_promotion"), said().state) == ([], [], "fine")
+
+    told(mlflow, "registered-models/alias", name="moved", alias="champion", version="1")
+    assert said().detail.startswith("alias champion of moved names version 1, not 2")
+    ticks = [threading.Thread(target=drift.check_mirror, args=(workshop,)) for _ in range(4)]
+    for tick in ticks:
+        tick.start()
+    for tick in ticks:
+        tick.join()
+    drift.check_mirror(workshop)
+    found = {"champion": "1", "previous": "1", "challenger": None}
+    assert drifts() == [{"found": found, "wanted": {**found, "champion": "2"}}]
+    assert len(waiting(record, "mirror_promotion")) == 1
+    serving = promotions.champion(record, line.line_id)
+    assert serving is not None
+    assert serving.candidate_id == champions[1].candidate_id  # what serves follows the record alone
+    work(workshop, record, "mirror_promotion")
+    assert shown(mlflow, line="moved", alias="champion")["version"] == "2"
+    drift.check_mirror(workshop)
+    assert len(drifts()) == 1
+
+    told(mlflow, "registered-models/alias", name="moved", alias="champion", version="1")
+    drift.check_mirror(workshop)
+    assert len(drifts()) == 2  # another time is another event
+    workshop.close()
+
+
+def test_a_candidate_that_passed_is_shown_as_challenger_and_that_is_no_drift(
+    mlflow: str, settings: WorkerSettings, record: db.Connection
+) -> None:
+    settings = dataclasses.replace(settings, mlflow_url=mlflow)
+    workshop = Workshop(settings)
+    line, _ = make_line(record, name="followed")
+    told(mlflow, "registered-models/create", name="followed")
+    champion = crown(record, settings, line, seed=1)
+    challenger = factories.gated_candidate(record, line)
+    for version, candidate in enumerate((champion, challenger), start=1):
+        told(mlflow, "model-versions/create", name="followed", source="s3://nowhere/model")
+        candidates.set_mlflow_version(record, candidate_id=candidate.candidate_id, version=str(version))
+    record.execute("UPDATE jobs SET state = 'succeeded', finished_at = now()")
+    told(mlflow, "registered-models/alias", name="followed", alias="champion", version="1")
+    record.commit()
+    drift.check_mirror(workshop)
+    work(workshop, record, "mirror_promotion")
+    assert shown(mlflow, line="followed", alias="challenger")["version"] == "2"
+    record.rollback()
+    assert [event for event in audit.list_events(record, limit=1000) if event.action == drift.ACTION] == []
+    workshop.close()
+
+
+def test_while_mlflow_is_away_nothing_is_said_of_it(settings: WorkerSettings, record: db.Connection) -> None:
+    line, _ = make_line(record, name="away")
+    candidate = crown(record, settings, line, seed=1)
+    candidates.set_mlflow_version(record, candidate_id=candidate.candidate_id, version="1")
+    record.execute("UPDATE jobs SET state = 'succeeded', finished_at = now()")
+    record.commit()
+    workshop = Workshop(settings)
+    drift.check_mirror(workshop)
+    assert waiting(record) == []
+    assert workers_verify.check_mlflow(record, settings).state == "skipped"
     workshop.close()

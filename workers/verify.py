@@ -35,10 +35,10 @@ def check_datasets(connection: db.Connection, settings: WorkerSettings) -> Findi
         try:
             shelf.check(line=line, number=version.number, digest=version.digest, commit=version.git_commit)
         except DatasetError as error:
-            return Finding(check="dataset versions", state="damaged", detail=f"{tag_of(line, version.number)}: {error}")
+            return Finding(check="dataset files", state="damaged", detail=f"{tag_of(line, version.number)}: {error}")
         _print({"done": f"{done} of {len(versions)} dataset versions"})
     detail = f"{len(versions)} versions, {shelf.files} files have their digests"
-    return Finding(check="dataset versions", state="fine", detail=detail)
+    return Finding(check="dataset files", state="fine", detail=detail)
 
 
 def check_mlflow(connection: db.Connection, settings: WorkerSettings) -> Finding:

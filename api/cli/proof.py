@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from registry.verify import Finding, Tell
 
 DAMAGED = 2
+TOLD_TO_WORKERS = ("OVERREAD_MLFLOW_URL", "OVERREAD_DVC_REMOTE")
 MARK = {"fine": "✓", "damaged": "✗", "skipped": "!"}
 
 
@@ -165,11 +166,12 @@ def _of_workers(places: Home, home: str | None, *, tell: Any) -> Iterator[Findin
     from registry.verify import Finding  # noqa: PLC0415 - `overread --help` must be quick
 
     stack = read_stack_file(places)
-    settings = {"OVERREAD_HOME": str(places.root), "OVERREAD_DATABASE_URL": record_url(home)}
-    if stack is not None:
-        settings.setdefault("OVERREAD_MLFLOW_URL", stack.mlflow_url)
+    told = {"OVERREAD_MLFLOW_URL": stack.mlflow_url} if stack is not None else {}
+    told |= {name: os.environ[name] for name in TOLD_TO_WORKERS if os.environ.get(name)}
+    told |= {"OVERREAD_HOME": str(places.root), "OVERREAD_DATABASE_URL": record_url(home)}
+    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("OVERREAD_")}
+    environment = surroundings | told
     command = [sys.executable, "-m", "workers.verify"]
-    environment = {**settings, **os.environ, **({"OVERREAD_HOME": str(places.root)} if home else {})}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stderr is not None

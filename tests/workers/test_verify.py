@@ -68,7 +68,7 @@ def test_the_doors_get_it_as_json_lines_from_a_process_of_its_own(settings: Work
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(text) for text in done.stdout.splitlines()]
-    assert [(row["check"], row["state"]) for row in rows] == [("dataset versions", "fine"), ("MLflow", "fine")]
+    assert [(row["check"], row["state"]) for row in rows] == [("dataset files", "fine"), ("MLflow", "fine")]
     away = environment | {"OVERREAD_DATABASE_URL": "postgresql://127.0.0.1:9/none"}
     done = subprocess.run(command, env=away, capture_output=True, text=True, check=False)
     assert (done.returncode, "does not answer" in done.stderr) == (1, True)

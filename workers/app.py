@@ -82,7 +82,7 @@ def task_name(kind: str) -> str:
 
 
 def _register(made: Celery, *, name: str, work: Task, workshop: Workshop) -> None:
-    @made.task(name=name)  # type: ignore[untyped-decorator] # Celery is untyped
+    @made.task(name=name, shared=False)  # type: ignore[untyped-decorator] # Celery is untyped
     def run(**arguments: int) -> None:
         work(workshop, **arguments)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import kombu
+from amqp import RecoverableConnectionError
 from celery import Celery
 from kombu.transport import TRANSPORT_ALIASES, sqlalchemy
 from kombu.transport.sqlalchemy.models import metadata
@@ -40,9 +41,18 @@ _LOCK = text("SELECT pg_advisory_xact_lock(hashtext('overread broker'))")
 class Connection(kombu.Connection):  # type: ignore[misc] # Kombu is untyped
     """Kombu's connection, which asks a broker that is away again each second."""
 
-    def _ensure_connection(self, *arguments: Any, **options: Any) -> Any:
+    def _ensure_connection(
+        self,
+        errback: Any = None,
+        max_retries: int | None = None,
+        interval_start: float = 0,  # Kombu gives these by position as well as by name
+        interval_step: float = 0,
+        interval_max: float = 0,
+        **options: Any,
+    ) -> Any:
+        del interval_start, interval_step, interval_max
         steady = {"interval_start": RECONNECT_SECONDS, "interval_step": 0, "interval_max": RECONNECT_SECONDS}
-        return super()._ensure_connection(*arguments, **{**steady, **options})
+        return super()._ensure_connection(errback, max_retries, **steady, **options)
 
 
 def transport_options(url: str) -> dict[str, Any]:
@@ -103,6 +113,8 @@ class Transport(sqlalchemy.Transport):  # type: ignore[misc] # Kombu is untyped
 
     Channel = Channel
     polling_interval = POLL_SECONDS
+    # Kombu says so of a channel that an outage closed; taken for something else, whoever sends never connects again.
+    connection_errors = (*sqlalchemy.Transport.connection_errors, RecoverableConnectionError)
 
 
 def connect_through(celery: Celery, *, url: str) -> None:

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 from rich.console import Console
@@ -37,6 +38,8 @@ PEOPLE = (
 MORE_CASES, MORE_ROUNDS = 200, 3  # where the gates ask for more, that many come, at most so often
 OTHER = {"normal": "pneumonia", "pneumonia": "normal"}
 STEP_LIMIT_SECONDS = 300
+PATIENCE_SECONDS = 60.0
+COME_BACK = {429, 503}
 
 
 class StoryStopped(Exception):
@@ -96,8 +99,22 @@ class Door:
         self._client.close()
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Send a request and return the response, whatever its status."""
-        return self._client.request(method, path, **options)
+        """Send a request and return the response, whatever its status.
+
+        As a hospital's client does, it asks again where nobody answers or the service cannot just now, under the same
+        Idempotency-Key: what it asks for is done once.
+        """
+        headers = {"Idempotency-Key": str(uuid4()), **options.pop("headers", {})}
+        until = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                response = self._client.request(method, path, headers=headers, **options)
+                if response.status_code not in COME_BACK or time.monotonic() > until:
+                    return response
+            except httpx.TransportError as error:
+                if time.monotonic() > until:
+                    raise StoryStopped(f"nobody answers {method} {path}: {error}") from error
+            time.sleep(0.5)
 
     def get(self, path: str, **parameters: Any) -> Any:
         """Read a resource."""
@@ -180,7 +197,12 @@ class Story:
             file = batch[position].path
             case = door.post(
                 "/v1/cases",
-                data={"line": self.line, "site": site, "patient": f"patient-{first + position}"},
+                data={
+                    "line": self.line,
+                    "site": site,
+                    "patient": f"patient-{first + position}",
+                    "external_id": f"{site}-{first + position}",
+                },
                 files={"image": (file.name, file.read_bytes(), "image/png")},
             )
             return int(case["case_id"])

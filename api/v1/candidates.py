@@ -16,13 +16,13 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from api.auth import ANYONE, allow, guarded_router
-from api.dependencies import CurrentUser, Id, Pool
+from api.dependencies import CurrentUser, Id, OptionalKey, Pool
+from api.once import PROBLEMS, once
 from api.sign_in import sign_again
 from api.v1 import examples
 from api.v1.views import Digest, Password, Reason, Request, View, shown_as
 from registry import approvals, candidates, datasets, db, lines
 from registry.errors import NotFound
-from registry.users import User
 
 router = guarded_router(tag="Candidates")
 
@@ -148,11 +148,13 @@ def list_approvals(pool: Pool, candidate_id: Id) -> list[ApprovalView]:
 @router.post(
     "/candidates/{candidate_id}/approvals",
     status_code=201,
+    response_model=ApprovalView,
     summary="Sign a candidate",
     response_description="Signed",
     **allow(
         "approver",
         problems=(
+            *PROBLEMS,
             "sign-in-again",
             "no-password",
             "not-found",
@@ -164,8 +166,8 @@ def list_approvals(pool: Pool, candidate_id: Id) -> list[ApprovalView]:
     ),
 )
 async def sign(
-    request: HttpRequest, user: CurrentUser, pool: Pool, candidate_id: Id, decision: Decision
-) -> ApprovalView:
+    *, request: HttpRequest, user: CurrentUser, pool: Pool, key: OptionalKey, candidate_id: Id, decision: Decision
+) -> Response:
     """Approve or reject a candidate whose gates passed.
 
     An API key alone does not sign: send the signer's `password` too, or sign in (`POST /v1/session`) at most a minute
@@ -176,15 +178,15 @@ async def sign(
     """
     password = decision.password.get_secret_value() if decision.password is not None else None
     await sign_again(request, password=password)
-    return await run_in_threadpool(_sign, pool, user, candidate_id, decision)
 
-
-def _sign(pool: db.Pool, user: User, candidate_id: int, decision: Decision) -> ApprovalView:
-    with db.transaction(pool) as connection:
+    def work(connection: db.Connection) -> ApprovalView:
         row = approvals.sign(
             connection, candidate_id=candidate_id, approver=user, decision=decision.decision, reason=decision.reason
         )
-    return ApprovalView.model_validate(row)
+        return ApprovalView.model_validate(row)
+
+    asked = f"sign {candidate_id} {decision.model_dump_json(exclude={'password'})}"  # its hash is kept
+    return await run_in_threadpool(once, pool, user=user, key=key, request=asked, work=work)
 
 
 def view(connection: db.Connection, candidate: candidates.Candidate) -> CandidateView:

@@ -10,11 +10,13 @@ import time
 
 import psycopg
 import pytest
+from celery import beat
 
 from registry import db, jobs
 from tests.brokers.conftest import System
 from tests.brokers.servers import RabbitMQ
 from tests.brokers.worker import KIND
+from workers import schedule
 from workers.app import QUEUE, make_celery, task_name
 
 RETURN_SECONDS = 10.0
@@ -56,6 +58,27 @@ def test_a_killed_broker_loses_nothing(system: System, kills: int) -> None:
         system.broker.start()
         system.wait_for_all(asked)
     assert once(system, asked)
+
+
+def test_beat_ticks_again_once_the_broker_is_back(system: System) -> None:
+    celery = make_celery(system.settings)
+    scheduler = schedule.Scheduler(app=celery)
+    entry = scheduler.schedule["start-due-runs"]
+
+    def sent() -> bool:
+        try:
+            scheduler.apply_async(entry, producer=scheduler.producer, advance=False)
+        except beat.SchedulingError:
+            return False
+        return True
+
+    assert sent()
+    system.broker.kill()
+    assert not sent()
+    assert not sent()
+    system.broker.start()
+    system.until(sent)
+    scheduler.close()
 
 
 @pytest.mark.parametrize("seconds", [pytest.param(4, id="seconds"), pytest.param(60, id="a-minute", marks=soak)])

@@ -16,14 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Annotated, Any, Literal
 
 from fastapi import Query, Response
-from fastapi.responses import JSONResponse
 from pydantic import Field, ValidationError, model_validator
 
 from api.auth import allow, guarded_router
 from api.dependencies import Body, CurrentUser, IdempotencyKey, LineName, Pool, Upload
 from api.errors import Problem, Refusal, document_of, invalid, unstorable
+from api.once import PROBLEMS, once
 from api.v1 import examples
-from api.v1.confirmations import REPLAYED, NewConfirmation
+from api.v1.confirmations import NewConfirmation
 from api.v1.views import View, shown_as
 from registry import cases, confirmations, db, idempotency, lines
 from registry.errors import IdempotencyConflict, NotFound, RegistryError
@@ -113,13 +113,11 @@ _REQUEST_BODY = {
         "submitter",
         "reviewer",
         problems=(
-            "idempotency-key-missing",
+            *PROBLEMS,
             "not-found",
-            "idempotency-in-flight",
             "body-too-large",
             "too-many-rows",
             "unsupported-media-type",
-            "idempotency-key-reused",
         ),
         extra={"requestBody": _REQUEST_BODY},
     ),
@@ -132,19 +130,16 @@ def confirm_many(user: CurrentUser, pool: Pool, key: IdempotencyKey, line: LineN
     one transaction. Mend the rejected rows and send only those, under a new `Idempotency-Key`. Where uploads may
     overlap, as repeated exports do, give each row an `idempotency_key` of its own.
     """
-    digest = hashlib.sha256(f"bulk {line} {body.media_type} {body.digest}".encode()).hexdigest()
     rows = [_parse(row) for row in _read(body)]
-    with db.transaction(pool, pipelined=True) as connection:
-        replay = idempotency.begin(connection, user_id=user.user_id, key=key, request_digest=digest)
-        if replay is not None:
-            return JSONResponse(replay.body, status_code=replay.status, headers=REPLAYED)
+
+    def work(connection: db.Connection) -> BulkResult:
         line_id = lines.get_line(connection, line).line_id
         results = _record(connection, rows, line_id=line_id, user=user)
         accepted = sum(result.status == "accepted" for result in results)
-        summary = BulkResult(accepted=accepted, rejected=len(results) - accepted, rows=results)
-        answer = summary.model_dump(mode="json", exclude_none=True)
-        idempotency.finish(connection, user_id=user.user_id, key=key, request_digest=digest, status=200, body=answer)
-    return JSONResponse(answer)
+        return BulkResult(accepted=accepted, rejected=len(results) - accepted, rows=results)
+
+    asked = f"bulk {line} {body.media_type} {body.digest}"
+    return once(pool, user=user, key=key, request=asked, work=work, status=200, pipelined=True, exclude_none=True)
 
 
 @router.get(

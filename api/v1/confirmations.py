@@ -6,25 +6,23 @@ are one transaction, so an acknowledged confirmation is never lost and never dou
 
 from __future__ import annotations
 
-import hashlib
 from datetime import datetime
 from typing import Literal
 
 from fastapi import Response
-from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime, Field
 
 from api.auth import ANYONE, allow, guarded_router
 from api.dependencies import CurrentReader, CurrentUser, Id, IdempotencyKey, Pool
+from api.once import PROBLEMS, once
 from api.v1 import examples
 from api.v1.views import Request, View, shown_as
-from registry import cases, confirmations, db, idempotency
+from registry import cases, confirmations, db
 
 router = guarded_router(tag="Confirmations")
 
 Evidence = Literal["report_text", "single_read", "consensus", "follow_up", "pathology"]
 AiExposure = Literal["blind", "aided", "unknown"]
-REPLAYED = {"Idempotent-Replayed": "true"}
 
 
 class NewConfirmation(Request):
@@ -73,14 +71,12 @@ class ConfirmationView(View):
         "submitter",
         "reviewer",
         problems=(
-            "idempotency-key-missing",
+            *PROBLEMS,
             "not-found",
             "already-superseded",
-            "idempotency-in-flight",
             "unknown-finding",
             "future-date",
             "wrong-line",
-            "idempotency-key-reused",
         ),
     ),
 )
@@ -91,16 +87,13 @@ def confirm(user: CurrentUser, pool: Pool, key: IdempotencyKey, case_id: Id, con
     have one: you then get the first answer again, marked `Idempotent-Replayed: true`. To correct a confirmation, send
     a new one that names it in `supersedes`.
     """
-    digest = hashlib.sha256(f"confirm {case_id} {confirmation.model_dump_json()}".encode()).hexdigest()
-    with db.transaction(pool, pipelined=True) as connection:
-        replay = idempotency.begin(connection, user_id=user.user_id, key=key, request_digest=digest)
-        if replay is not None:
-            return JSONResponse(replay.body, status_code=replay.status, headers=REPLAYED)
+
+    def work(connection: db.Connection) -> ConfirmationView:
         diagnosis = confirmations.Diagnosis(case_id=case_id, **dict(confirmation))
-        row = confirmations.confirm(connection, diagnosis, actor=user)
-        body = ConfirmationView.model_validate(row).model_dump(mode="json")
-        idempotency.finish(connection, user_id=user.user_id, key=key, request_digest=digest, status=201, body=body)
-    return JSONResponse(body, status_code=201)
+        return ConfirmationView.model_validate(confirmations.confirm(connection, diagnosis, actor=user))
+
+    asked = f"confirm {case_id} {confirmation.model_dump_json()}"
+    return once(pool, user=user, key=key, request=asked, work=work, pipelined=True)
 
 
 @router.get(

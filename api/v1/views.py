@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 
 def shown_as(example: dict[str, Any]) -> ConfigDict:
@@ -28,4 +28,9 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="SHA-256, 64
 Reason = Annotated[
     str, Field(min_length=1, max_length=2000, description="Why, in a sentence that an auditor will understand")
 ]
-Password = Annotated[SecretStr, Field(min_length=1, max_length=200)]
+Password = Annotated[
+    SecretStr,
+    Field(min_length=1, max_length=200),
+    # What is secret already is not stripped: blanks at the ends of a password are part of it.
+    BeforeValidator(lambda value: SecretStr(value) if isinstance(value, str) else value),
+]

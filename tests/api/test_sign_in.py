@@ -172,6 +172,18 @@ def test_a_key_alone_does_not_sign(service: Service, line: str) -> None:
         assert [one["printed_name"] for one in auditor.get(path).json()] == ["Dr Approver"]
 
 
+def test_blanks_at_the_ends_of_a_password_are_part_of_it(service: Service, line: str) -> None:
+    name, password = f"blank-{uuid4().hex[:8]}", "  four words do well "
+    with service.connect() as connection:
+        user = users.create_user(connection, name=name, printed_name="Blank", roles=("approver",))
+        passwords.set_password(connection, user=user, password=password)
+        service.keys[name] = users.create_api_key(connection, user_id=user.user_id)
+    assert sign_in(service, name, password).status_code == 201
+    assert sign_in(service, name, password.strip()).status_code == 401
+    with service.client(name) as client:
+        assert client.post(gated(service, line), json=SIGN | {"password": password}).status_code == 201
+
+
 def test_a_password_of_somebody_else_does_not_sign(service: Service, line: str) -> None:
     name = f"other-{uuid4().hex[:8]}"
     with service.connect() as connection:

@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export PYTHONDONTWRITEBYTECODE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup servers demo up doctor test check quick soak bench lock clean
+.PHONY: help setup servers demo up doctor test check quick soak bench drill lock clean
 
 help: ## show this
 	@echo "Overread: a second reader that learns from every confirmed diagnosis, and changes only with evidence."
@@ -60,6 +60,9 @@ soak: setup servers ## the long versions of the tests (about an hour)
 bench: setup ## measure: official PneumoniaMNIST test, prediction latency
 	@$(BIN)/python -m benchmarks.pneumonia
 	@$(BIN)/python -m benchmarks.inference
+
+drill: setup ## lose a whole service under load, restore it, and print what was lost and how long it took
+	@$(BIN)/overread drill
 
 lock: setup ## write the installed versions to .ci/constraints.txt
 	@$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > .ci/constraints.txt

@@ -25,6 +25,8 @@ from pathlib import Path
 LOCK_WAIT_SECONDS = 900.0
 TRACKED_LARGE = ("shards", "labels.parquet", "confirmations.parquet")
 """What DVC keeps of a version; the rest of a line's directory is in git."""
+ERASED = "erased.json"
+"""Names the commits that lost their files to an erasure."""
 
 _DVC = """
 import json, sys
@@ -43,6 +45,7 @@ class DatasetError(RuntimeError):
     DatasetError
     ├── FreezeRefused     there is nothing to freeze yet: for people to read, not a crash
     ├── VersionUnknown    no such version
+    ├── VersionErased     it held somebody who has been erased, and cannot be had again
     ├── VersionDamaged    bytes do not match their digest
     └── ToolFailed        git or DVC failed
     """
@@ -54,6 +57,10 @@ class FreezeRefused(DatasetError):
 
 class VersionUnknown(DatasetError):
     """The data repository has no such version."""
+
+
+class VersionErased(DatasetError):
+    """A patient in this version has been erased; its files are gone for good."""
 
 
 class VersionDamaged(DatasetError):
@@ -80,7 +87,11 @@ class DataRepository:
 
     def dvc(self, *commands: Sequence[str], cwd: Path | None = None) -> None:
         """Run DVC commands one after the other in one process. Raises ToolFailed at the first that fails."""
-        command = [sys.executable, "-P", "-c", _DVC, json.dumps(commands)]
+        self.python(_DVC, json.dumps(commands), cwd=cwd)
+
+    def python(self, script: str, argument: str, *, cwd: Path | None = None) -> None:
+        """Run a script that speaks to DVC in a process of its own. Raises ToolFailed."""
+        command = [sys.executable, "-P", "-c", script, argument]
         _run(command, cwd=cwd or self.path, lock=self.lock, keep_going=self.keep_going)
 
     def commit_of(self, tag: str) -> str | None:
@@ -95,6 +106,16 @@ class DataRepository:
         if self.commit_of(tag) is None:
             raise VersionUnknown(f"{tag} is not in the data repository {self.path}")
         return self.git("show", f"{tag}:{name}").encode()
+
+    def erased(self) -> dict[str, str]:
+        """Commits whose files were removed because they held erased cases, with their tags."""
+        path = self.path / ERASED
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+    def newest_edition(self, tag: str) -> str:
+        """The tag of a version's newest edition without erased cases; its own tag where there is none."""
+        editions = self.git("tag", "--list", f"{tag}.e*").split()
+        return max(editions, key=lambda name: int(name.rpartition(".e")[2]), default=tag)
 
     def restore(self, tag: str, line: str, *, distrust_cache: bool = False) -> None:
         """Bring a line's directory to a tagged version, fetching from the remote what the cache lacks.

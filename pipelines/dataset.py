@@ -27,7 +27,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import job, manifest, shards
-from pipelines.data_repository import DataRepository, DatasetError, FreezeRefused, VersionDamaged, tag_of, writing
+from pipelines.data_repository import (
+    DataRepository,
+    DatasetError,
+    FreezeRefused,
+    VersionDamaged,
+    VersionErased,
+    tag_of,
+    writing,
+)
 from pipelines.images import Pixels, to_network_input
 from pipelines.protocol import InputSpec, Protocol, from_document
 from pipelines.types import (
@@ -138,11 +146,13 @@ def checkout(repository: Path, *, line: str, number: int, into: Path, digest: st
     """Bring a version's files to `into/<line>/v0001`, read-only, digests verified; returns that directory.
 
     A version already there is left as it is. `digest` is the version's digest where the caller knows it.
-    Raises VersionUnknown, VersionDamaged, ToolFailed.
+    Raises VersionUnknown, VersionErased, VersionDamaged, ToolFailed.
     """
     source = DataRepository(path=repository)
     tag = tag_of(line, number)
     target = into / tag
+    if source.commit_of(tag) in source.erased():
+        raise VersionErased(f"{tag} held a patient who has been erased; start a new run, which learns without them")
     if not target.exists():
         source.show(tag, f"{line}/manifest.json")
         with _checking_out(target.parent) as temporary:
@@ -188,7 +198,7 @@ def freeze(
         directory = held.path / line
         directory.mkdir(exist_ok=True)
         tell("reading the version before")
-        before, document_before = _previous(held, line=line, number=previous)
+        before, document_before = previous_version(held, line=line, number=previous)
         stored = shards.index_shards(directory / "shards", document_before["shards"]) if document_before else {}
         tell("settling confirmations")
         readable, unreadable = _readable(cases, blobs=blobs, stored=stored, keep_going=keep_going)
@@ -196,41 +206,82 @@ def freeze(
             readable, protocol=protocol, split_key=split_key, number=number, previous=before
         )
         waiting = sorted([*waiting, *unreadable], key=lambda row: row.case_id)
-        _refuse_if_useless(examples, before=before, waiting=waiting, protocol=protocol)
+        edited = bool(document_before and "edition" in document_before)  # something new to learn: what to forget
+        _refuse_if_useless(examples, before=() if edited else before, waiting=waiting, protocol=protocol)
         tell("writing images")
         wanted = [example.image_digest for example in examples]
         kept = shards.write_shards(directory / "shards", wanted, stored=stored, blobs=blobs, keep_going=keep_going)
-        shards.write_labels(directory / "labels.parquet", examples)
-        said = {case.case_id: case.confirmations for case in cases}
-        shards.write_confirmations(directory / "confirmations.parquet", said)
-        text = "".join(canonical_json(asdict(row)) + "\n" for row in waiting)
-        job.write_atomically(directory / "waiting.ndjson", text.encode())
-        by_submitter, new = manifest.new_cases(examples, number=number)
-        document = {
-            "schema_version": 1,
-            "line": line,
-            "number": number,
-            "previous": document_before and {"number": previous, "digest": digest_of(document_before)},
-            "protocol_digest": protocol.digest,
-            "classes": list(protocol.classes),
-            "examples": len(examples),
-            "new_examples": new,
-            "labels_digest": shards.sha256_of(directory / "labels.parquet"),
-            "confirmations_digest": shards.sha256_of(directory / "confirmations.parquet"),
-            "waiting_digest": shards.sha256_of(directory / "waiting.ndjson"),
-            "shards": kept,
-            "counts": manifest.counts(examples, protocol.classes),
-            "new_cases": by_submitter,
-            # The newest confirmation always stands, so this names all that were considered.
-            "last_confirmation_id": max(item.confirmation_id for case in cases for item in case.confirmations),
-            "waiting": dict(sorted(Counter(row.reason.partition(":")[0] for row in waiting).items())),
-        }
-        job.write_atomically(
-            directory / "manifest.json", json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
+        document = describe(
+            directory,
+            {
+                "schema_version": 1,
+                "line": line,
+                "number": number,
+                "previous": document_before and {"number": previous, "digest": digest_of(document_before)},
+                "protocol_digest": protocol.digest,
+                "classes": list(protocol.classes),
+                "shards": kept,
+                # The newest confirmation always stands, so this names all that were considered.
+                "last_confirmation_id": max(item.confirmation_id for case in cases for item in case.confirmations),
+            },
+            examples=examples,
+            said={case.case_id: case.confirmations for case in cases},
+            waiting=waiting,
         )
         tell("publishing")
         held.publish(tag, line, message=f"{tag}\n\ndigest {digest_of(document)}")
         return _result(held, line=line, number=number, protocol=protocol)
+
+
+def describe(
+    directory: Path,
+    document: Mapping[str, Any],
+    *,
+    examples: Sequence[Example],
+    said: Mapping[CaseId, Sequence[Confirmation]],
+    waiting: Sequence[Waiting],
+) -> dict[str, Any]:
+    """Write a version's tables beside its shards, and its manifest: `document` and all that follows from the tables."""
+    shards.write_labels(directory / "labels.parquet", examples)
+    shards.write_confirmations(directory / "confirmations.parquet", said)
+    text = "".join(canonical_json(asdict(row)) + "\n" for row in waiting)
+    job.write_atomically(directory / "waiting.ndjson", text.encode())
+    by_submitter, new = manifest.new_cases(examples, number=document["number"])
+    whole = {
+        **document,
+        "examples": len(examples),
+        "new_examples": new,
+        "labels_digest": shards.sha256_of(directory / "labels.parquet"),
+        "confirmations_digest": shards.sha256_of(directory / "confirmations.parquet"),
+        "waiting_digest": shards.sha256_of(directory / "waiting.ndjson"),
+        "counts": manifest.counts(examples, document["classes"]),
+        "new_cases": by_submitter,
+        "waiting": dict(sorted(Counter(row.reason.partition(":")[0] for row in waiting).items())),
+    }
+    job.write_atomically(directory / "manifest.json", json.dumps(whole, indent=1, sort_keys=True).encode() + b"\n")
+    return whole
+
+
+def previous_version(
+    repository: DataRepository, *, line: str, number: int | None
+) -> tuple[tuple[Example, ...], dict[str, Any] | None]:
+    """Examples and manifest of a version, or of its newest edition without erased cases; none for None.
+
+    The working directory is brought to it where it does not match.
+    """
+    if number is None:
+        return (), None
+    tag, directory = repository.newest_edition(tag_of(line, number)), repository.path / line
+    document = json.loads(repository.show(tag, f"{line}/manifest.json"))
+    for attempt in range(3):
+        try:
+            shards.verify(directory, document, shards=True)
+            break
+        except VersionDamaged:  # most often by a killed freeze; else the cache is, and only the remote is whole
+            if attempt == 2:
+                raise
+            repository.restore(tag, line, distrust_cache=attempt == 1)
+    return shards.read_labels(directory / "labels.parquet"), document
 
 
 def main(arguments: list[str]) -> int:
@@ -297,25 +348,6 @@ def _result(repository: DataRepository, *, line: str, number: int, protocol: Pro
         "waiting": [json.loads(row) for row in waiting],
         "manifest": document,
     }
-
-
-def _previous(
-    repository: DataRepository, *, line: str, number: int | None
-) -> tuple[tuple[Example, ...], dict[str, Any] | None]:
-    """Examples and manifest of the version before; the working directory is repaired where it does not match."""
-    if number is None:
-        return (), None
-    tag, directory = tag_of(line, number), repository.path / line
-    document = json.loads(repository.show(tag, f"{line}/manifest.json"))
-    for attempt in range(3):
-        try:
-            shards.verify(directory, document, shards=True)
-            break
-        except VersionDamaged:  # most often by a killed freeze; else the cache is, and only the remote is whole
-            if attempt == 2:
-                raise
-            repository.restore(tag, line, distrust_cache=attempt == 1)
-    return shards.read_labels(directory / "labels.parquet"), document
 
 
 def _refuse_if_useless(

@@ -37,8 +37,11 @@ class Shelf:
         """Number of files read so far."""
         return len(self._digests)
 
-    def check(self, *, line: str, number: int, digest: str, commit: str) -> None:
-        """Check one version against its digest and commit on record. Raises VersionDamaged, VersionUnknown."""
+    def check(self, *, line: str, number: int, digest: str, commit: str, erased: bool = False) -> None:
+        """Check one version against its digest and commit on record. Raises VersionDamaged, VersionUnknown.
+
+        `erased`: the record says that a patient in it was, so its large files may be gone; its manifest may not.
+        """
         tag = tag_of(line, number)
         found = self._repository.commit_of(tag)
         if found is None:
@@ -51,6 +54,8 @@ class Shelf:
         waiting = hashlib.sha256(self._repository.show(tag, f"{line}/waiting.ndjson")).hexdigest()
         if waiting != document["waiting_digest"]:
             raise VersionDamaged("waiting.ndjson does not have the digest in its manifest")
+        if erased and commit in self._repository.erased():
+            return
         if "://" in self._remote:
             with tempfile.TemporaryDirectory() as folder:
                 checkout(self._repository.path, line=line, number=number, into=Path(folder), digest=digest)

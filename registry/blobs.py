@@ -13,6 +13,8 @@ import secrets
 import sys
 from pathlib import Path
 
+from psycopg import sql
+
 from registry.db import Connection
 from registry.errors import BlobCorrupt, Invalid, NotFound
 
@@ -23,6 +25,7 @@ def put(conn: Connection, root: Path, data: bytes, *, media_type: str) -> str:
     """Store `data` and return its digest; storing the same bytes again changes nothing (and mends a damaged file)."""
     digest = hashlib.sha256(data).hexdigest()
     path = path_of(root, digest)
+    lock(conn, digest)
     if not _holds(path, digest):
         _write(path, data)
     sys.audit("overread.fault", "blob.row.before")
@@ -42,6 +45,28 @@ def read(root: Path, digest: str) -> bytes:
     if hashlib.sha256(data).hexdigest() != digest:
         raise BlobCorrupt(f"the stored file {digest} is damaged; restore it from a backup", digest=digest)
     return data
+
+
+def lock(conn: Connection, digest: str, *, alone: bool = False) -> None:
+    """Until the transaction ends, keep this file from being removed; `alone`, to remove it, keeps it from being stored.
+
+    Otherwise a row could be committed whose bytes an erasure removed after they had been looked for.
+    """
+    name = "pg_advisory_xact_lock" if alone else "pg_advisory_xact_lock_shared"
+    conn.execute(
+        sql.SQL("SELECT {}(hashtextextended('stored file ' || %s, 0))").format(sql.Identifier(name)), (digest,)
+    )
+
+
+def remove(root: Path, digest: str) -> bool:
+    """Remove the bytes with this digest; False where they were gone. Only under `lock(..., alone=True)`."""
+    path = path_of(root, digest)
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    _flush(path.parent)
+    return True
 
 
 def path_of(root: Path, digest: str) -> Path:
@@ -74,8 +99,12 @@ def _write(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)  # a full disk must not fill up with halves
         raise
     for folder in (path.parent, path.parent.parent):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        _flush(folder)
+
+
+def _flush(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

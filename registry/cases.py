@@ -35,6 +35,8 @@ class Case:
     submitted_by: int
     submitter: str
     created_at: datetime
+    erasure_id: int | None
+    """The erasure that took the patient and the image away."""
 
 
 def submit_case(

@@ -147,7 +147,10 @@ def list_for_case(conn: Connection, case_id: int) -> list[Confirmation]:
 
 
 def standing_for_line(conn: Connection, *, line_id: int, up_to: int) -> list[StandingConfirmation]:
-    """Confirmations up to id `up_to` (inclusive) that none up to there supersedes, with their cases, by case."""
+    """Confirmations up to id `up_to` (inclusive) that none up to there supersedes, with their cases, by case.
+
+    Without those of erased cases: there is nothing left to learn from.
+    """
     return fetch_all(
         conn,
         StandingConfirmation,
@@ -155,6 +158,7 @@ def standing_for_line(conn: Connection, *, line_id: int, up_to: int) -> list[Sta
         " JOIN users ON user_id = this.submitted_by WHERE this.line_id = %(line_id)s"
         " AND this.confirmation_id <= %(up_to)s AND NOT EXISTS (SELECT FROM confirmations later"
         " WHERE later.supersedes = this.confirmation_id AND later.confirmation_id <= %(up_to)s)"
+        " AND erasure_id IS NULL"
         " ORDER BY this.case_id, this.confirmation_id",
         {"line_id": line_id, "up_to": up_to},
     )

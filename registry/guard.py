@@ -10,7 +10,7 @@ from registry.db import Connection, fetch_value
 from registry.errors import NotDurable, NotGuarded
 
 APPEND_ONLY = (
-    *("approvals", "audit_events", "confirmations", "dataset_versions"),
+    *("approvals", "audit_events", "confirmations", "dataset_versions", "erasure_effects", "erasures"),
     *("gate_reports", "predictions", "protocols", "reads"),
 )
 """The tables that tell what happened."""

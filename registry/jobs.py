@@ -18,16 +18,20 @@ from psycopg.types.json import Jsonb
 from registry.db import Connection, fetch_all, fetch_one, fetch_value
 from registry.errors import NotFound
 
-JobKind = Literal["freeze_dataset", "train_candidate", "gate_candidate", "mirror_candidate", "mirror_promotion"]
+JobKind = Literal[
+    "freeze_dataset", "train_candidate", "gate_candidate", "mirror_candidate", "mirror_promotion", "erase_bytes"
+]
 JOB_KINDS: tuple[JobKind, ...] = get_args(JobKind)
 
-# A mirror waits for MLflow to come back: an hour and more at the longest pause. Science that crashes thrice is poison.
+# A mirror waits for MLflow to come back: an hour and more at the longest pause. An erasure is not given up either.
+# Science that crashes thrice is poison.
 MAXIMUM_ATTEMPTS: dict[JobKind, int] = {
     "freeze_dataset": 3,
     "train_candidate": 3,
     "gate_candidate": 3,
     "mirror_candidate": 100,
     "mirror_promotion": 100,
+    "erase_bytes": 100,
 }
 _LONGEST_PAUSE_SECONDS = 60.0
 

@@ -65,11 +65,11 @@ def take_inventory(conn: Connection) -> Inventory:
 
 
 def stored_files(conn: Connection) -> list[tuple[str, int]]:
-    """Digest and size of every stored file whose bytes the record needs, in order of digest."""
-    return [
-        (str(digest), int(size))
-        for digest, size in conn.execute("SELECT digest, size_bytes FROM blobs ORDER BY digest").fetchall()
-    ]
+    """Digest and size of every stored file whose bytes the record needs, in order of digest; none that was erased."""
+    rows = conn.execute(
+        "SELECT digest, size_bytes FROM blobs WHERE NOT blob_is_erased(digest) ORDER BY digest"
+    ).fetchall()
+    return [(str(digest), int(size)) for digest, size in rows]
 
 
 def dataset_versions(conn: Connection) -> dict[str, str]:

@@ -141,7 +141,7 @@ def fail_for_job(conn: Connection, *, job: jobs.Job) -> Run | None:
 
     Call it with every job that `jobs.fail`, `jobs.finish_cancelled` and `jobs.reap` return.
     """
-    if job.state not in {"failed", "cancelled"} or job.kind.startswith("mirror_"):
+    if job.state not in {"failed", "cancelled"} or job.kind.startswith("mirror_") or "run_id" not in job.payload:
         return None
     run = _lock(conn, int(job.payload["run_id"]))
     if run.state not in lifecycle.UNFINISHED_RUN_STATES:
@@ -152,9 +152,13 @@ def fail_for_job(conn: Connection, *, job: jobs.Job) -> Run | None:
     return fail(conn, run_id=run.run_id, outcome=f"{words} failed, attempt {job.attempts}: {job.error}")
 
 
-def cancel(conn: Connection, *, run_id: int, actor: User) -> Run:
-    """Stop a run: its waiting jobs never start, its running one is told with its next heartbeat. Raises StateMoved."""
-    run = _end(conn, run_id, state="cancelled", outcome=f"cancelled by {actor.name}", actor=actor)
+def cancel(conn: Connection, *, run_id: int, actor: User | None, outcome: str | None = None) -> Run:
+    """Stop a run: its waiting jobs never start, its running one is told with its next heartbeat.
+
+    `outcome` says why, in words; `actor` None means the service itself. Raises StateMoved.
+    """
+    name = audit.SYSTEM if actor is None else actor.name
+    run = _end(conn, run_id, state="cancelled", outcome=outcome or f"cancelled by {name}", actor=actor)
     for row in conn.execute(
         "SELECT job_id FROM jobs WHERE line_id = %s AND payload ->> 'run_id' = %s AND kind NOT LIKE 'mirror%%'"
         " AND state IN ('queued', 'running')",
@@ -220,10 +224,11 @@ def _situation(conn: Connection, line_id: int) -> _Situation:
         _Situation,
         "WITH seen AS (SELECT coalesce(max(last_confirmation_id), 0) AS id FROM dataset_versions"
         " WHERE line_id = %(line_id)s), tried AS (SELECT max(created_at) AS at FROM runs"
-        " WHERE line_id = %(line_id)s AND dataset_version_id IS NULL)"
-        " SELECT (SELECT count(*) FROM confirmations, seen WHERE line_id = %(line_id)s AND confirmation_id > seen.id)"
-        " AS new, (SELECT count(*) FROM confirmations, seen, tried WHERE line_id = %(line_id)s"
-        " AND confirmation_id > seen.id AND (tried.at IS NULL OR confirmations.created_at > tried.at)) AS fresh,"
+        " WHERE line_id = %(line_id)s AND dataset_version_id IS NULL), news AS (SELECT confirmations.created_at"
+        " FROM confirmations JOIN cases USING (case_id), seen WHERE confirmations.line_id = %(line_id)s"
+        " AND confirmation_id > seen.id AND erasure_id IS NULL)"  # of an erased case there is no news
+        " SELECT (SELECT count(*) FROM news) AS new,"
+        " (SELECT count(*) FROM news, tried WHERE tried.at IS NULL OR created_at > tried.at) AS fresh,"
         " clock_timestamp() - coalesce((SELECT max(created_at) FROM runs WHERE line_id = %(line_id)s),"
         " (SELECT created_at FROM lines WHERE line_id = %(line_id)s)) AS waited,"
         " EXISTS (SELECT FROM runs WHERE line_id = %(line_id)s AND finished_at IS NULL) AS busy",

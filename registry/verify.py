@@ -91,7 +91,9 @@ def check_blobs(conn: Connection, *, root: Path, tell: Tell) -> Finding:
     wrong: list[tuple[str, str]] = []
     done = 0
     with conn.cursor() as cursor:
-        for (digest,) in cursor.stream("SELECT digest FROM blobs ORDER BY created_at, digest"):
+        for (digest,) in cursor.stream(
+            "SELECT digest FROM blobs WHERE NOT blob_is_erased(digest) ORDER BY created_at, digest"
+        ):
             done += 1
             if fault := _fault(blobs.path_of(root, digest), digest):
                 wrong.append((digest, fault))

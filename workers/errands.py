@@ -25,15 +25,19 @@ MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_
 
 def check_out(_directory: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Bring a dataset version's files to a folder of checkouts; the result names its path."""
+    from pipelines.data_repository import VersionErased  # noqa: PLC0415 - heavy, and for this errand alone
     from pipelines.dataset import checkout  # noqa: PLC0415 - heavy, and for this errand alone
 
-    path = checkout(
-        Path(config["repository"]),
-        line=config["line"],
-        number=config["number"],
-        into=Path(config["into"]),
-        digest=config["digest"],
-    )
+    try:
+        path = checkout(
+            Path(config["repository"]),
+            line=config["line"],
+            number=config["number"],
+            into=Path(config["into"]),
+            digest=config["digest"],
+        )
+    except VersionErased as refusal:
+        raise job.Refused(str(refusal)) from refusal
     return {"path": str(path)}
 
 

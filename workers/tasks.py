@@ -6,12 +6,13 @@ work goes on, and imports nothing heavy: science and MLflow run in processes of 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipelines.types import canonical_json
-from registry import blobs, candidates, datasets, db, jobs, promotions, runs
+from registry import blobs, candidates, datasets, db, erasures, jobs, promotions, runs
 from workers import translate
 from workers.lease import Lease, NotYet, Workshop, claimed
 from workers.supervise import Row
@@ -109,13 +110,41 @@ def mirror_promotion(workshop: Workshop, *, job_id: int) -> None:
             pass
 
 
+def erase_bytes(workshop: Workshop, *, job_id: int) -> None:
+    """Remove the bytes of erased cases wherever a line keeps them, and have it learn without them."""
+    with claimed(workshop, job_id=job_id) as lease:
+        if lease is None:
+            return
+        assert lease.job.line_id is not None, "bytes are removed line by line"
+        erasure_id, line_id, settings = int(lease.job.payload["erasure_id"]), lease.job.line_id, workshop.settings
+        with workshop.transaction() as connection:
+            _wait_for_stopped(connection, line_id=line_id)
+            config = translate.erase_config(connection, erasure_id=erasure_id, line_id=line_id, settings=settings)
+            copies = translate.copies_of_erased(connection, erasure_id=erasure_id, line_id=line_id, settings=settings)
+        result = lease.run("pipelines.erase", name=f"erase_bytes-{job_id}", config=config)
+        for path in copies:
+            shutil.rmtree(path, ignore_errors=True)
+        with lease.recording() as connection:
+            images = erasures.images_to_remove(connection, erasure_id=erasure_id, line_id=line_id)
+            removed = erasures.remove_bytes(connection, settings.blob_root, digests=images)
+            erasures.record_removal(connection, erasure_id=erasure_id, line_id=line_id, images=removed, **result)
+
+
 TASKS: dict[jobs.JobKind, Task] = {
     "freeze_dataset": freeze_dataset,
     "train_candidate": train_candidate,
     "gate_candidate": gate_candidate,
     "mirror_candidate": mirror_candidate,
     "mirror_promotion": mirror_promotion,
+    "erase_bytes": erase_bytes,
 }
+
+
+def _wait_for_stopped(connection: db.Connection, *, line_id: int) -> None:
+    """Let what an erasure stopped end first: it may be writing down just what has to go. Raises NotYet."""
+    running = jobs.list_jobs(connection, line_id=line_id, states=("running",))
+    if any(job.cancel_requested for job in running):
+        raise NotYet("a job of this line is being stopped; what it wrote goes with the rest")
 
 
 def _check_out(lease: Lease, *, dataset_version_id: int | None) -> str:

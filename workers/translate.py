@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from pipelines.job import write_atomically
 from pipelines.types import AiExposure, CaseId, Confirmation, ConfirmedCase, Digest, Evidence, digest_of
-from registry import blobs, candidates, confirmations, datasets, db, lines, promotions, runs
+from registry import blobs, candidates, confirmations, datasets, db, erasures, lines, promotions, runs
 from workers.settings import WorkerSettings
 
 DATASET_DIGEST_LENGTH = 36
@@ -125,6 +125,38 @@ def checked_out(config: dict[str, Any]) -> Path | None:
     manifest = path / "manifest.json"
     found = manifest.exists() and digest_of(json.loads(manifest.read_text(encoding="utf-8"))) == config["digest"]
     return path if found else None
+
+
+def erase_config(
+    connection: db.Connection, *, erasure_id: int, line_id: int, settings: WorkerSettings
+) -> dict[str, Any]:
+    """Say which cases have to go from a line's dataset versions."""
+    found = erasures.concerned(connection, erasure_id)
+    return {
+        "repository": str(settings.data_repository),
+        "remote": settings.dvc_remote,
+        "line": lines.line_by_id(connection, line_id).name,
+        "cases": [item.subject_id for item in found if (item.subject, item.line_id) == ("case", line_id)],
+        "recorded": [version.number for version in datasets.list_versions(connection, line_id)],
+        "blobs": str(settings.blob_root),
+    }
+
+
+def copies_of_erased(
+    connection: db.Connection, *, erasure_id: int, line_id: int, settings: WorkerSettings
+) -> list[Path]:
+    """Name where erased cases of a line may lie besides the data repository: checkouts, and what ended runs left."""
+    concerned = {item.subject_id for item in erasures.concerned(connection, erasure_id) if "version" in item.subject}
+    versions = [
+        version for version in datasets.list_versions(connection, line_id) if version.dataset_version_id in concerned
+    ]
+    ended = {run.run_id for run in runs.list_runs(connection, line_id, limit=100_000) if run.finished_at is not None}
+    gated = [made.candidate_id for made in candidates.list_candidates(connection, line_id) if made.run_id in ended]
+    return [
+        *(settings.checkouts / version.git_tag for version in versions),
+        *(settings.jobs / f"{kind}-{run_id}" for kind in ("freeze_dataset", "train_candidate") for run_id in ended),
+        *(settings.jobs / f"gate_candidate-{candidate_id}" for candidate_id in gated),
+    ]
 
 
 def train_config(connection: db.Connection, *, run: runs.Run, dataset: str, settings: WorkerSettings) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import psycopg
 
 from pipelines import stored
 from pipelines.data_repository import DatasetError, tag_of
-from registry import datasets, db, lines
+from registry import datasets, db, erasures, lines
 from registry.verify import Finding
 from workers import drift
 from workers.settings import SettingsError, WorkerSettings
@@ -33,7 +33,16 @@ def check_datasets(connection: db.Connection, settings: WorkerSettings) -> Findi
     shelf = stored.Shelf(settings.data_repository, remote=settings.dvc_remote)
     for done, (line, version) in enumerate(versions, start=1):
         try:
-            shelf.check(line=line, number=version.number, digest=version.digest, commit=version.git_commit)
+            concerned = erasures.of_subject(
+                connection, subject="dataset_version", subject_id=version.dataset_version_id
+            )
+            shelf.check(
+                line=line,
+                number=version.number,
+                digest=version.digest,
+                commit=version.git_commit,
+                erased=bool(concerned),
+            )
         except DatasetError as error:
             return Finding(check="dataset files", state="damaged", detail=f"{tag_of(line, version.number)}: {error}")
         _print({"done": f"{done} of {len(versions)} dataset versions"})

@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from api.cli import importing, keeping, people, proof, service, trails, work
+from api.cli import erase, importing, keeping, people, proof, service, trails, work
 from api.cli.errors import CliError
 from api.cli.output import complain
 
@@ -48,6 +48,8 @@ app.add_typer(people.users, name="user", rich_help_panel=PEOPLE)
 app.add_typer(people.keys, name="key", rich_help_panel=PEOPLE)
 app.command(rich_help_panel=KEEPING)(keeping.backup)
 app.command(rich_help_panel=KEEPING)(keeping.restore)
+app.command(rich_help_panel=KEEPING)(keeping.drill)
+app.command(rich_help_panel=KEEPING)(erase.erase)
 app.command(rich_help_panel=KEEPING)(proof.verify)
 app.command(rich_help_panel=KEEPING)(proof.export)
 

@@ -28,10 +28,12 @@ from api.cli.errors import NotRunning, SetupError
 from api.cli.home import Home, read_stack_file
 from api.cli.postgres import database_url, programs
 from api.cli.store import BackupDamaged, Entry, Store
-from registry import db, recovery
+from registry import db, erasures, recovery
+from registry.notes import verifier_path
 
 DUMP = "record.dump"
 BUNDLE = "data-repository.bundle"
+PRIVATE = ("secrets.json", "checkpoint.key", "checkpoint.key.pub")
 Tell = Callable[[str, int, int], None]
 """Told what is being copied, how many of these are done, and how many there are."""
 
@@ -54,6 +56,13 @@ class Places:
     def data_repository(self) -> Path:
         """Git's part of the dataset versions."""
         return self.home.root / "data-repository"
+
+    @property
+    def private_files(self) -> dict[str, Path]:
+        """What no record can make again: the secrets of the home, the key that signs checkpoints and its verifier."""
+        key = Path(os.environ.get("OVERREAD_CHECKPOINT_KEY") or self.home.root / "checkpoint.key")
+        files = dict(zip(PRIVATE, (self.home.secrets_file, key, verifier_path(key)), strict=True))
+        return {name: path for name, path in files.items() if path.exists()}
 
     @property
     def checkpoints(self) -> Path:
@@ -116,6 +125,7 @@ def take(places: Places, store: Store, *, tell: Tell) -> Taken:
             inventory = recovery.take_inventory(connection)
             wanted = recovery.stored_files(connection)
             versions = recovery.dataset_versions(connection)
+            erased = erasures.as_list(connection)
         entries.append(store.add(work / DUMP, place=DUMP))
         tell("record", 1, 1)
         blobs, damaged = _blobs(places, wanted, store=store, tell=tell)
@@ -126,8 +136,8 @@ def take(places: Places, store: Store, *, tell: Tell) -> Taken:
         if tags:
             entries.append(store.add(work / BUNDLE, place=BUNDLE))
         damaged += [f"dataset version {tag}" for tag in sorted(set(versions) - tags)]
-        if places.home.secrets_file.exists():
-            entries.append(store.add(places.home.secrets_file, place=places.home.secrets_file.name))
+        entries += [store.add(file, place=name) for name, file in places.private_files.items()]
+        store.remember_erasures(erased)
         name = store.new_name(taken_at)
         facts = {
             "taken_at": taken_at.isoformat(),

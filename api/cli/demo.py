@@ -18,8 +18,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from api.cli.doors import StoryStopped, make_people
 from api.cli.stack import Stack
-from api.cli.story import MORE_CASES, MORE_ROUNDS, Cycle, Story, StoryStopped, Xray, find_xrays, in_words, make_people
+from api.cli.story import MORE_CASES, MORE_ROUNDS, Cycle, Story, Xray, find_xrays, in_words
 
 LINE = "cxr-pneumonia"
 PROTOCOL = Path(__file__).parents[2] / "pipelines" / "protocols" / "cxr-pneumonia.yaml"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from api.cli.errors import Refused
+from api.cli.errors import Refused, SetupError
 from api.cli.home import home_at
 from api.cli.options import HomeOption, JsonFlag
 from api.cli.output import answer, say, screen
@@ -72,9 +73,14 @@ def backup(
 
 
 def restore(
+    *,
     folder: FolderArgument,
     home: Annotated[str, typer.Option("--home", metavar="DIR", help="New home folder; it must be empty")],
     at: AtOption = None,
+    erased: Annotated[
+        Path | None,
+        typer.Option("--erasures", metavar="FILE", help="A list of erasures made after the backup, kept elsewhere"),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Put a backup back into an empty home, check it against its manifest, and have MLflow filled again.
@@ -90,8 +96,9 @@ def restore(
     began = time.monotonic()
     store, places = Store(folder.expanduser().resolve()), home_at(home)
     url = os.environ.get("OVERREAD_OWNER_DATABASE_URL") or os.environ.get("OVERREAD_DATABASE_URL")
+    elsewhere = [json.loads(row) for row in erased.read_text(encoding="utf-8").splitlines()] if erased else []
     with _progress() as tell:
-        restored = put_back(store, store.choose(at), places, url=url, tell=tell)
+        restored = put_back(store, store.choose(at), places, url=url, erased_elsewhere=elsewhere, tell=tell)
     if as_json:
         answer(asdict(restored), as_json=True)
     say(
@@ -101,9 +108,39 @@ def restore(
     for line, digest in restored.champions.items():
         say(f"  {line}: champion {digest[:12]}")
     say(f"  What was recorded after {restored.taken_at:%Y-%m-%d %H:%M:%S %Z} is not here.")
+    if restored.erased_again:
+        say(f"  {restored.erased_again} erasures made after the backup were made again; their bytes go with `up`.")
     for what in restored.missing:
         say(f"! {what} was damaged before the backup and is missing")
     say(f"Next: overread up --home {places.root}, then overread verify")
+
+
+def drill(
+    folder: Annotated[
+        Path | None, typer.Option("--folder", metavar="DIR", help="Where it plays; must not exist [default: temporary]")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Lose a whole service while people work, and put it back: prints what was lost and how long it took.
+
+    Starts a service of its own, lets a model learn, backs it up under load, kills every process, removes its home,
+    restores the backup and starts again. Touches no service of yours. Takes about three minutes.
+
+    Example: overread drill
+    """
+    import tempfile  # noqa: PLC0415 - `overread --help` must be quick
+
+    from api.cli.drill import drill as play  # noqa: PLC0415
+
+    chosen = folder.expanduser().resolve() if folder else Path(tempfile.mkdtemp(prefix="ovr-")) / "drill"
+    if chosen.exists():
+        raise SetupError(f"{chosen} exists", fix="name a folder that does not")
+    figures = play(chosen, screen=screen())
+    if as_json:
+        answer(figures, as_json=True)
+        return
+    answer(figures, as_json=False)
+    say("✓ everything that the backup held came back: counts, audit trail, digests, champion, MLflow's alias")
 
 
 def _verify(store: Store, *, at: str | None, as_json: bool) -> None:

@@ -12,19 +12,19 @@ import contextlib
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from api.cli.backup import BUNDLE, DUMP, Tell, git, owner_url, run_postgres_program
+from api.cli.backup import BUNDLE, DUMP, PRIVATE, Tell, git, owner_url, run_postgres_program
 from api.cli.errors import CliError, SetupError
 from api.cli.home import Home, home_at, prepare
 from api.cli.processes import PROCESSES
 from api.cli.stack import Stack
 from api.cli.store import BackupDamaged, Entry, Store
-from registry import audit, db, recovery
+from registry import audit, db, erasures, recovery
 
 FOLDERS = ("blobs", "checkpoints", "dvc-remote")
 
@@ -46,12 +46,22 @@ class Restored:
     last_audit_event: int
     champions: dict[str, str]
     missing: tuple[str, ...]
+    erased_again: int
 
 
 def restore(
-    store: Store, name: str, home: Home, *, url: str | None, tell: Tell, say: Callable[[str], None] = lambda _text: None
+    store: Store,
+    name: str,
+    home: Home,
+    *,
+    url: str | None,
+    erased_elsewhere: Sequence[Mapping[str, Any]] = (),
+    tell: Tell,
+    say: Callable[[str], None] = lambda _text: None,
 ) -> Restored:
     """Put a backup back into the empty home `home`, and into the empty database `url` or else an embedded one.
+
+    Whom the folder of backups, or `erased_elsewhere`, names as erased does not come back.
 
     Raises:
         SetupError: the home or the database is not empty.
@@ -65,7 +75,9 @@ def restore(
     if unfinished.root.exists():  # of a restore that was cut off
         shutil.rmtree(unfinished.root)
     prepare(unfinished)
-    _put_back(store, name, unfinished, final=home, url=url, tell=tell, say=say)
+    erased = _put_back(
+        store, name, unfinished, final=home, url=url, erased_elsewhere=erased_elsewhere, tell=tell, say=say
+    )
     unfinished.root.rename(home.root)
     inventory = manifest["inventory"]
     return Restored(
@@ -76,16 +88,25 @@ def restore(
         last_audit_event=inventory["last_audit_event"],
         champions=inventory["champions"],
         missing=tuple(manifest["damaged"]),
+        erased_again=erased,
     )
 
 
 def _put_back(
-    store: Store, name: str, home: Home, *, final: Home, url: str | None, tell: Tell, say: Callable[[str], None]
-) -> None:
+    store: Store,
+    name: str,
+    home: Home,
+    *,
+    final: Home,
+    url: str | None,
+    erased_elsewhere: Sequence[Mapping[str, Any]],
+    tell: Tell,
+    say: Callable[[str], None],
+) -> int:
     manifest, entries = store.manifest(name), store.entries(name)
     by_place = {entry.place: entry for entry in entries}
-    if "secrets.json" in by_place:  # before anything starts there, which would make new ones
-        store.place(by_place["secrets.json"], home.secrets_file)
+    for private in by_place.keys() & set(PRIVATE):  # before anything starts there, which would make new ones
+        store.place(by_place[private], home.root / private)
     with tempfile.TemporaryDirectory(dir=home.root, prefix=".restore-") as scratch:
         work = Path(scratch)
         store.place(by_place[DUMP], work / DUMP)
@@ -94,13 +115,16 @@ def _put_back(
             _load(work / DUMP, url=target)
             _check(connection, manifest=manifest)
             tell("record", 1, 1)
-            _place_files(store, entries, home=home, tell=tell)
+            erased = erasures.erase_again(connection, [*store.erasures(), *erased_elsewhere])
+            needed = {digest for digest, _size in recovery.stored_files(connection)}
+            _place_files(store, entries, needed=needed, home=home, tell=tell)
             versions = recovery.dataset_versions(connection)
             if versions and BUNDLE in by_place:
                 store.place(by_place[BUNDLE], work / BUNDLE)
                 _unbundle(work / BUNDLE, home=home, final=final, versions=versions)
-            details = {"backup": name, "taken_at": manifest["taken_at"]}
+            details = {"backup": name, "taken_at": manifest["taken_at"], "erased_again": erased}
             recovery.mark_restored(connection, details=details)
+    return erased
 
 
 @contextlib.contextmanager
@@ -133,8 +157,12 @@ def _check(conn: db.Connection, *, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def _place_files(store: Store, entries: Sequence[Entry], *, home: Home, tell: Tell) -> None:
-    wanted = [entry for entry in entries if PurePosixPath(entry.place).parts[0] in FOLDERS]
+def _place_files(store: Store, entries: Sequence[Entry], *, needed: Set[str], home: Home, tell: Tell) -> None:
+    def is_wanted(entry: Entry) -> bool:
+        folder = PurePosixPath(entry.place).parts[0]
+        return folder in FOLDERS and (folder != "blobs" or entry.sha256 in needed)  # not those of the erased
+
+    wanted = [entry for entry in entries if is_wanted(entry)]
     for done, entry in enumerate(wanted, start=1):
         target = home.root / entry.place
         if not target.resolve().is_relative_to(home.root):
@@ -149,11 +177,8 @@ def _unbundle(bundle: Path, *, home: Home, final: Home, versions: Mapping[str, s
     git(home.root, "clone", "-q", str(bundle), str(repository))
     git(repository, "remote", "remove", "origin")
     here = set(git(repository, "tag", "--list").split())
-    for tag in sorted(here - set(versions)):
+    for tag in sorted(tag for tag in here if tag.partition(".e")[0] not in versions):  # .e1: without erased cases
         git(repository, "tag", "--delete", tag)
-    history = git(repository, "rev-list", "--topo-order", "HEAD").split()
-    known = {versions[tag] for tag in here & set(versions)}
-    git(repository, "reset", "-q", "--hard", next((commit for commit in history if commit in known), history[-1]))
     # The next freeze would put the place of the DVC store right; a checkout before that must find it too.
     config = repository / ".dvc" / "config"
     store = final.root / "dvc-remote"

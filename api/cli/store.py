@@ -3,6 +3,7 @@
     DIR/files/ab/<sha256>                 bytes, shared by all backups, never changed
     DIR/<time>/files.ndjson               one file a row: where it belongs, its digest, its size
     DIR/<time>/manifest.json              what the record held, and the digest of files.ndjson
+    DIR/erasures.ndjson                   who was erased since, by digest: no backup brings them back
 
 Invariants: the manifest is written last and in one step, after everything it names is on disk: a backup without a
 manifest is not a backup. Only one command writes at a time. Nobody but the owner can read any of it.
@@ -140,6 +141,18 @@ class Store:
             number += 1
             again = f"{name}-{number}"
         return again
+
+    def remember_erasures(self, erasures: Iterable[dict[str, Any]]) -> None:
+        """Keep whom the record has erased beside all backups, so that an older one cannot bring them back."""
+        rows = {json.dumps(row, sort_keys=True) for row in [*self.erasures(), *erasures]}
+        temporary = self.root / ".erasures.ndjson"
+        temporary.write_text("".join(f"{row}\n" for row in sorted(rows)), encoding="utf-8")
+        temporary.replace(self.root / "erasures.ndjson")
+
+    def erasures(self) -> list[dict[str, Any]]:
+        """Read whom no backup of this folder may bring back."""
+        path = self.root / "erasures.ndjson"
+        return [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
     def finish(self, name: str, *, entries: Iterable[Entry], facts: dict[str, Any]) -> str:
         """Write the list and then the manifest; return the manifest's SHA-256."""

@@ -28,10 +28,11 @@ FINISHED = {"finished", "refused", "failed", "cancelled"}
 MEDIA_TYPES = {".png": "image/png", ".npy": "application/x-npy", ".dcm": "application/dicom"}
 LINE_COLUMNS = (
     *("name", "protocol.document.title", "protocol.version", "protocol.digest", "protocol.document.classes"),
-    *("champion.number", "champion.candidate_id", "champion.weights_digest", "counts", "next_trigger", "created_at"),
+    *("champion.number", "champion.candidate_id", "champion.weights_digest", "champion.erasures"),
+    *("counts", "next_trigger", "created_at"),
 )
 RUN_COLUMNS = ("run_id", "state", "strategy", "reason", "progress", "outcome", "created_at", "finished_at")
-CANDIDATE_COLUMNS = ("candidate_id", "number", "state", "dataset_version", "weights_digest", "created_at")
+CANDIDATE_COLUMNS = ("candidate_id", "number", "state", "dataset_version", "weights_digest", "erasures", "created_at")
 SIGNATURE_COLUMNS = ("printed_name", "decision", "meaning", "reason", "created_at")
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True)]
@@ -357,7 +358,16 @@ def list_datasets(line: LineOption = None, as_json: JsonFlag = False) -> None:
     """
     with Client() as client:
         rows = client.get(f"/v1/lines/{client.line(line)}/dataset-versions")
-    columns = ("dataset_version_id", "number", "git_tag", "digest", "submitter_shares", "waiting", "created_at")
+    columns = (
+        "dataset_version_id",
+        "number",
+        "git_tag",
+        "digest",
+        "submitter_shares",
+        "waiting",
+        "erasures",
+        "created_at",
+    )
     answer(rows, as_json=as_json, columns=columns)
 
 

@@ -21,7 +21,7 @@ from api.once import PROBLEMS, once
 from api.sign_in import sign_again
 from api.v1 import examples
 from api.v1.views import Digest, Password, Reason, Request, View, shown_as
-from registry import approvals, candidates, datasets, db, lines
+from registry import approvals, candidates, datasets, db, erasures, lines
 from registry.errors import NotFound
 
 router = guarded_router(tag="Candidates")
@@ -43,6 +43,7 @@ class CandidateView(View):
     metadata: dict[str, Any] = Field(description="Architecture, operating point, temperature, recipe")
     state: Literal["trained", "gates_passed", "gates_failed", "rejected", "champion", "retired"]
     mlflow_model_version: str | None = Field(description="Its version in MLflow, once mirrored there")
+    erasures: list[int] = Field(description="Erasures of patients whom it has learned from, itself or by its base")
     created_at: datetime
 
 
@@ -190,8 +191,8 @@ async def sign(
 
 
 def view(connection: db.Connection, candidate: candidates.Candidate) -> CandidateView:
-    """Show a candidate with the number of its dataset version."""
+    """Show a candidate with the number of its dataset version, and whom it should not have learned from."""
     number = datasets.get(connection, candidate.dataset_version_id).number
-    return CandidateView.model_validate(
-        {**{name: getattr(candidate, name) for name in candidate.__slots__}, "dataset_version": number}
-    )
+    erased = erasures.of_subject(connection, subject="candidate", subject_id=candidate.candidate_id)
+    values = {name: getattr(candidate, name) for name in candidate.__slots__}
+    return CandidateView.model_validate({**values, "dataset_version": number, "erasures": erased})

@@ -47,6 +47,7 @@ class CaseView(View):
         description="Allow-listed attributes of the file, such as `Modality` of a DICOM instance"
     )
     created_at: datetime
+    erasure_id: int | None = Field(description="The erasure that took the patient and the image away, if one did")
 
 
 class CaseWithConfirmations(CaseView):

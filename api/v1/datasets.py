@@ -11,7 +11,7 @@ from api.auth import ANYONE, allow, guarded_router
 from api.dependencies import Id, Pool
 from api.v1 import examples
 from api.v1.views import Digest, View, shown_as
-from registry import datasets, db, lines
+from registry import datasets, db, erasures, lines
 
 router = guarded_router(tag="Dataset versions")
 
@@ -31,6 +31,9 @@ class DatasetVersionView(View):
     submitter_shares: dict[str, float] = Field(description="Share of the new labels by submitter")
     waiting: dict[str, int] = Field(description="Confirmed cases that did not enter, by reason")
     last_confirmation_id: int = Field(description="Every confirmation up to this one was considered")
+    erasures: list[int] = Field(
+        description="Erasures of patients whom it considered; if it held one, its files are gone"
+    )
     created_at: datetime
 
 
@@ -41,7 +44,7 @@ def list_dataset_versions(pool: Pool, line: str) -> list[DatasetVersionView]:
     """List a line's dataset versions, newest first."""
     with db.transaction(pool) as connection:
         rows = datasets.list_versions(connection, lines.get_line(connection, line).line_id)
-    return [DatasetVersionView.model_validate(row) for row in rows]
+        return [_view(connection, row) for row in rows]
 
 
 @router.get(
@@ -52,4 +55,11 @@ def list_dataset_versions(pool: Pool, line: str) -> list[DatasetVersionView]:
 def read_dataset_version(pool: Pool, dataset_version_id: Id) -> DatasetVersionView:
     """Read one dataset version with its manifest."""
     with db.transaction(pool) as connection:
-        return DatasetVersionView.model_validate(datasets.get(connection, dataset_version_id))
+        return _view(connection, datasets.get(connection, dataset_version_id))
+
+
+def _view(connection: db.Connection, version: datasets.DatasetVersion) -> DatasetVersionView:
+    erased = erasures.of_subject(connection, subject="dataset_version", subject_id=version.dataset_version_id)
+    return DatasetVersionView.model_validate(
+        {**{name: getattr(version, name) for name in version.__slots__}, "erasures": erased}
+    )

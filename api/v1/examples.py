@@ -43,6 +43,7 @@ CASE: Example = {
     "age_band": "1-5",
     "attributes": {"Modality": "DX", "Rows": 2048, "Columns": 2048, "ViewPosition": "PA"},
     "created_at": "2026-03-02T08:12:44.051Z",
+    "erasure_id": None,
 }
 CASE_WITH_CONFIRMATIONS: Example = {**CASE, "confirmations": [CONFIRMATION]}
 BULK_RESULT: Example = {
@@ -95,6 +96,7 @@ DATASET_VERSION: Example = {
     "submitter_shares": {"pacs-north": 0.5, "pacs-south": 0.5},
     "waiting": {"evidence too weak": 4},
     "last_confirmation_id": 9001,
+    "erasures": [],
     "created_at": "2026-03-02T08:40:10.300Z",
 }
 NEW_RUN: Example = {"reason": "200 new confirmations from the north site"}
@@ -126,6 +128,7 @@ CANDIDATE: Example = {
     "metadata": {"architecture": {"network": "small_cnn"}, "operating_point": OPERATING_POINT},
     "state": "gates_passed",
     "mlflow_model_version": "2",
+    "erasures": [],
     "created_at": "2026-03-02T08:41:33.902Z",
 }
 GATE_REPORT: Example = {

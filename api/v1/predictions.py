@@ -18,6 +18,7 @@ from api.settings import ApiSettings
 from api.v1 import examples
 from api.v1.views import Digest, View, shown_as
 from registry import blobs, cases, db, lines, predictions
+from registry.errors import NotFound
 from registry.users import Role
 
 router = guarded_router(tag="Predictions")
@@ -164,6 +165,8 @@ def _stored(pool: db.Pool, settings: ApiSettings, case_id: Id) -> tuple[lines.Li
     with db.transaction(pool) as connection:
         case = cases.get_case(connection, case_id)
         line = lines.line_by_id(connection, case.line_id)
+    if case.erasure_id is not None:
+        raise NotFound(f"the image of case {case_id} has been erased at its patient's request")
     return line, blobs.read(settings.blob_root, case.image_digest)
 
 

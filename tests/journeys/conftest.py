@@ -10,8 +10,9 @@ import pytest
 import yaml
 from rich.console import Console
 
+from api.cli.doors import Credentials, make_people
 from api.cli.stack import Stack
-from api.cli.story import Credentials, Story, Xray, find_xrays, make_people
+from api.cli.story import Story, Xray, find_xrays
 
 PROTOCOL = Path(__file__).parents[2] / "pipelines" / "protocols" / "cxr-pneumonia.yaml"
 

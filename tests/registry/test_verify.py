@@ -8,7 +8,7 @@ from typing import Any, LiteralString
 
 import pytest
 
-from registry import audit, blobs, checkpoints, notes, promotions, rows, verify
+from registry import audit, blobs, checkpoints, erasures, notes, promotions, rows, verify
 from registry.db import Connection
 from registry.errors import NoteRefused, TrailDamaged
 from registry.notes import Signer
@@ -25,6 +25,8 @@ def filled(owner_db: Connection) -> Connection:
     """A record with a row in every table that the trail vouches for, a roll back, and corrections."""
     db = owner_db
     line = factories.line(db)
+    factories.case(db, line, patient="somebody", sex="female")
+    erasures.erase(db, patient_digest=erasures.digest_of_patient("somebody"), line=None, reason="asked", actor="olga")
     reader = factories.user(db, "submitter")
     for number in range(3):
         case = factories.case(db, line, external_id=f"accession-{number}", actor=reader)

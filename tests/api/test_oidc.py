@@ -221,6 +221,7 @@ def test_without_keys_nobody_is_admitted_and_a_withdrawn_key_is_forgotten(publis
     clock.now += PAUSE_SECONDS + 1
     assert provider.identify(signed()).name == "anna"
     publisher.broken = True
+    assert KEEP_SECONDS <= 600
     clock.now += KEEP_SECONDS - 1
     assert provider.identify(signed()).name == "anna", "for a while, what was fetched is enough"
     clock.now += 2

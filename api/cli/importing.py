@@ -78,7 +78,13 @@ class Tally:
         sent = ("created", "already_there", "confirmed", "already_confirmed", "unconfirmed")
         counts = {name: getattr(self, name) for name in (() if self.dry else sent)}
         right = {"right": self.done - self.rejected} if self.dry else {}
-        return {"rows": self.done, **right, **counts, "rejected": self.rejected, "rows_per_second": round(self.rate, 1)}
+        return {
+            "rows": self.done,
+            **right,
+            **counts,
+            "rejected": self.rejected,
+            "rows_per_second": round(self.rate, 1) if self.rate < 100 else round(self.rate),
+        }
 
 
 def import_rows(
@@ -148,6 +154,7 @@ def import_rows(
                 if dry_run:
                     for row in ready:
                         tally.add(row)
+                        show()
                 else:
                     _send(ready, sender=sender, workers=workers, tally=tally, show=show)
         except BaseException:

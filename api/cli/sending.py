@@ -60,6 +60,22 @@ def chunks(rows: Iterable[Ready]) -> Iterator[list[Ready]]:
         yield chunk
 
 
+def pause_after(error: CliError, *, attempt: int) -> float | None:
+    """Say how many seconds to wait before asking again; None where that would change nothing.
+
+    Raises:
+        SetupError: the service will take no row.
+    """
+    backoff = min(_LONGEST_PAUSE_SECONDS, 0.1 * 2.0**attempt) * random.uniform(0.5, 1.0)
+    if not isinstance(error, Refused):
+        return backoff
+    if error.status in {401, 403} or error.problem == "/problems/storage-full":
+        raise SetupError(error.message, fix=error.fix or AGAIN)
+    if error.status in _PASSING or error.problem == "/problems/idempotency-in-flight":
+        return error.retry_after_seconds or backoff
+    return backoff if error.status == 500 and attempt < _BROKEN_ATTEMPTS else None
+
+
 class Sender:
     """Sends chunks; safe to share between threads."""
 
@@ -182,25 +198,13 @@ class Sender:
             try:
                 return self._client.send(method, path, **options)
             except (NotRunning, Refused) as error:
-                pause = _pause(error, attempt=attempt)
+                pause = pause_after(error, attempt=attempt)
                 if pause is None:
                     raise
                 if time.monotonic() - begun + pause > self._patience_seconds:
                     raise NotRunning(f"gave up after {attempt} attempts: {error.message}", fix=AGAIN) from error
                 self._stop.wait(pause)
         raise Stopped
-
-
-def _pause(error: CliError, *, attempt: int) -> float | None:
-    """Say how long to wait before asking again; None where that would change nothing."""
-    backoff = min(_LONGEST_PAUSE_SECONDS, 0.1 * 2.0**attempt) * random.uniform(0.5, 1.0)
-    if not isinstance(error, Refused):
-        return backoff
-    if error.status in {401, 403} or error.problem == "/problems/storage-full":
-        raise SetupError(error.message, fix=error.fix or AGAIN)
-    if error.status in _PASSING or error.problem == "/problems/idempotency-in-flight":
-        return error.retry_after_seconds or backoff
-    return backoff if error.status == 500 and attempt < _BROKEN_ATTEMPTS else None
 
 
 def _wrong(row: Ready, kind: str, detail: str) -> Wrong:

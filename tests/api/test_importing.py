@@ -25,7 +25,9 @@ import pytest
 import typer
 
 from api.cli import app, main
+from api.cli.errors import Refused, SetupError
 from api.cli.formats import Ndjson
+from api.cli.sending import pause_after
 from api.cli.sources import FIELDS
 from pipelines.chest_xrays import SHARED
 from tests.api.pictures import dicom, npy, pixels, png
@@ -306,10 +308,10 @@ def test_an_import_that_is_killed_goes_on_where_it_was(
 def test_an_import_outlives_a_restart_and_a_service_that_asks_for_patience(
     service: Service, line: str, archive: Path, tmp_path: Path
 ) -> None:
-    count, port, log = 80, free_port(), tmp_path / "api.log"
+    count, port, log = 24, free_port(), tmp_path / "api.log"
     write_index(archive, some_rows(archive, count))
     url = f"http://127.0.0.1:{port}"
-    slow = {**service.environment, "OVERREAD_RATE_PER_SECOND": "60", "OVERREAD_RATE_BURST": "2"}
+    slow = {**service.environment, "OVERREAD_RATE_PER_SECOND": "1", "OVERREAD_RATE_BURST": "12"}
     with log.open("wb") as output:
         api = start_api(slow, port=port, log=output)
         try:
@@ -333,6 +335,28 @@ def test_an_import_outlives_a_restart_and_a_service_that_asks_for_patience(
     assert answer["confirmed"] + answer["already_confirmed"] == count
     after = held(service, line)
     assert (len(after), set(after.values())) == (count, {1})
+
+
+@pytest.mark.parametrize(
+    ("refusal", "pause"),
+    [
+        (Refused("slower", status=429, retry_after_seconds=7), 7),
+        (Refused("in a moment", status=503, retry_after_seconds=5), 5),
+        (Refused("it is at work", status=409, problem="/problems/idempotency-in-flight", retry_after_seconds=1), 1),
+        (Refused("no", status=422), None),
+        (Refused("another image", status=409, problem="/problems/already-exists"), None),
+    ],
+)
+def test_what_passes_is_waited_for_as_long_as_the_service_says(refusal: Refused, pause: float | None) -> None:
+    assert pause_after(refusal, attempt=1) == pause
+
+
+def test_what_no_row_is_to_blame_for_ends_the_import() -> None:
+    for refusal in (Refused("who?", status=401), Refused("full", status=507, problem="/problems/storage-full")):
+        with pytest.raises(SetupError):
+            pause_after(refusal, attempt=1)
+    assert pause_after(Refused("broken", status=500), attempt=2) is not None
+    assert pause_after(Refused("broken", status=500), attempt=3) is None
 
 
 def test_a_service_that_stays_away_is_given_up_on(imported: Import, line: str, archive: Path) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 
 from registry import audit, blobs, rows
 from registry.db import Connection
-from registry.errors import Invalid, NoteRefused, NotFound
+from registry.errors import NoteRefused, NotFound
 from registry.merkle import Tree, leaf_hash, root_by_proof
 from registry.notes import Checkpoint, Verifier
 from registry.verify import Finding
@@ -43,15 +43,15 @@ class Contents:
     rows: Sequence[str]
 
 
-def of_case(conn: Connection, case_id: int) -> Contents:
-    """All events of a case, and its row and confirmations. Raises NotFound."""
+def of_case(conn: Connection, case_id: int, *, up_to: int) -> Contents:
+    """Events of a case up to one (inclusive), and its row and confirmations. Raises NotFound."""
     if rows.text(conn, f"cases/{case_id}") is None:
         raise NotFound(f"there is no case {case_id}")
-    return _contents(conn, [f"case/{case_id}"])
+    return _contents(conn, [f"case/{case_id}"], up_to=up_to)
 
 
-def of_candidate(conn: Connection, *, line: str, number: int) -> Contents:
-    """All events of a candidate, of its line, run and dataset version, and their rows. Raises NotFound."""
+def of_candidate(conn: Connection, *, line: str, number: int, up_to: int) -> Contents:
+    """Events of a candidate, of its line, run and dataset version, and their rows. Raises NotFound."""
     found = conn.execute(
         "SELECT candidate_id, run_id, dataset_version_id, line_id FROM candidates JOIN lines USING (line_id)"
         " WHERE name = %s AND number = %s",
@@ -61,7 +61,7 @@ def of_candidate(conn: Connection, *, line: str, number: int) -> Contents:
         raise NotFound(f"line {line!r} has no candidate {number}")
     candidate_id, run_id, version_id, line_id = found
     subjects = (f"candidate/{candidate_id}", f"run/{run_id}", f"dataset_version/{version_id}", f"line/{line_id}")
-    return _contents(conn, subjects)
+    return _contents(conn, subjects, up_to=up_to)
 
 
 def write(
@@ -69,13 +69,10 @@ def write(
 ) -> int:
     """Write a bundle under the checkpoint in `note`; returns how many events it holds.
 
-    `files` is the blob root where the images, weights and metadata themselves are to go in. Raises Invalid where an
-    event is newer than the checkpoint, BlobCorrupt, NoteRefused.
+    `files` is the blob root where the images, weights and metadata themselves are to go in. No event may be newer than
+    the checkpoint. Raises BlobCorrupt, NoteRefused.
     """
     checkpoint = verifier.opened(note)
-    late = [event for event in contents.events if event > checkpoint.size]
-    if late:
-        raise Invalid(f"event {late[0]} is newer than the newest checkpoint ({checkpoint.size}); ask again in a minute")
     wanted, leaves, texts = set(contents.events), [], {}
     for link in audit.chain(conn):
         if link.audit_event_id > checkpoint.size:
@@ -115,10 +112,11 @@ def check(path: Path, verifier: Verifier) -> list[Finding]:
     ]
 
 
-def _contents(conn: Connection, subjects: Sequence[str]) -> Contents:
+def _contents(conn: Connection, subjects: Sequence[str], *, up_to: int) -> Contents:
     found = conn.execute(
-        "SELECT audit_event_id, details ->> 'row' FROM audit_events WHERE subject = ANY(%s) ORDER BY audit_event_id",
-        (list(subjects),),
+        "SELECT audit_event_id, details ->> 'row' FROM audit_events WHERE subject = ANY(%s)"
+        " AND audit_event_id <= %s ORDER BY audit_event_id",
+        (list(subjects), up_to),
     ).fetchall()
     named = dict.fromkeys(row for _, row in found if row is not None)  # in order, each once
     return Contents(subject=subjects[0], events=[event for event, _ in found], rows=list(named))

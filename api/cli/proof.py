@@ -114,7 +114,7 @@ def export(
     places = home_at(home)
     folder = _place(places, "OVERREAD_CHECKPOINTS", "checkpoints")
     with _opened(home) as connection, screen().status("collecting ..."):
-        found = _found(connection, case=case, candidate=candidate)
+        found = _found(connection, case=case, candidate=candidate, up_to=0)
         audit.record(
             connection,
             actor=audit.SYSTEM,
@@ -126,7 +126,8 @@ def export(
         signer = notes.signer_at(_place(places, "OVERREAD_CHECKPOINT_KEY", "checkpoint.key"))
         checkpoints.take(connection, folder, signer=signer)
         note = checkpoints.files(folder)[-1].read_text(encoding="utf-8")
-        contents = _found(connection, case=case, candidate=candidate)
+        size = signer.verifier.opened(note).size
+        contents = _found(connection, case=case, candidate=candidate, up_to=size)
         blob_root = _place(places, "OVERREAD_BLOB_ROOT", "blobs") if with_files else None
         events = bundle.write(
             connection, output, contents=contents, note=note, verifier=signer.verifier, files=blob_root
@@ -135,15 +136,15 @@ def export(
     say(f"  check it anywhere with: overread verify {output} --key {signer.verifier}")
 
 
-def _found(connection: Connection[Any], *, case: int | None, candidate: str | None) -> Contents:
+def _found(connection: Connection[Any], *, case: int | None, candidate: str | None, up_to: int) -> Contents:
     from registry import bundle  # noqa: PLC0415 - `overread --help` must be quick
 
     if case is not None:
-        return bundle.of_case(connection, case)
+        return bundle.of_case(connection, case, up_to=up_to)
     line, _, number = (candidate or "").rpartition("/")
     if not line or not number.isdecimal():
         raise SetupError(f"{candidate} names no candidate", fix="write its line and number, e.g. cxr-pneumonia/2")
-    return bundle.of_candidate(connection, line=line, number=int(number))
+    return bundle.of_candidate(connection, line=line, number=int(number), up_to=up_to)
 
 
 def _of_record(places: Home, home: str | None, *, folder: Path, verifier: Verifier, tell: Tell) -> Iterator[Finding]:

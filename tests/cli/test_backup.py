@@ -21,10 +21,25 @@ from api.cli.restore import NotTheSame, restore
 from api.cli.stack import Stack
 from api.cli.store import BackupDamaged, Store
 from pipelines.dataset import checkout
-from registry import audit, blobs, candidates, datasets, db, jobs, lines, promotions, recovery, users
+from registry import (
+    audit,
+    blobs,
+    candidates,
+    checkpoints,
+    datasets,
+    db,
+    jobs,
+    lines,
+    notes,
+    promotions,
+    recovery,
+    users,
+    verify,
+)
 from tests import factories
 from tests.workers.conftest import make_settings
 from tests.workers.lines import confirm_cases, make_line, start_run, work
+from workers import notary
 from workers.lease import Workshop
 from workers.settings import WorkerSettings
 
@@ -76,6 +91,7 @@ def service(folder: Path) -> Iterator[Service]:
                 jobs.request_cancel(record, job.job_id)
             record.commit()
         workshop.close()
+        assert notary.sign_once(settings)
         yield Service(stack=stack, places=places, settings=settings, line=line, person=person)
 
 
@@ -130,7 +146,14 @@ def test_a_backup_taken_while_people_confirm_comes_back_whole(service: Service, 
             assert {"mirror_candidate", "mirror_promotion"} <= waiting  # MLflow is filled again
             assert champion.mlflow_model_version is None
             assert audit.list_events(record, after=manifest["last_audit_event"])[0].action == "record:restore"
-        for name in ("secrets.json",):
+        with db.connect(owner_url(home)) as record:  # the trail of now begins with the one that was signed there
+            signer = notes.signer_at(home.root / "checkpoint.key")
+            assert checkpoints.take(record, home.root / "checkpoints", signer=signer) is not None
+            checks = verify.check_trail(
+                record, folder=home.root / "checkpoints", verifier=signer.verifier, tell=lambda _what, _done: None
+            )
+            assert [check.state for check in checks] == ["fine", "fine"]
+        for name in ("secrets.json", "checkpoint.key", "checkpoint.key.pub"):
             assert (home.root / name).read_bytes() == (service.places.home.root / name).read_bytes()
             assert stat.S_IMODE((home.root / name).stat().st_mode) == 0o600
 

@@ -20,6 +20,9 @@ FINDINGS = ("normal", "pneumonia")
 PAUSE_SECONDS = 0.05
 GIVE_UP_SECONDS = 60.0
 
+Acknowledged = tuple[str, int, str, int]
+"""A confirmation that a client was told is recorded: its reader (one of a kind), case, finding and id."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
@@ -38,10 +41,10 @@ class Task:
 
 @dataclass(slots=True, kw_only=True)
 class Load:
-    """What came of it: seconds per acknowledged request, and `(reader, case, finding, confirmation)` of each row."""
+    """What came of it: seconds per acknowledged request, and what was acknowledged."""
 
     latencies: list[float] = field(default_factory=list)
-    acknowledged: list[tuple[str, int, str, int]] = field(default_factory=list)
+    acknowledged: list[Acknowledged] = field(default_factory=list)
     refusals: dict[str, int] = field(default_factory=dict)  # answers and failures that were tried again
     seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -54,6 +57,18 @@ class Load:
     def again(self, why: str) -> None:
         """Count a request that has to be sent again."""
         self.refusals[why] = self.refusals.get(why, 0) + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    reader: str
+    case_id: int
+    finding: str
+
+    def fields(self) -> dict[str, str]:
+        return {
+            "finding": self.finding, "evidence": "single_read", "ai_exposure": "blind", "reader": self.reader
+        }  # fmt: skip
 
 
 class Unexpected(Exception):
@@ -114,30 +129,28 @@ async def _send(task: Task, load: Load, numbers: itertools.count[int], *, until:
         answer = json.loads(body)
         answers = answer["rows"] if task.rows > 1 else [answer]
         for row, given in zip(rows, answers, strict=True):
-            load.acknowledged.append((row["reader"], row["case_id"], row["finding"], given["confirmation_id"]))
+            load.acknowledged.append((row.reader, row.case_id, row.finding, int(given["confirmation_id"])))
     await line.close()
 
 
-def _row(task: Task, number: int) -> dict[str, object]:
-    return {
-        "case_id": task.first_case + number % task.cases,
-        "finding": FINDINGS[number % 2],
-        "evidence": "single_read",
-        "ai_exposure": "blind",
-        "reader": f"{task.prefix}-{number}",
-    }
+def _row(task: Task, number: int) -> _Row:
+    return _Row(
+        reader=f"{task.prefix}-{number}",
+        case_id=task.first_case + number % task.cases,
+        finding=FINDINGS[number % 2],
+    )
 
 
-def _request(task: Task, rows: list[dict[str, object]]) -> bytes:
+def _request(task: Task, rows: list[_Row]) -> bytes:
     if task.rows == 1:
-        path, kind = f"/v1/cases/{rows[0]['case_id']}/confirmations", "application/json"
-        body = json.dumps({name: value for name, value in rows[0].items() if name != "case_id"})
+        path, kind = f"/v1/cases/{rows[0].case_id}/confirmations", "application/json"
+        body = json.dumps(rows[0].fields())
     else:
         path, kind = f"/v1/confirmations?line={task.line}", "application/x-ndjson"
-        body = "\n".join(map(json.dumps, rows))
+        body = "\n".join(json.dumps({"case_id": row.case_id, **row.fields()}) for row in rows)
     head = (
         f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {task.api_key}\r\n"
-        f"Idempotency-Key: {rows[0]['reader']}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"Idempotency-Key: {rows[0].reader}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return (head + body).encode()
 

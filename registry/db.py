@@ -9,7 +9,7 @@ from __future__ import annotations
 import select
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from typing import Any, LiteralString, TypeVar
 
@@ -75,12 +75,18 @@ def transaction(pool: Pool, *, pipelined: bool = False) -> Iterator[Connection]:
     Pipelined, a statement is sent with the next one whose result is read, or with COMMIT, and its error shows there:
     fewer round trips, but no COPY and no streaming.
     """
-    with pool.connection() as conn, ExitStack() as pipeline:
-        if pipelined:
-            pipeline.enter_context(conn.pipeline())
-            pipeline.enter_context(conn.transaction())  # here, so that COMMIT goes down the pipeline too
-        yield conn
-        sys.audit("overread.fault", "transaction.commit.before")
+    with pool.connection() as conn:
+        if not pipelined:
+            yield conn
+            sys.audit("overread.fault", "transaction.commit.before")
+        else:
+            with conn.pipeline():
+                yield conn
+                sys.audit("overread.fault", "transaction.commit.before")
+                # By hand: psycopg's own `transaction` and `commit` make round trips of their own in a pipeline.
+                commit = conn.execute("COMMIT", prepare=False)
+            if commit.statusmessage != "COMMIT":  # an error was caught and passed over: PostgreSQL rolled back
+                raise psycopg.errors.InFailedSqlTransaction("the transaction had failed before its end")
     sys.audit("overread.fault", "transaction.commit.after")
 
 

@@ -31,7 +31,7 @@ from registry.users import User
 
 router = guarded_router(tag="Confirmations")
 
-MAXIMUM_ROWS = 1000
+MAXIMUM_ROWS = 5000
 """Rows of one upload: one transaction, which holds the audit chain; other writers wait for its end."""
 
 _NDJSON = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl"})
@@ -123,7 +123,7 @@ _REQUEST_BODY = {
     ),
 )
 def confirm_many(user: CurrentUser, pool: Pool, key: IdempotencyKey, line: LineName, body: Body) -> Response:
-    """Send many confirmations of one line as NDJSON (one JSON object a line) or CSV (with a header), at most 1000 rows.
+    """Send many confirmations of one line as NDJSON (one JSON object a line) or CSV (with a header), at most 5000 rows.
 
     Each row has the fields of a single confirmation and names its case by `case_id`, or by the `external_id` under
     which you sent the image. Rows that are wrong are rejected with a problem each; the others are recorded, all in

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import psycopg
 import pytest
 
-from registry import cases, confirmations
+from registry import audit, cases, confirmations, rows
 from registry.db import Connection, connect
 from registry.errors import (
     AlreadyExists,
@@ -147,6 +149,67 @@ def test_a_confirmation_is_superseded_once(db: Connection) -> None:
     factories.confirmation(db, case, actor=reader, supersedes=first.confirmation_id)
     with pytest.raises(AlreadySuperseded):
         factories.confirmation(db, case, actor=reader, supersedes=first.confirmation_id)
+
+
+def test_of_many_each_is_judged_and_the_right_ones_are_recorded_in_their_order(db: Connection) -> None:
+    line, sender = factories.line(db), factories.user(db, "submitter")
+    case, other = (factories.case(db, where, actor=sender) for where in (line, factories.line(db)))
+    first = factories.confirmation(db, case, actor=sender)
+
+    def diagnosis(case_id: int, **fields: Any) -> confirmations.Diagnosis:
+        values = {"finding": "normal", "evidence": "single_read", "ai_exposure": "blind", "reader": "reader-1"}
+        nothing = {"confirmed_at": None, "supersedes": None}
+        return confirmations.Diagnosis(case_id=case_id, **{**values, **nothing, **fields})
+
+    results = confirmations.confirm_many(
+        db,
+        [
+            diagnosis(case.case_id, finding="pneumonia", supersedes=first.confirmation_id),
+            diagnosis(case.case_id, finding="fracture"),
+            diagnosis(case.case_id, supersedes=first.confirmation_id),
+            diagnosis(other.case_id),
+            diagnosis(2**70),
+            diagnosis(case.case_id, supersedes=2**70),
+            diagnosis(case.case_id),
+        ],
+        actor=sender,
+        line_id=line.line_id,
+    )
+    kinds = [type(result) for result in results]
+    refused = [UnknownFinding, AlreadySuperseded, WrongLine, NotFound, NotFound]
+    assert kinds == [confirmations.Confirmation, *refused, confirmations.Confirmation]
+    made = [result for result in results if isinstance(result, confirmations.Confirmation)]
+    assert confirmations.list_for_case(db, case.case_id)[1:] == made
+    assert [one.finding for one in made] == ["pneumonia", "normal"]
+
+
+def test_each_of_many_confirmations_has_an_event_that_vouches_for_it(db: Connection) -> None:
+    line, sender = factories.line(db), factories.user(db, "submitter")
+    cases_ = [factories.case(db, line, actor=sender) for _ in range(3)]
+    first = factories.confirmation(db, cases_[0], actor=sender)
+    asked = [
+        confirmations.Diagnosis(
+            case_id=case.case_id,
+            finding="normal",
+            evidence="consensus",
+            ai_exposure="aided",
+            reader="reader-1",
+            confirmed_at=datetime(2026, 3, 2, 9, 30, tzinfo=UTC),
+            supersedes=first.confirmation_id if place == 0 else None,
+        )
+        for place, case in enumerate(cases_)
+    ]
+    before = audit.list_events(db, limit=1000)[-1].audit_event_id
+    made = confirmations.confirm_many(db, asked, actor=sender)
+    for one, event in zip(made, audit.list_events(db, after=before), strict=True):
+        assert isinstance(one, confirmations.Confirmation)
+        names = [f"confirmations/{number}" for number in (one.confirmation_id, one.supersedes) if number is not None]
+        digests = [hashlib.sha256(str(rows.text(db, name)).encode()).hexdigest() for name in names]
+        known = {"row": names[0], **dict(zip(("new_digest", "old_digest"), digests, strict=False))}
+        said = {"confirmation": one.confirmation_id, "finding": "normal", "evidence": "consensus"}
+        assert event.details == {**said, "supersedes": one.supersedes, **known}
+        assert (event.actor, event.action, event.subject) == (sender.name, "confirmation:add", f"case/{one.case_id}")
+    assert audit.first_broken(db) is None
 
 
 def test_nobody_but_a_reviewer_supersedes_what_others_said(db: Connection) -> None:

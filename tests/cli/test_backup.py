@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import stat
+import subprocess
+import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +42,7 @@ from registry import (
 )
 from tests import factories
 from tests.workers.conftest import make_settings
-from tests.workers.lines import confirm_cases, make_line, start_run, work
+from tests.workers.lines import confirm_cases, make_line, start_run, waiting, work
 from workers import notary
 from workers.lease import Workshop
 from workers.settings import WorkerSettings
@@ -269,3 +273,76 @@ def test_nobody_else_can_read_a_backup(service: Service, folder: Path) -> None:
     take(service.places, store, tell=quietly)
     assert stat.S_IMODE(store.root.stat().st_mode) == 0o700
     assert {stat.S_IMODE(file.stat().st_mode) for file in store.root.rglob("files/??/*")} == {0o600}
+
+
+def test_who_was_erased_after_a_backup_does_not_come_back_with_it(service: Service, folder: Path) -> None:
+    store = Store(folder / "before-the-erasure")
+    with service.record() as record:
+        confirm_cases(record, service.settings, line=service.line, person=service.person, count=1, seed=500)
+        (case_id, image) = record.execute(
+            "SELECT case_id, image_digest FROM cases WHERE patient = 'patient-500-0'"
+        ).fetchall()[0]
+    before = take(service.places, store, tell=quietly)
+    done = _overread(
+        service,
+        *("erase", "--pseudonym", "patient-500-0", "--reason", "asked for it", "--yes"),
+        meanwhile=lambda: _work_once(service, "erase_bytes"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 cases are nobody's any more" in done.stderr
+    assert "1 images removed" in done.stderr
+    assert "Backups still hold the images" in done.stderr
+    assert not blobs.path_of(service.settings.blob_root, image).exists()
+
+    after = take(service.places, store, tell=quietly)
+    assert after.damaged == ()  # what was erased is not missed
+    assert f"blobs/{image[:2]}/{image}" not in {entry.place for entry in store.entries(after.name)}
+    home = new_home(folder, "erased-again")
+    restored = restore(store, before.name, home, url=None, tell=quietly)
+    assert restored.erased_again == 1
+    assert not blobs.path_of(home.root / "blobs", image).exists()
+    with Stack(home.root, {}, processes=RECORD_ONLY), db.connect(owner_url(home)) as record:
+        assert record.execute("SELECT patient FROM cases WHERE case_id = %s", (case_id,)).fetchone() == (None,)
+        assert audit.first_broken(record) is None
+    store.keep_newest(1)
+    assert not (store.root / "files" / image[:2] / image).exists()
+
+
+def test_the_commands_say_what_they_did_and_what_to_do(service: Service, folder: Path) -> None:
+    target = str(folder / "by-command")
+    done = _overread(service, "backup", target)
+    assert done.returncode == 0, done.stderr
+    assert "rows as of" in done.stderr
+    assert _overread(service, "backup", target, "--verify").returncode == 0
+    again = _overread(service, "restore", target, "--home", str(service.places.home.root))
+    assert again.returncode == 2
+    assert "is not empty" in again.stderr
+    nobody = _overread(service, "erase", "--patient", "4711", "--reason", "x", "--yes")
+    assert nobody.returncode == 1
+    assert "there is no case of this patient" in nobody.stderr
+    assert "give either --patient or --pseudonym" in _overread(service, "erase", "--reason", "x").stderr
+    assert "holds no backup" in _overread(service, "restore", str(folder / "void"), "--home", "x").stderr
+
+
+def _overread(
+    service: Service, *arguments: str, meanwhile: Callable[[], object] = lambda: None
+) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("OVERREAD_")}
+    clean |= {"OVERREAD_HOME": str(service.places.home.root), "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "api.cli", *arguments]
+    with subprocess.Popen(command, env=clean, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        meanwhile()
+        output, errors = running.communicate(timeout=300)
+    return subprocess.CompletedProcess(command, running.returncode, output, " ".join(errors.split()))
+
+
+def _work_once(service: Service, kind: str) -> None:
+    """Be the worker that does the first job of a kind, once there is one."""
+    end = time.monotonic() + 120
+    workshop = Workshop(service.settings)
+    with service.record() as record:
+        while not waiting(record, kind):
+            assert time.monotonic() < end, f"nobody asked for {kind}"
+            time.sleep(0.1)
+        work(workshop, record, kind)
+    workshop.close()

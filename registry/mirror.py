@@ -1,8 +1,8 @@
 """What MLflow shows of the record: a run, its curves, its data and its model for each candidate, and who is champion.
 
 MLflow follows the record and never leads it: nothing here is read back to decide anything. A candidate becomes one
-version of the registered model named after its line, found again by the tag `overread.candidate_id`, so mirroring
-twice makes one. The model is an exported graph (`torch.export`, "pt2"), which loads without pickle:
+version of the registered model named after its line, found again by its id and digest, so mirroring twice makes one.
+The model is an exported graph (`torch.export`, "pt2"), which loads without pickle:
 
     MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false python -c \\
         "import mlflow; print(mlflow.pytorch.load_model('models:/cxr-pneumonia@champion'))"
@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 ALIASES = ("champion", "previous", "challenger")
 """The roles MLflow shows. Stages are not used."""
 
-CANDIDATE_TAG = "overread.candidate_id"
+CANDIDATE_TAG, WEIGHTS_TAG = "overread.candidate_id", "overread.weights_digest"
 DATASET_DIGEST_LENGTH = 36
 """MLflow keeps no more of a dataset's digest; the whole one is in the tag `overread.dataset_digest`."""
 
@@ -60,17 +60,18 @@ def log_candidate(
     `metrics_history` has a row per `epoch`; its finite numbers become curves. `dataset` is {"name", "digest",
     "counts"}.
     `module` takes (N, C, H, W) float32 and must be exportable; `input_example` has N >= 2, because an exported graph
-    keeps a dimension of one for ever. `tags` must hold `overread.candidate_id`. Raises mlflow's MlflowException.
+    keeps a dimension of one for ever. `tags` must hold `overread.candidate_id` and `overread.weights_digest`, which
+    together name it for good. Raises mlflow's MlflowException.
     """
     if input_example.shape[0] < 2:
         raise ValueError("the input example needs two images or more, or the exported model takes exactly one")
     mlflow.set_tracking_uri(tracking_uri)
     client = mlflow.MlflowClient(tracking_uri)
-    shown = _version_of(client, line, tags[CANDIDATE_TAG])
+    shown = _version_of(client, line, tags)
     if shown is not None:
         return shown
     experiment_id = mlflow.set_experiment(line).experiment_id
-    _discard_halves(client, experiment_id, tags[CANDIDATE_TAG])
+    _discard_halves(client, experiment_id, tags)
     with mlflow.start_run(run_name=run_name, tags=dict(tags)) as run:
         run_id = run.info.run_id
         client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
@@ -126,15 +127,20 @@ def read_aliases(tracking_uri: str, *, line: str) -> dict[str, str]:
     return {alias: str(version) for alias, version in model.aliases.items()}
 
 
-def _version_of(client: Any, line: str, candidate_id: str) -> str | None:
-    found = client.search_model_versions(f"name = '{line}' AND tag.`{CANDIDATE_TAG}` = '{candidate_id}'")
+def _version_of(client: Any, line: str, tags: Mapping[str, str]) -> str | None:
+    found = client.search_model_versions(f"name = '{line}' AND {_identity('tag', tags)}")
     return str(min(found, key=lambda version: int(version.version)).version) if found else None
 
 
-def _discard_halves(client: Any, experiment_id: str, candidate_id: str) -> None:
+def _discard_halves(client: Any, experiment_id: str, tags: Mapping[str, str]) -> None:
     """Take away what an attempt left that died before it had a model version."""
-    for run in client.search_runs([experiment_id], f"tags.`{CANDIDATE_TAG}` = '{candidate_id}'"):
+    for run in client.search_runs([experiment_id], _identity("tags", tags)):
         client.delete_run(run.info.run_id)
+
+
+def _identity(field: str, tags: Mapping[str, str]) -> str:
+    """Name one candidate in MLflow's filter language: a restored record gives ids again that a lost candidate had."""
+    return " AND ".join(f"{field}.`{name}` = '{tags[name]}'" for name in (CANDIDATE_TAG, WEIGHTS_TAG))
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:

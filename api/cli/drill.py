@@ -110,7 +110,8 @@ def _play(folder: Path, *, screen: Console) -> dict[str, Any]:
     recovery_seconds = time.monotonic() - began
     with db.connect(owner_url(home_at(back.home))) as connection:
         here: dict[int, str] = dict(connection.execute("SELECT confirmation_id, finding FROM confirmations").fetchall())
-    if changed := [number for number, finding in safe.items() if here.get(number) != finding]:
+    changed = [number for number, finding in safe.items() if here.get(number) != finding]
+    if changed:
         raise NotTheSame(f"{len(changed)} confirmations that were backed up did not come back, the first {changed[0]}")
     now = story.doors["rita"].get(f"/v1/lines/{LINE}")["champion"]
     if now["weights_digest"] != champion or list(restored.champions.values()) != [champion]:
@@ -123,7 +124,7 @@ def _play(folder: Path, *, screen: Console) -> dict[str, Any]:
         "processes_killed": processes,
         "acknowledged": len(work.findings),
         "acknowledged_before_the_backup": len(safe),
-        "of_these_lost": 0,
+        "of_these_lost": len(changed),
         "acknowledged_after_it_and_lost": len(gone),
         "recovery_point_seconds": round((killed_at - taken.taken_at).total_seconds(), 1),
         "oldest_loss_seconds": round((killed_at - oldest).total_seconds(), 1),

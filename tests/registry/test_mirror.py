@@ -71,7 +71,7 @@ def _no_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
-def _log(tracking_uri: str, folder: Path, *, candidate: int, module: torch.nn.Module) -> str:
+def _log(tracking_uri: str, folder: Path, *, candidate: int, module: torch.nn.Module, digest: str = "0f0f") -> str:
     weights = folder / "0f0f"
     weights.write_bytes(b"the weights as safetensors")
     return mirror.log_candidate(
@@ -89,7 +89,7 @@ def _log(tracking_uri: str, folder: Path, *, candidate: int, module: torch.nn.Mo
         input_example=np.zeros((2, 1, 16, 16), dtype=np.float32),
         weights=weights,
         metadata={"temperature": 1.25},
-        tags={"overread.candidate_id": str(candidate), "overread.weights_digest": "0f0f"},
+        tags={"overread.candidate_id": str(candidate), "overread.weights_digest": digest},
     )
 
 
@@ -136,7 +136,8 @@ def test_what_a_broken_attempt_left_is_replaced(tracking_uri: str, tmp_path: Pat
     client = mlflow.MlflowClient(tracking_uri)
     experiment = client.get_experiment_by_name(LINE)
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(LINE)
-    half = client.create_run(experiment_id, tags={"overread.candidate_id": "4"}).info.run_id
+    tags = {"overread.candidate_id": "4", "overread.weights_digest": "0f0f"}
+    half = client.create_run(experiment_id, tags=tags).info.run_id
     version = _log(tracking_uri, tmp_path, candidate=4, module=_Tiny().eval())
     assert client.get_run(half).info.lifecycle_stage == "deleted"
     assert client.get_model_version(LINE, version).run_id != half
@@ -176,6 +177,13 @@ def test_an_example_of_one_image_is_refused(tmp_path: Path) -> None:
             metadata={},
             tags={},
         )
+
+
+def test_a_lost_candidate_of_the_same_id_is_not_taken_for_the_one_of_now(tracking_uri: str, tmp_path: Path) -> None:
+    lost = _log(tracking_uri, tmp_path, candidate=71, module=_Tiny().eval(), digest="a" * 64)
+    restored = _log(tracking_uri, tmp_path, candidate=71, module=_Tiny().eval(), digest="b" * 64)
+    assert restored != lost
+    assert _log(tracking_uri, tmp_path, candidate=71, module=_Tiny().eval(), digest="b" * 64) == restored
 
 
 def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:

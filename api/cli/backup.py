@@ -128,13 +128,14 @@ def take(places: Places, store: Store, *, tell: Tell) -> Taken:
             erased = erasures.as_list(connection)
         entries.append(store.add(work / DUMP, place=DUMP))
         tell("record", 1, 1)
-        blobs, damaged = _blobs(places, wanted, store=store, tell=tell)
+        blobs, lost = _blobs(places, wanted, store=store, tell=tell)
         entries += blobs
         if places.dvc_folder is not None:
             entries += _folder(places.dvc_folder, below="dvc-remote", store=store, before=before, tell=tell)
         tags = _bundle(places.data_repository, target=work / BUNDLE)
         if tags:
             entries.append(store.add(work / BUNDLE, place=BUNDLE))
+        damaged = [f"stored file {digest}" for digest in _still_needed(places, lost)]
         damaged += [f"dataset version {tag}" for tag in sorted(set(versions) - tags)]
         entries += [store.add(file, place=name) for name, file in places.private_files.items()]
         store.remember_erasures(erased)
@@ -198,7 +199,7 @@ def _blobs(
     places: Places, wanted: Sequence[tuple[str, int]], *, store: Store, tell: Tell
 ) -> tuple[list[Entry], list[str]]:
     """Copy the stored files that are not in the store yet; the second answer names those that cannot be copied."""
-    entries, damaged = [], []
+    entries, lost = [], []
     for done, (digest, size) in enumerate(wanted, start=1):
         place = f"{digest[:2]}/{digest}"
         entry = Entry(place=f"blobs/{place}", sha256=digest, size=size)
@@ -206,11 +207,20 @@ def _blobs(
             try:
                 store.add(places.blob_root / place, place=entry.place, expected=digest)
             except (FileNotFoundError, BackupDamaged):
-                damaged.append(f"stored file {digest}")
+                lost.append(digest)
                 continue
         entries.append(entry)
         tell("stored files", done, len(wanted))
-    return entries, damaged
+    return entries, lost
+
+
+def _still_needed(places: Places, digests: Sequence[str]) -> list[str]:
+    """Leave out what an erasure has removed since the record was dumped: that is no damage."""
+    if not digests:
+        return []
+    with _snapshot(places.database_url) as (connection, _name, _at):
+        needed = {digest for digest, _size in recovery.stored_files(connection)}
+    return [digest for digest in digests if digest in needed]
 
 
 def _folder(root: Path, *, below: str, store: Store, before: Mapping[str, Entry], tell: Tell) -> list[Entry]:

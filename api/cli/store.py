@@ -198,14 +198,15 @@ class Store:
 
     def keep_newest(self, count: int) -> int:
         """Remove all backups but the newest `count`, and the bytes nobody else names; return how many were removed."""
-        surplus = self.names()[:-count]
-        for name in surplus:
-            (self.root / name / "manifest.json").unlink()  # first: half a backup must not look like one
-            shutil.rmtree(self.root / name)
-        named = {entry.sha256 for name in self.names() for entry in self.entries(name)}
-        for path in self._pool.glob("??/*"):
-            if path.name not in named:
-                path.unlink()
+        with self.writing():
+            surplus = self.names()[:-count]
+            for name in surplus:
+                (self.root / name / "manifest.json").unlink()  # first: half a backup must not look like one
+                shutil.rmtree(self.root / name)
+            named = {entry.sha256 for name in self.names() for entry in self.entries(name)}
+            for path in self._pool.glob("??/*"):
+                if path.name not in named:
+                    path.unlink()
         return len(surplus)
 
     def _path(self, sha256: str) -> Path:

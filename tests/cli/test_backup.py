@@ -304,6 +304,10 @@ def test_who_was_erased_after_a_backup_does_not_come_back_with_it(service: Servi
     with Stack(home.root, {}, processes=RECORD_ONLY), db.connect(owner_url(home)) as record:
         assert record.execute("SELECT patient FROM cases WHERE case_id = %s", (case_id,)).fetchone() == (None,)
         assert audit.first_broken(record) is None
+    (store.root / "erasures.ndjson").unlink()  # what it is for: without it they would be back
+    without = new_home(folder, "not-erased-again")
+    assert restore(store, before.name, without, url=None, tell=quietly).erased_again == 0
+    assert blobs.path_of(without.root / "blobs", image).exists()
     store.keep_newest(1)
     assert not (store.root / "files" / image[:2] / image).exists()
 

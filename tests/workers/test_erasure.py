@@ -270,6 +270,22 @@ def test_an_image_sent_again_just_now_is_not_removed(
     assert blobs.read(settings.blob_root, digest) == b"a picture"
 
 
+def test_without_the_lock_on_a_stored_file_a_row_would_lose_its_bytes(
+    record: db.Connection, fresh_database: str, settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blobs, "lock", lambda *_arguments, **_options: None)
+    line = factories.line(record)
+    digest = blobs.put(record, settings.blob_root, b"a picture", media_type="application/x-npy")
+    factories.case(record, line, image_digest=digest, patient="one")
+    erase(record, "one")
+    with db.connect(fresh_database) as intake:
+        blobs.put(intake, settings.blob_root, b"a picture", media_type="application/x-npy")  # it is here, says intake
+        assert erasures.remove_bytes(record, settings.blob_root, digests=[digest]) == 1
+        factories.case(intake, line, image_digest=digest, patient="two")
+    with pytest.raises(NotFound, match="no stored file"):
+        blobs.read(settings.blob_root, digest)
+
+
 def test_who_comes_back_later_is_asked_anew_and_stays(record: db.Connection) -> None:
     line = factories.line(record)
     old = factories.case(record, line, patient="one", external_id="x")

@@ -1,0 +1,400 @@
+"""Steps of runs and of the workers who hold their jobs, and of the relay that puts back what got lost."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from registry import audit, candidates, confirmations, datasets, jobs, lines, promotions, runs
+from registry.db import Connection, fetch_value
+from registry.errors import RegistryError
+from registry.users import User
+from tests.machine.model import UNFINISHED_RUN, Candidate, Holding, Job, Model, Report, Run, Version
+from tests.machine.step import DONE, NOTHING, SYSTEM
+
+LEASE_SECONDS = 3600.0
+RESEND_SECONDS = 3600.0
+
+
+class LeaseLost(RegistryError):
+    """The job was not finished under this fence: what was recorded with it must not stay."""
+
+    slug = "lease-lost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartRun:
+    """Ask a line to learn, by hand or by the protocol's trigger."""
+
+    line: int
+    actor: User | None
+
+    def expect(self, model: Model) -> str:
+        return DONE if model.open_run(self.line) is None else "run-in-progress"
+
+    def do(self, conn: Connection) -> Any:
+        return runs.start_run(conn, line_id=self.line, requested_by=self.actor, reason="it is time", strategy="replay")
+
+    def note(self, model: Model, result: Any) -> None:
+        assert result.strategy == ("full" if model.champion(self.line) is None else "replay")
+        actor = None if self.actor is None else self.actor.name
+        model.runs[result.run_id] = Run(line=self.line, requested_by=actor, strategy=result.strategy)
+        _ask(model, "freeze_dataset", run=result.run_id)
+        model.trail.append((actor or SYSTEM, "run:start", f"run/{result.run_id}"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelRun:
+    """Stop a run."""
+
+    run: int
+    actor: User
+
+    def expect(self, model: Model) -> str:
+        return DONE if model.runs[self.run].state in UNFINISHED_RUN else "state-moved"
+
+    def do(self, conn: Connection) -> Any:
+        return runs.cancel(conn, run_id=self.run, actor=self.actor)
+
+    def note(self, model: Model, result: Any) -> None:
+        del result
+        model.end_run(self.run, "cancelled", actor=self.actor.name)
+        for job in model.jobs.values():
+            if job.run == self.run and not job.kind.startswith("mirror"):
+                job.cancel_requested |= job.state in {"queued", "running"}
+                job.state = "cancelled" if job.state == "queued" else job.state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A worker answers a nudge; it may come late, twice, or to two workers at once."""
+
+    job: str
+
+    def expect(self, model: Model) -> str:
+        job = model.jobs[self.job]
+        free = job.state == "queued" and not job.pausing and not job.cancel_requested
+        return DONE if free and job.attempts < job.maximum_attempts else NOTHING
+
+    def do(self, conn: Connection) -> Any:
+        job = jobs.claim(conn, job_id=_id_of(conn, self.job), owner="worker", lease_seconds=LEASE_SECONDS)
+        if job is None:
+            return None
+        assert job.line_id is not None
+        return Holding(
+            job=self.job,
+            fence=job.fence,
+            up_to=confirmations.last_id(conn, job.line_id),
+            champion=None if (now := promotions.champion(conn, job.line_id)) is None else now.candidate_id,
+        )
+
+    def note(self, model: Model, result: Any) -> None:
+        job = model.jobs[self.job]
+        job.state, job.attempts, job.fence, job.expired = "running", job.attempts + 1, job.fence + 1, False
+        assert result == Holding(
+            job=self.job, fence=job.fence, up_to=model.last(job.line), champion=model.champion(job.line)
+        )
+        model.holdings.append(result)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """A worker keeps its lease, if it is still its."""
+
+    holding: Holding
+
+    def expect(self, model: Model) -> str:
+        return DONE if _held(model, self.holding) else NOTHING
+
+    def do(self, conn: Connection) -> Any:
+        job_id = _id_of(conn, self.holding.job)
+        return jobs.heartbeat(conn, job_id=job_id, fence=self.holding.fence, lease_seconds=LEASE_SECONDS)
+
+    def note(self, model: Model, result: Any) -> None:
+        job = model.jobs[self.holding.job]
+        job.expired = False
+        assert result.cancel_requested == job.cancel_requested
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A worker records what its job made and finishes the job in the same transaction, under its fence."""
+
+    holding: Holding
+    verdict: str
+
+    def expect(self, model: Model) -> str:
+        job = model.jobs[self.holding.job]
+        if job.kind in {"freeze_dataset", "train_candidate"}:
+            assert job.run is not None
+            wanted = "freezing" if job.kind == "freeze_dataset" else "training"
+            if model.runs[job.run].state != wanted:
+                return "state-moved"
+        if job.kind == "gate_candidate":
+            assert job.candidate is not None
+            if model.candidates[job.candidate].state not in {"trained", "gates_passed", "gates_failed"}:
+                return "state-moved"
+        return DONE if _held(model, self.holding) else "lease-lost"
+
+    def do(self, conn: Connection) -> Any:
+        job = jobs.get_job(conn, _id_of(conn, self.holding.job))
+        made: Any = True
+        if job.kind == "freeze_dataset":
+            made = self._freeze(conn, job.payload["run_id"])
+        elif job.kind == "train_candidate":
+            weights, metadata = (stored_blob(conn, f"{kind} {job.job_id}") for kind in ("weights", "metadata"))
+            run_id = job.payload["run_id"]
+            made = candidates.record_candidate(
+                conn, run_id=run_id, weights_digest=weights, metadata_digest=metadata, metadata={}
+            )
+        elif job.kind == "gate_candidate":
+            made = self._gate(conn, job.payload["candidate_id"])
+        if not jobs.finish(conn, job_id=job.job_id, fence=self.holding.fence):
+            raise LeaseLost("somebody else holds this job by now")
+        return made
+
+    def note(self, model: Model, result: Any) -> None:
+        job = model.jobs[self.holding.job]
+        job.state = "succeeded"
+        if job.kind == "freeze_dataset":
+            self._note_version(model, job, result)
+        elif job.kind == "train_candidate":
+            _note_candidate(model, job, result)
+        elif job.kind == "gate_candidate":
+            self._note_report(model, job, result)
+
+    def _freeze(self, conn: Connection, run_id: int) -> Any:
+        run = runs.get(conn, run_id)
+        before = datasets.latest(conn, run.line_id)
+        number, since = (1, 0) if before is None else (before.number + 1, before.last_confirmation_id)
+        rows = confirmations.standing_for_line(conn, line_id=run.line_id, up_to=self.holding.up_to)
+        digest = audit.digest_of([run.line_id, number])
+        version = datasets.record_version(
+            conn,
+            line_id=run.line_id,
+            number=number,
+            protocol_id=run.protocol_id,
+            digest=digest,
+            git_tag=f"v{number:04d}",
+            git_commit=digest[:40],
+            manifest={"confirmations": [row.confirmation_id for row in rows]},
+            submitter_shares=shares(row.submitter for row in rows if row.confirmation_id > since),
+            waiting={},
+            last_confirmation_id=self.holding.up_to,
+        )
+        base = self.holding.champion if run.strategy != "full" else None
+        runs.attach_dataset(conn, run_id=run_id, dataset_version_id=version.dataset_version_id, base_candidate_id=base)
+        return version
+
+    def _gate(self, conn: Connection, candidate_id: int) -> Any:
+        candidate = candidates.get(conn, candidate_id)
+        protocol = lines.current_protocol(conn, candidate.line_id)
+        champion = None if self.holding.champion is None else candidates.get(conn, self.holding.champion)
+        document = {
+            "candidate_digest": candidate.weights_digest,
+            "champion_digest": None if champion is None else champion.weights_digest,
+            "dataset_digest": datasets.get(conn, candidate.dataset_version_id).digest,
+            "protocol_digest": protocol.digest,
+            "verdict": self.verdict,
+        }
+        return candidates.record_gate_report(
+            conn,
+            candidate_id=candidate_id,
+            champion_candidate_id=self.holding.champion,
+            dataset_version_id=candidate.dataset_version_id,
+            protocol_id=protocol.protocol_id,
+            verdict=self.verdict,
+            document=document,
+            text=self.verdict,
+            digest=audit.digest_of(document),
+        )
+
+    def _note_version(self, model: Model, job: Job, version: Any) -> None:
+        before = model.latest_version(job.line)
+        standing = model.standing(job.line, up_to=self.holding.up_to)
+        new = [key for key in standing if before is None or key > before.last]
+        model.versions[version.dataset_version_id] = Version(
+            line=job.line,
+            number=1 if before is None else before.number + 1,
+            last=self.holding.up_to,
+            standing=standing,
+            shares=shares(model.confirmations[key].submitter for key in new),
+        )
+        assert job.run is not None
+        run = model.runs[job.run]
+        run.state, run.version = "training", version.dataset_version_id
+        run.base = self.holding.champion if run.strategy != "full" else None
+        _ask(model, "train_candidate", run=job.run)
+        model.trail.append((SYSTEM, "dataset:freeze", f"dataset_version/{version.dataset_version_id}"))
+
+    def _note_report(self, model: Model, job: Job, report: Any) -> None:
+        assert job.candidate is not None
+        assert job.run is not None
+        candidate = model.candidates[job.candidate]
+        candidate.state = "gates_passed" if self.verdict == "pass" else "gates_failed"
+        model.reports[report.gate_report_id] = Report(
+            candidate=job.candidate,
+            champion=self.holding.champion,
+            protocol=model.protocols[job.line][-1],
+            verdict=self.verdict,
+        )
+        if model.runs[job.run].state == "gating":
+            model.end_run(job.run, "finished", actor=SYSTEM)
+        model.trail.append((SYSTEM, f"candidate:gate_{self.verdict}", f"candidate/{job.candidate}"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GiveUp:
+    """A worker's work crashed, or it was asked to stop: the job goes back, or ends."""
+
+    holding: Holding
+    how: str
+    """`crashed`, `poison` (not to be tried again), `warm stop` or `cancelled`."""
+
+    def expect(self, model: Model) -> str:
+        return DONE if _held(model, self.holding) else NOTHING
+
+    def do(self, conn: Connection) -> Any:
+        job_id, fence = _id_of(conn, self.holding.job), self.holding.fence
+        if self.how == "warm stop":
+            if not jobs.release(conn, job_id=job_id, fence=fence):
+                return None
+            job = jobs.get_job(conn, job_id)
+        elif self.how == "cancelled":
+            ended = jobs.finish_cancelled(conn, job_id=job_id, fence=fence)
+            if ended is None:
+                return None
+            job = ended
+        else:
+            failed = jobs.fail(conn, job_id=job_id, fence=fence, error="it broke", retry=self.how == "crashed")
+            if failed is None:
+                return None
+            job = failed
+        if job.cancel_requested and job.state == "queued":
+            job = jobs.request_cancel(conn, job_id)
+        runs.fail_for_job(conn, job=job)
+        return job
+
+    def note(self, model: Model, result: Any) -> None:
+        job = model.jobs[self.holding.job]
+        if self.how == "warm stop":
+            job.state, job.attempts, job.pausing, job.sent = "queued", job.attempts - 1, False, False
+        elif self.how == "cancelled":
+            job.state = "cancelled"
+        elif self.how == "poison":
+            job.state = "failed"
+        else:
+            job.state = "queued" if job.attempts < job.maximum_attempts else "failed"
+            job.sent, job.pausing = False, True
+        if job.cancel_requested and job.state == "queued":
+            job.state = "cancelled"
+        assert (result.state, result.attempts) == (job.state, job.attempts)
+        _end_run_of(model, job)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reap:
+    """The relay puts back what a dead worker held or the broker lost; in a race it leaves what others hold just now."""
+
+    alone: bool = True
+
+    def expect(self, model: Model) -> str:
+        del model
+        return DONE
+
+    def do(self, conn: Connection) -> Any:
+        changed = jobs.reap(conn, resend_after_seconds=RESEND_SECONDS)
+        for job in changed:
+            runs.fail_for_job(conn, job=job)
+        return [(job.unique_key, job.state) for job in changed]
+
+    def note(self, model: Model, result: Any) -> None:
+        dead = {key for key, job in model.jobs.items() if job.state == "running" and job.expired}
+        lost = {key for key, job in model.jobs.items() if job.state == "queued" and job.sent and job.nudge_lost}
+        changed = [key for key, _ in result]
+        assert len(set(changed)) == len(changed)
+        assert set(changed) <= dead | lost, "only what got lost is put back"
+        assert not self.alone or set(changed) == dead | lost, "all that got lost is put back"
+        for key, state in result:
+            job = model.jobs[key]
+            if key in dead:
+                retry = "queued" if job.attempts < job.maximum_attempts else "failed"
+                job.state, job.pausing = "cancelled" if job.cancel_requested else retry, False
+            job.sent = False
+            assert state == job.state
+            _end_run_of(model, job)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relay:
+    """The relay takes the outbox to the broker."""
+
+    alone: bool = True
+
+    def expect(self, model: Model) -> str:
+        del model
+        return DONE
+
+    def do(self, conn: Connection) -> Any:
+        waiting = jobs.list_unsent(conn, 1000)
+        jobs.mark_sent(conn, sent=waiting)
+        return [job.unique_key for job in waiting]
+
+    def note(self, model: Model, result: Any) -> None:
+        waiting = [key for key, job in model.jobs.items() if job.state == "queued" and not (job.sent or job.pausing)]
+        assert not self.alone or sorted(result) == sorted(waiting)
+        for key in set(result) & set(waiting):  # the rest was taken by another relay, or by a worker, meanwhile
+            model.jobs[key].sent, model.jobs[key].nudge_lost = True, False
+
+
+def shares(submitters: Iterable[str]) -> dict[str, float]:
+    """Each submitter's share."""
+    counts = Counter(submitters)
+    return {name: count / counts.total() for name, count in counts.items()}
+
+
+def stored_blob(conn: Connection, name: str) -> str:
+    """The digest of a stored file that nobody reads."""
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    conn.execute(
+        "INSERT INTO blobs (digest, size_bytes, media_type) VALUES (%s, 1, 'application/x-npy') ON CONFLICT DO NOTHING",
+        (digest,),
+    )
+    return digest
+
+
+def _note_candidate(model: Model, job: Job, made: Any) -> None:
+    assert job.run is not None
+    run = model.runs[job.run]
+    assert run.version is not None
+    number = 1 + sum(candidate.line == job.line for candidate in model.candidates.values())
+    model.candidates[made.candidate_id] = Candidate(
+        line=job.line, number=number, run=job.run, version=run.version, weights=made.weights_digest
+    )
+    run.state = "gating"
+    for kind in ("gate_candidate", "mirror_candidate"):
+        _ask(model, kind, run=job.run, candidate=made.candidate_id)
+    model.trail.append((SYSTEM, "candidate:train", f"candidate/{made.candidate_id}"))
+
+
+def _ask(model: Model, kind: str, *, run: int, candidate: int | None = None) -> None:
+    key = f"{kind}:run:{run}" if candidate is None else f"{kind}:candidate:{candidate}"
+    model.jobs[key] = Job(kind=kind, line=model.runs[run].line, run=run, candidate=candidate)
+
+
+def _end_run_of(model: Model, job: Job) -> None:
+    ended = job.state in {"failed", "cancelled"} and not job.kind.startswith("mirror")
+    if ended and job.run is not None and model.runs[job.run].state in UNFINISHED_RUN:
+        model.end_run(job.run, job.state, actor=SYSTEM)
+
+
+def _held(model: Model, holding: Holding) -> bool:
+    job = model.jobs[holding.job]
+    return job.state == "running" and job.fence == holding.fence
+
+
+def _id_of(conn: Connection, unique_key: str) -> int:
+    return int(fetch_value(conn, "SELECT job_id FROM jobs WHERE unique_key = %s", (unique_key,)))

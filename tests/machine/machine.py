@@ -1,0 +1,328 @@
+"""The state machine: what people and workers may ask in any order, each transaction ending well or badly.
+
+After every step the database must hold exactly what the model says. Two at once must end as if one had come after the
+other; which one is not foretold, that there is such an order is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, ClassVar
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule
+
+from registry import audit, users
+from registry.db import connect
+from tests import factories
+from tests.conftest import as_superuser
+from tests.machine import wires
+from tests.machine.comparing import assert_equal, assert_promises
+from tests.machine.confirming import Confirm
+from tests.machine.deciding import Sign
+from tests.machine.drawing import DECIDING, SENDING, WORKING, Drawing, Kind, Numbers
+from tests.machine.learning import Claim, Reap, Record, Relay, StartRun, stored_blob
+from tests.machine.model import MAXIMUM_SHARE, Model
+from tests.machine.outside import HAPPENINGS, OUTSIDE
+from tests.machine.step import DONE, Step
+from tests.machine.wires import CUT, Attempt, Ending, Exchange
+
+PEOPLE = {
+    "north": ("submitter",),
+    "south": ("submitter",),
+    "reviewer": ("reviewer",),
+    "ada": ("approver",),
+    "ben": ("approver",),
+    "cleo": ("approver", "submitter"),
+    "requester": ("operator", "approver"),
+    "operator": ("operator",),
+}
+SENDERS = ("north", "south", "reviewer", "cleo")
+
+# A pause after a failure never ends by itself: time passes when the machine says so.
+TIME_STANDS_STILL = """
+CREATE FUNCTION stand_still() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.state = 'queued' AND NEW.run_after > clock_timestamp() THEN NEW.run_after := '9000-01-01'; END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER time_stands_still BEFORE UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION stand_still();
+"""
+
+
+# Who comes second by a hair may hear it from a unique index instead of from the check before it.
+IN_A_RACE = {"state-moved": "already-exists", "lease-lost": "already-exists"}
+
+Ends = tuple[Ending, Ending]
+Pair = tuple[Kind, Kind]
+
+
+def _drawn(make: Callable[[random.Random], Any]) -> st.SearchStrategy[Any]:
+    # Hypothesis prefers small, equal and first things; here every one should be as likely as the others.
+    return st.integers(0, 2**32).map(lambda seed: make(random.Random(seed)))
+
+
+def _ending(draw: random.Random) -> Ending | int:
+    # A number: cut before that statement.
+    return draw.choice(("committed", "committed", "committed", *wires.ENDINGS, draw.randint(1, 25)))
+
+
+def _ends(draw: random.Random) -> Ends:
+    return tuple(draw.choices(("committed", "killed", "answer lost"), (4, 1, 1), k=2))  # type: ignore[return-value]  # two
+
+
+numbers = _drawn(lambda draw: tuple(draw.randrange(2**16) for _ in range(4)))
+ending = _drawn(_ending)
+ends = _drawn(_ends)
+
+
+def one_of(kinds: Sequence[str]) -> st.SearchStrategy[Any]:
+    """Any of these."""
+    return _drawn(lambda draw: draw.choice(kinds))
+
+
+def two_of(kinds: Sequence[Kind]) -> st.SearchStrategy[Pair]:
+    """Any two of these, or one twice."""
+    return st.tuples(one_of(kinds), one_of(kinds))
+
+
+class RecordMachine(RuleBasedStateMachine):
+    """One record, from nothing, for as many steps as the settings say."""
+
+    clone: ClassVar[Callable[[], AbstractContextManager[str]]]
+    """Gives a migrated database."""
+    sabotage: ClassVar[str] = ""
+    """SQL that takes a protection away."""
+    performed: ClassVar[Counter[tuple[str, str]]] = Counter()
+    """How often which step came to what."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = ExitStack()
+        url = self.stack.enter_context(type(self).clone())
+        with connect(url) as conn:
+            self.model = _beginning(conn)
+        with connect(as_superuser(url)) as conn:
+            conn.execute(TIME_STANDS_STILL)
+            if self.sabotage:
+                conn.execute(self.sabotage.encode())
+        self.exchange = self.stack.enter_context(contextlib.closing(Exchange(url)))
+        self.other = self.stack.enter_context(ThreadPoolExecutor(1))
+        self.drawing = Drawing(self.model)
+
+    def teardown(self) -> None:
+        """Leave nothing open."""
+        self.stack.close()
+
+    @rule(kind=one_of(SENDING), numbers=numbers, ending=ending)
+    def somebody_sends(self, kind: Kind, numbers: Numbers, ending: Ending | int) -> None:
+        self.draw_and_perform(kind, numbers, ending)
+
+    @rule(first=numbers, second=numbers, ending=ending)
+    def somebody_sends_a_case_with_its_diagnosis(self, first: Numbers, second: Numbers, ending: Ending | int) -> None:
+        self.draw_and_perform("submit", first)
+        self.draw_and_perform("confirm", second, ending)
+
+    @rule(kind=one_of(WORKING), numbers=numbers, ending=ending)
+    def somebody_works(self, kind: Kind, numbers: Numbers, ending: Ending | int) -> None:
+        self.draw_and_perform(kind, numbers, ending)
+
+    @rule(first=numbers, kind=one_of(("beat", "record", "give up", "give up")), then=numbers, ending=ending)
+    def a_worker_takes_a_job(self, first: Numbers, kind: Kind, then: Numbers, ending: Ending | int) -> None:
+        self.perform(Relay())
+        self.draw_and_perform("claim", first)
+        self.draw_and_perform(kind, then, ending)
+
+    @rule(first=numbers, back=numbers, kind=one_of(("beat", "record", "give up")), then=numbers, ending=ending)
+    def a_worker_comes_back_too_late(
+        self, first: Numbers, back: Numbers, kind: Kind, then: Numbers, ending: Ending | int
+    ) -> None:
+        """Its lease ran out and somebody else holds the job, or it is over."""
+        self.draw_and_perform("claim", first)
+        OUTSIDE["a lease runs out"](self.exchange.observer, self.model, back)
+        self.perform(Reap())
+        self.draw_and_perform("claim", back)
+        self.draw_and_perform(kind, (0, *then[1:]), ending)
+
+    @rule(kind=one_of(DECIDING), numbers=numbers, ending=ending)
+    def somebody_decides(self, kind: Kind, numbers: Numbers, ending: Ending | int) -> None:
+        self.draw_and_perform(kind, numbers, ending)
+
+    @rule(first=numbers, then=one_of(DECIDING), last=numbers, ending=ending)
+    def a_line_learns(self, first: Numbers, then: Kind, last: Numbers, ending: Ending | int) -> None:
+        """The long way from a run to a signed candidate, without accidents but for the end."""
+        model, line = self.model, self.drawing.line(first[0])
+        if model.open_run(line) is None:
+            asker = (None, "operator", "requester")[first[1] % 3]
+            self.perform(StartRun(line=line, actor=None if asker is None else model.people[asker]))
+        run = self.model.open_run(line)
+        for kind in ("freeze_dataset", "train_candidate", "gate_candidate"):
+            self._finish_job_of(run, kind)
+        made = next((key for key, candidate in self.model.candidates.items() if candidate.run == run), None)
+        if made is not None:
+            for name in (("ada", "ben"), ("ada", "ben"), ("ada", "cleo"), ("cleo",))[first[2] % 4]:
+                self.perform(Sign(candidate=made, actor=self.model.people[name], decision="approve"))
+        if first[3] % 6 == 0:
+            OUTSIDE["weights are swapped"](self.exchange.observer, self.model, last)
+            self.draw_and_perform("promote", last)
+        if first[3] % 6 in {1, 2}:
+            self.draw_and_race(("promote", then), last, None, ("committed", "committed"))
+        self.draw_and_perform(then, last, ending)
+
+    @rule(kinds=two_of(SENDING), first=numbers, second=st.none() | numbers, ends=ends)
+    def two_send_at_once(self, kinds: Pair, first: Numbers, second: Numbers | None, ends: Ends) -> None:
+        self.draw_and_race(kinds, first, second, ends)
+
+    @rule(kinds=two_of(WORKING), first=numbers, second=st.none() | numbers, ends=ends)
+    def two_work_at_once(self, kinds: Pair, first: Numbers, second: Numbers | None, ends: Ends) -> None:
+        self.draw_and_race(kinds, first, second, ends)
+
+    @rule(kinds=two_of(DECIDING), first=numbers, second=st.none() | numbers, ends=ends)
+    def two_decide_at_once(self, kinds: Pair, first: Numbers, second: Numbers | None, ends: Ends) -> None:
+        self.draw_and_race(kinds, first, second, ends)
+
+    @rule(what=one_of(HAPPENINGS), numbers=numbers)
+    def the_world_goes_on(self, what: str, numbers: Numbers) -> None:
+        """Time passes, the broker forgets, an owner of the database changes what may and what may not be changed."""
+        OUTSIDE[what](self.exchange.observer, self.model, numbers)
+        self.performed["outside", what] += 1
+        self.check()
+
+    def draw_and_perform(self, kind: Kind, numbers: Numbers, ending: Ending | int = "committed") -> None:
+        """Perform a step of this kind if there is anything for it."""
+        step = self.drawing.step(kind, numbers)
+        if step is not None:
+            self.perform(step, ending)
+
+    def draw_and_race(self, kinds: Pair, first: Numbers, second: Numbers | None, ends: Ends) -> None:
+        """Race two steps; without second numbers they are about the same things."""
+        steps = [self.drawing.step(k, n, alone=False) for k, n in zip(kinds, (first, second or first), strict=True)]
+        if steps[0] is not None and steps[1] is not None:
+            self.race((steps[0], steps[1]), ends)
+
+    def _finish_job_of(self, run: int | None, kind: str) -> None:
+        for key, job in self.model.jobs.items():
+            if (job.run, job.kind, job.state, job.pausing) == (run, kind, "queued", False):
+                self.perform(Claim(job=key))
+                self.perform(Record(holding=self.model.holdings[-1], verdict="pass"))
+                return
+
+    def perform(self, step: Step, ending: Ending | int = "committed") -> None:
+        """Do one step; it must come to what the model says, and last only if it was committed."""
+        expected = step.expect(self.model)
+        cut = isinstance(ending, int)
+        attempt = self.exchange.attempt(step, fuse=ending if isinstance(ending, int) else None)
+        assert attempt.outcome == expected or (cut and attempt.outcome == CUT), (step, attempt.outcome, expected)
+        committed = self.exchange.end(attempt, "committed" if isinstance(ending, int) else ending)
+        if committed and attempt.outcome == DONE:
+            step.note(self.model, attempt.result)
+        self._count(attempt, ending)
+        self.check()
+        # A client that was not answered asks again, under the same key.
+        if isinstance(step, Confirm) and attempt.outcome in {CUT, DONE} and ending != "committed":
+            self.perform(step)
+
+    def race(self, steps: tuple[Step, Step], ends: Ends) -> None:
+        """Do two steps at once; there must be an order in which they come to what they came to."""
+        first = self.exchange.attempt(steps[0])
+        pid = self.exchange.next_pid()
+        running = self.other.submit(self.exchange.attempt, steps[1])
+        while not running.done() and not self.exchange.waits(pid):
+            pass
+        kept = [self.exchange.end(first, ends[0])]
+        second = running.result(timeout=wires.PATIENCE_SECONDS)
+        kept.append(self.exchange.end(second, ends[1]))
+        attempts, failures = (first, second), []
+        for order in ((0, 1), (1, 0)):
+            model = copy.deepcopy(self.model)
+            try:
+                for which in order:
+                    self._foretell(model, attempts, which, kept=kept[which])
+                assert_equal(self.exchange.observer, model, in_any_order=len(model.trail) - len(self.model.trail))
+            except AssertionError as failure:
+                failures.append(failure)
+                continue
+            self._settle(model)
+            break
+        else:
+            raise AssertionError(f"no order of {steps} explains {[a.outcome for a in attempts]}: {failures}")
+        for attempt, ending in zip(attempts, ends, strict=True):
+            self._count(attempt, f"at once, {ending}")
+        self.check()
+
+    def check(self) -> None:
+        """The database is what the model says, and keeps its promises."""
+        assert_equal(self.exchange.observer, self.model)
+        assert_promises(self.exchange.observer)
+
+    def _foretell(self, model: Model, attempts: tuple[Attempt, Attempt], which: int, *, kept: bool) -> None:
+        mine, other = attempts[which], attempts[1 - which]
+        if mine.outcome == "idempotency-in-flight":
+            assert isinstance(mine.step, Confirm)
+            assert isinstance(other.step, Confirm)
+            assert mine.step.idempotency_key == other.step.idempotency_key
+            return
+        expected = mine.step.expect(model)
+        assert mine.outcome in {expected, IN_A_RACE.get(expected)}, (mine.step, mine.outcome, expected)
+        if kept and mine.outcome == DONE:
+            mine.step.note(model, mine.result)
+
+    def _settle(self, model: Model) -> None:
+        settled = len(self.model.trail)
+        self.model = self.drawing.model = model
+        events = self.exchange.observer.execute(
+            "SELECT actor, action, subject FROM audit_events ORDER BY audit_event_id"
+        ).fetchall()
+        model.trail[settled:] = [(row[0], row[1], row[2]) for row in events[settled:]]
+
+    def _count(self, attempt: Attempt, ending: Any) -> None:
+        how = "cut" if isinstance(ending, int) else str(ending)
+        self.performed[type(attempt.step).__name__, attempt.outcome] += 1
+        self.performed["ending", how] += 1
+
+
+def profile(*, examples: int, derandomize: bool = True) -> settings:
+    """As many sequences, each of 60 rules; the same ones every time, or new ones."""
+    return settings(
+        max_examples=examples,
+        stateful_step_count=60,
+        derandomize=derandomize,
+        database=None,
+        deadline=None,
+        # A sequence is printed as it was found: to shorten one takes hundreds of databases.
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def steps_performed(counts: Counter[tuple[str, str]]) -> int:
+    """How many steps these are."""
+    return sum(count for (kind, _), count in counts.items() if kind not in {"ending", "outside"})
+
+
+def _beginning(conn: Any) -> Model:
+    people = {name: factories.user(conn, *roles, name=name) for name, roles in PEOPLE.items()}
+    lines = [
+        factories.line(conn, approvals={"required": 2, "maximum_submitter_share": MAXIMUM_SHARE}).line_id
+        for _ in range(2)
+    ]
+    keys = {users.create_api_key(conn, user_id=people[name].user_id): name for name in SENDERS}
+    events = audit.list_events(conn, limit=1000)
+    return Model(
+        people=people,
+        lines=lines,
+        images=[stored_blob(conn, f"image {index}") for index in range(3)],
+        protocols={
+            line: [row[0] for row in conn.execute("SELECT protocol_id FROM protocols WHERE line_id = %s", (line,))]
+            for line in lines
+        },
+        keys=keys,
+        trail=[(event.actor, event.action, event.subject) for event in events],
+    )

@@ -114,12 +114,15 @@ def test_an_operation_shows_what_it_takes_and_gives(operation: dict[str, Any]) -
 
 @pytest.mark.parametrize(
     "model",
-    {
-        thing
-        for module in MODULES
-        for thing in vars(module).values()
-        if isinstance(thing, type) and issubclass(thing, BaseModel) and "json_schema_extra" in thing.model_config
-    },
+    sorted(
+        {
+            thing
+            for module in MODULES
+            for thing in vars(module).values()
+            if isinstance(thing, type) and issubclass(thing, BaseModel) and "json_schema_extra" in thing.model_config
+        },
+        key=lambda model: model.__name__,
+    ),
     ids=lambda model: model.__name__,
 )
 def test_an_example_is_one(model: type[BaseModel]) -> None:

@@ -6,6 +6,7 @@ kill to the first prediction by the restored champion. Everything happens in a f
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -91,7 +92,7 @@ def _play(folder: Path, *, screen: Console) -> dict[str, Any]:
     story.sign_and_promote(story.learn_until_shown(FIRST_BATCH, "pacs-north")[-1].candidate)
     champion = story.doors["rita"].get(f"/v1/lines/{LINE}")["champion"]["weights_digest"]
     store, places = Store(folder / "backups"), places_of(home_at(lost.home))
-    with _people_at_work(story, xrays) as work:
+    with _people_at_work(lost.url, people["pacs-south"].key, xrays) as work:
         time.sleep(WORK_SECONDS)
         safe = dict(work.findings)
         began = time.monotonic()
@@ -102,8 +103,9 @@ def _play(folder: Path, *, screen: Console) -> dict[str, Any]:
         processes = lost.kill()
     story.close()
     shutil.rmtree(lost.home)  # the disk went with it
+    restoring = time.monotonic()
     restored = restore(store, taken.name, home_at(folder / "back"), url=None, tell=lambda _what, _done, _of: None)
-    restore_seconds = time.monotonic() - began
+    restore_seconds = time.monotonic() - restoring
     back = _up(folder / "back")
     story = Story(back, people=people, xrays=xrays, screen=screen, line=LINE)
     story.wait("a prediction", lambda: story.predict().is_success)
@@ -146,35 +148,21 @@ def _alias_is_back(story: Story, champion: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def _people_at_work(story: Story, xrays: list[Xray]) -> Iterator[Work]:
+def _people_at_work(url: str, key: str, xrays: list[Xray]) -> Iterator[Work]:
     """Send cases and confirm them, one after the other, until the service is gone."""
     work, stop = Work(), threading.Event()
 
     def confirm() -> None:
-        for number in range(1_000_000):
-            if stop.is_set():
-                return
-            xray = xrays[number % len(xrays)]
-            try:
-                case = story.doors["pacs-south"].post(
-                    "/v1/cases",
-                    data={"line": LINE, "site": "south", "patient": f"drill-{number}"},
-                    files={"image": (xray.path.name, xray.path.read_bytes(), "image/png")},
-                )
-                made = story.doors["pacs-south"].post(
-                    f"/v1/cases/{case['case_id']}/confirmations",
-                    json={
-                        "finding": xray.finding,
-                        "evidence": "single_read",
-                        "ai_exposure": "blind",
-                        "reader": "reader-south",
-                    },
-                    headers={"Idempotency-Key": f"drill-{number}"},
-                )
-            except Exception:  # noqa: BLE001 - the service is being killed, in the middle of anything
-                return
-            work.findings[made["confirmation_id"]] = made["finding"]
-            work.told_at[made["confirmation_id"]] = datetime.now(UTC)
+        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as door:
+            for number in itertools.count():
+                if stop.is_set():
+                    return
+                try:
+                    made = _confirm(door, xrays[number % len(xrays)], number=number)
+                except httpx.TransportError:
+                    return  # killed, in the middle of anything
+                work.findings[made["confirmation_id"]] = made["finding"]
+                work.told_at[made["confirmation_id"]] = datetime.now(UTC)
 
     thread = threading.Thread(target=confirm, daemon=True)
     thread.start()
@@ -183,6 +171,21 @@ def _people_at_work(story: Story, xrays: list[Xray]) -> Iterator[Work]:
     finally:
         stop.set()
         thread.join(60)
+
+
+def _confirm(door: httpx.Client, xray: Xray, *, number: int) -> dict[str, Any]:
+    case = door.post(
+        "/v1/cases",
+        data={"line": LINE, "site": "south", "patient": f"drill-{number}"},
+        files={"image": (xray.path.name, xray.path.read_bytes(), "image/png")},
+    )
+    read = {"finding": xray.finding, "evidence": "single_read", "ai_exposure": "blind", "reader": "reader-south"}
+    made = door.post(
+        f"/v1/cases/{case.raise_for_status().json()['case_id']}/confirmations",
+        json=read,
+        headers={"Idempotency-Key": f"drill-{number}"},
+    )
+    return dict(made.raise_for_status().json())
 
 
 def _up(folder: Path) -> Service:

@@ -43,7 +43,7 @@ servers: ## install Redis and RabbitMQ for the tests, where apt-get can; without
 	@sh .ci/servers.sh
 
 test: setup check servers ## everything the project promises, against real processes (under 20 minutes)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 check: setup ## style, types and arrows
 	@$(BIN)/ruff check .

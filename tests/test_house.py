@@ -110,6 +110,15 @@ def test_every_gate_and_every_field_of_the_protocol_is_documented() -> None:
     assert sorted({name for name in fields(Protocol) if name not in text}) == []
 
 
+def test_every_row_of_the_fault_matrix_names_a_test_that_exists() -> None:
+    rows = [line.split("|") for line in (ROOT / "docs" / "faults.md").read_text().splitlines() if line.startswith("| ")]
+    numbers = [row[1].strip() for row in rows if row[1].strip().isdecimal()]
+    assert numbers == [str(number) for number in range(1, 32)]
+    named = {name for row in rows for name in re.findall(r"`([\w/]+/(?:test_\w+\.py)?)`", row[3])}
+    assert len(named) > 15
+    assert sorted(name for name in named if not (ROOT / "tests" / name).exists()) == []
+
+
 def test_links_in_the_docs_lead_somewhere() -> None:
     broken = []
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:

@@ -1,16 +1,19 @@
 """Files known by their SHA-256: images, weights, metadata. `<root>/<first two digits>/<digest>`.
 
 A row is written only after its bytes are safely on disk (temporary file, fsync, rename, fsync of the folder), so a
-committed row always has its bytes; bytes without a row are harmless and may be swept. What is read is hashed again.
+committed row always has its bytes; bytes without a row are harmless and may be swept. Temporary files lie in
+`<root>/.partial`; one that a killed process left is swept by a later write. What is read is hashed again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import secrets
 import sys
+import time
 from pathlib import Path
 
 from psycopg import sql
@@ -18,6 +21,9 @@ from psycopg import sql
 from registry.db import Connection
 from registry.errors import BlobCorrupt, Invalid, NotFound
 
+ABANDONED_SECONDS = 3600.0
+"""A temporary file this old has nobody who writes it: a write takes seconds."""
+_PARTIAL = ".partial"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -27,7 +33,7 @@ def put(conn: Connection, root: Path, data: bytes, *, media_type: str) -> str:
     path = path_of(root, digest)
     lock(conn, digest)
     if not _holds(path, digest):
-        _write(path, data)
+        _write(root, path, data)
     sys.audit("overread.fault", "blob.row.before")
     conn.execute(
         "INSERT INTO blobs (digest, size_bytes, media_type) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
@@ -84,9 +90,12 @@ def _holds(path: Path, digest: str) -> bool:
         return False
 
 
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name[:16]}.{secrets.token_hex(8)}")
+def _write(root: Path, path: Path, data: bytes) -> None:
+    partial = root / _PARTIAL  # on the same file system as where it goes
+    partial.mkdir(parents=True, exist_ok=True)
+    _sweep(partial)
+    path.parent.mkdir(exist_ok=True)
+    temporary = partial / f"{path.name[:16]}.{secrets.token_hex(8)}"
     try:
         with temporary.open("xb") as file:
             sys.audit("overread.fault", "blob.write.before")
@@ -98,7 +107,7 @@ def _write(path: Path, data: bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)  # a full disk must not fill up with halves
         raise
-    for folder in (path.parent, path.parent.parent):
+    for folder in (path.parent, root):
         _flush(folder)
 
 
@@ -108,3 +117,10 @@ def _flush(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _sweep(partial: Path) -> None:
+    for left in partial.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # whose it was has moved it, or another sweeps too
+            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                left.unlink()

@@ -73,7 +73,7 @@ def template(postgres: PostgresServer) -> str:
 @pytest.fixture
 def empty_database(postgres: PostgresServer) -> Iterator[str]:
     """URL of a database with nothing in it, as whoever holds the server."""
-    for url in _database(postgres, "template1"):
+    for url in database(postgres, "template1"):
         yield as_superuser(url)
 
 
@@ -81,21 +81,21 @@ def empty_database(postgres: PostgresServer) -> Iterator[str]:
 def fresh_database(postgres: PostgresServer, template: str) -> Iterator[str]:
     """URL of a migrated database of the test's own."""
     del template  # it only has to exist
-    yield from _database(postgres, _TEMPLATE)
+    yield from database(postgres)
 
 
 @pytest.fixture(scope="module")
 def module_database(postgres: PostgresServer, template: str) -> Iterator[str]:
     """URL of a migrated database for the tests of a module that share processes."""
     del template
-    yield from _database(postgres, _TEMPLATE)
+    yield from database(postgres)
 
 
 @pytest.fixture(scope="session")
 def shared_database(postgres: PostgresServer, template: str) -> Iterator[str]:
     """URL of a migrated database for tests that roll back."""
     del template
-    yield from _database(postgres, _TEMPLATE)
+    yield from database(postgres)
 
 
 @pytest.fixture
@@ -120,7 +120,8 @@ def owner_db(shared_database: str) -> Iterator[Connection]:
         conn.close()
 
 
-def _database(postgres: PostgresServer, template: str) -> Iterator[str]:
+def database(postgres: PostgresServer, template: str = _TEMPLATE) -> Iterator[str]:
+    """A new database like `template`, dropped at the end."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     _administer(
         postgres,

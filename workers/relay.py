@@ -46,6 +46,7 @@ def send_unsent(connection: db.Connection, celery: Celery) -> int:
         with celery.connection_for_write() as broker:
             producer = celery.amqp.Producer(broker)
             for job in waiting:
+                sys.audit("overread.fault", "relay.send.before")
                 celery.send_task(
                     task_name(job.kind),
                     kwargs={"job_id": job.job_id},

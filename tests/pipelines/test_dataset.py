@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,88 +16,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import dataset, images, synthetic
+from pipelines import dataset, images
 from pipelines.data_repository import VersionDamaged, VersionUnknown
-from pipelines.protocol import InputSpec, parse
-from pipelines.types import CaseId, Confirmation, ConfirmedCase, digest_of
+from pipelines.protocol import InputSpec
+from pipelines.types import CaseId, digest_of
+from tests.pipelines.hospital import LINE, ROOT, Hospital, moved, start
 
-ROOT = Path(__file__).resolve().parents[2]
-PROTOCOL = parse((ROOT / "pipelines" / "protocols" / "cxr-pneumonia.yaml").read_text(encoding="utf-8"))
-LINE = PROTOCOL.line
 SPEC = InputSpec(channels=1, rows=28, columns=28)
 
-
-Frozen = tuple["Hospital", dict[str, Any], dict[str, Any]]
-
-
-class Hospital:
-    """Confirmed cases with images on disk, and freezes of them as jobs."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.pictures, self.labels = synthetic.radiographs(140, rng=np.random.default_rng(0))
-        self.repository, self.remote, self.blobs = home / "data", home / "remote", home / "blobs"
-        for picture in self.pictures:
-            data = images.npy_bytes(picture)
-            digest = hashlib.sha256(data).hexdigest()
-            (self.blobs / digest[:2]).mkdir(parents=True, exist_ok=True)
-            (self.blobs / digest[:2] / digest).write_bytes(data)
-
-    def case(self, index: int) -> ConfirmedCase:
-        said = Confirmation(
-            confirmation_id=index + 1,
-            finding=PROTOCOL.classes[self.labels[index]],
-            evidence="single_read",
-            ai_exposure="blind",
-            submitter="north" if index % 4 else "south",
-            reader="ana",
-        )
-        return ConfirmedCase(
-            case_id=CaseId(index + 1),
-            image_digest=images.image_digest(self.pictures[index]),
-            patient=f"p{index // 2}",
-            site="a",
-            scanner=None,
-            sex=None,
-            age_band=None,
-            confirmations=(said,),
-        )
-
-    def job(self, number: int, *, n: int, previous: int | None = None, **changes: Any) -> Path:
-        directory = self.home / f"job-{number}"
-        directory.mkdir(exist_ok=True)
-        rows = "".join(json.dumps(asdict(self.case(index))) + "\n" for index in range(n))
-        (directory / "cases.ndjson").write_text(rows, encoding="utf-8")
-        config = {
-            "kind": "freeze",
-            "repository": str(self.repository),
-            "remote": str(self.remote),
-            "line": LINE,
-            "number": number,
-            "protocol": PROTOCOL.document(),
-            "split_key": "0b" * 32,
-            "cases": str(directory / "cases.ndjson"),
-            "blobs": str(self.blobs),
-            "previous": previous,
-            **changes,
-        }
-        (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        return directory
-
-    def freeze(self, number: int, *, n: int, previous: int | None = None, **changes: Any) -> dict[str, Any]:
-        directory = self.job(number, n=n, previous=previous, **changes)
-        with start(directory) as process:
-            _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-        result: dict[str, Any] = json.loads((directory / "result.json").read_text(encoding="utf-8"))
-        return result
-
-
-def start(job: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pipelines.dataset", str(job)]
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+Frozen = tuple[Hospital, dict[str, Any], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -115,12 +40,6 @@ def frozen(first_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Frozen
     """A hospital with two frozen versions, of 100 and of 130 cases; do not write to it."""
     hospital = moved(first_home, tmp_path_factory.mktemp("frozen") / "home")
     return hospital, hospital.freeze(1, n=100), hospital.freeze(2, n=130, previous=1)
-
-
-def moved(home: Path, target: Path) -> Hospital:
-    """The same hospital elsewhere: data repository, remote and blobs have all moved."""
-    shutil.copytree(home, target, ignore=shutil.ignore_patterns("job-*"))
-    return Hospital(target)
 
 
 def test_a_frozen_version_holds_every_case_once_with_its_pixels(frozen: Frozen, tmp_path: Path) -> None:

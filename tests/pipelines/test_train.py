@@ -15,29 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import calibrate, network, predict, synthetic, train
+from pipelines import calibrate, network, predict, train
 from pipelines.metrics import auroc
 from pipelines.protocol import Protocol, from_document
-
-DOCUMENT: dict[str, Any] = {
-    "line": "toy",
-    "title": "A toy line",
-    "intended_use": "To test the trainer on images that a computer has drawn.",
-    "classes": ["normal", "pneumonia"],
-    "input": {"channels": 1, "rows": 28, "columns": 28},
-    "recipe": {"epochs": 3, "update_epochs": 2, "threads": 1},
-}
-PROTOCOL = from_document(DOCUMENT)
-
-
-def _cases(n: int, *, seed: int, since: int = 1) -> train.Cases:
-    images, labels = synthetic.radiographs(n, rng=np.random.default_rng(seed))
-    return train.Cases(
-        images=images[:, None].astype(np.float32) / 255.0,
-        labels=labels.astype(np.int64),
-        sites=np.full(n, "a"),
-        label_since=np.full(n, since),
-    )
+from tests.pipelines.toy import DOCUMENT, PROTOCOL, TRAIN, TUNE, cases
 
 
 def _joined(first: train.Cases, second: train.Cases) -> train.Cases:
@@ -47,9 +28,6 @@ def _joined(first: train.Cases, second: train.Cases) -> train.Cases:
         sites=np.concatenate([first.sites, second.sites]),
         label_since=np.concatenate([first.label_since, second.label_since]),
     )
-
-
-TRAIN, TUNE = _cases(96, seed=0), _cases(48, seed=1)
 
 
 class Killed(Exception):
@@ -79,8 +57,8 @@ def _champion(trained: train.Trained, directory: Path, *, number: int = 1) -> tr
 
 def test_it_learns_what_the_images_show() -> None:
     longer = from_document({**DOCUMENT, "recipe": {**DOCUMENT["recipe"], "epochs": 10}})
-    trained = _fit(protocol=longer, cases=_cases(300, seed=5))
-    test = _cases(200, seed=2)
+    trained = _fit(protocol=longer, cases=cases(300, seed=5))
+    test = cases(200, seed=2)
     model = predict.Model(trained.module, trained.metadata)
     scores = model.scores(test.images)
     assert auroc(test.labels, scores[:, 1]) > 0.85
@@ -134,7 +112,7 @@ def test_the_checkpoint_of_another_run_is_not_used(tmp_path: Path) -> None:
 
 def test_replay_starts_from_the_champion(trained: train.Trained, tmp_path: Path) -> None:
     base = _champion(trained, tmp_path)
-    update = _fit(cases=_joined(TRAIN, _cases(32, seed=3, since=2)), strategy="replay", base=base)
+    update = _fit(cases=_joined(TRAIN, cases(32, seed=3, since=2)), strategy="replay", base=base)
     assert update.metadata["started_from"] == "champion"
     assert update.metadata["base_digest"] == base.weights_digest
     assert update.metadata["sample_gradients"] < trained.metadata["sample_gradients"]
@@ -154,7 +132,7 @@ def test_a_champion_whose_bytes_have_changed_is_refused(trained: train.Trained, 
     data[-1] ^= 1
     base.weights.write_bytes(data)
     with pytest.raises(network.WeightsCorrupt):
-        _fit(cases=_joined(TRAIN, _cases(32, seed=3, since=2)), strategy="finetune", base=base)
+        _fit(cases=_joined(TRAIN, cases(32, seed=3, since=2)), strategy="finetune", base=base)
 
 
 def test_the_metadata_say_how_the_model_came_to_be_and_are_plain_json(trained: train.Trained) -> None:

@@ -70,6 +70,16 @@ def test_a_full_disk_leaves_no_halves_and_no_row(
     assert db.execute("SELECT count(*) FROM blobs WHERE digest = %s", (digest,)).fetchone() == (0,)
 
 
+def test_what_a_killed_write_left_is_swept_and_what_is_being_written_is_not(db: Connection, tmp_path: Path) -> None:
+    left, written = (tmp_path / ".partial" / name for name in ("left", "written"))
+    left.parent.mkdir()
+    for path in (left, written):
+        path.write_bytes(b"half of an image")
+    os.utime(left, (0, 0))
+    blobs.put(db, tmp_path, b"pixels", media_type="application/x-npy")
+    assert list(left.parent.iterdir()) == [written]
+
+
 def test_a_line_starts_with_the_first_version_of_its_protocol(db: Connection) -> None:
     line = factories.line(db)
     protocol = lines.current_protocol(db, line.line_id)

@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from api import errors, pages
-from api.auth import ROLES_KEY
+from api.auth import ROLES_KEY, SECURITY_SCHEMES
 from api.inference import InferenceClient
 from api.limits import Buckets
 from api.middleware import AddHeaders, LimitBody
@@ -134,7 +134,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
                     parameter["required"] |= parameter["name"] == "Idempotency-Key"
                 if roles := operation.get(ROLES_KEY):
                     operation["description"] += f"\n\nNeeds the role {' or '.join(f'`{role}`' for role in roles)}."
-        for kind, known in errors.components().items():
+        for kind, known in {**errors.components(), "securitySchemes": SECURITY_SCHEMES}.items():
             document["components"].setdefault(kind, {}).update(known)
         app.openapi_schema = document
     return app.openapi_schema

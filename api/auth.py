@@ -13,9 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.params import Security
 from fastapi.routing import APIRoute
-from fastapi.security import APIKeyCookie, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
 from api.errors import Refusal, documented
@@ -32,20 +30,22 @@ ROLES_KEY = "x-overread-roles"
 COOKIE = "__Host-overread"
 """Browsers take a cookie of this prefix only over TLS (or from localhost), for this host alone, for every path."""
 
-_bearer = HTTPBearer(
-    scheme_name="API key",
-    bearerFormat="ovr_<id>_<secret>",
-    description="A key made with `overread key create USER`, shown once. Its user's roles decide what it opens.",
-    auto_error=False,  # GuardedRoute refuses, before the body is read; this only documents
-)
-
-
-_cookie = APIKeyCookie(
-    name=COOKIE,
-    scheme_name="Session",
-    description="Set by `POST /v1/session`. With it, requests that change something are refused to other sites' pages.",
-    auto_error=False,
-)
+SECURITY_SCHEMES = {
+    "API key": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "ovr_<id>_<secret>",
+        "description": "A key made with `overread key create USER`, shown once. Its user's roles decide what it opens.",
+    },
+    "Session": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": COOKIE,
+        "description": "Set by `POST /v1/session`. With it, requests that change something are refused to other "
+        "sites' pages.",
+    },
+}
+"""The ways in, for the OpenAPI document. FastAPI's own way to state them runs code of its own at every request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +75,7 @@ class GuardedRoute(APIRoute):
 
 def guarded_router(*, tag: str) -> APIRouter:
     """Make a router whose every route is guarded."""
-    ways_in = [Security(_bearer), Security(_cookie)]
-    return APIRouter(prefix="/v1", tags=[tag], route_class=GuardedRoute, dependencies=ways_in)
+    return APIRouter(prefix="/v1", tags=[tag], route_class=GuardedRoute)
 
 
 def allow(
@@ -100,7 +99,8 @@ def allow(
         "record-unavailable",
         "record-busy",
     )
-    return {"openapi_extra": {ROLES_KEY: list(roles), **(extra or {})}, "responses": {**(answers or {}), **refusals}}
+    operation = {ROLES_KEY: list(roles), "security": [{name: []} for name in SECURITY_SCHEMES], **(extra or {})}
+    return {"openapi_extra": operation, "responses": {**(answers or {}), **refusals}}
 
 
 def admit(request: Request, *, roles: Sequence[Role]) -> Caller:

@@ -107,13 +107,15 @@ def row_of(cls: type[Row]) -> Callable[[psycopg.Cursor[Any]], Callable[[Sequence
 
     Leaving them out lets a running process outlive a migration that adds a column.
     """
-    wanted = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # Row is always a dataclass here
+    wanted = {field.name.encode(): field.name for field in fields(cls)}  # type: ignore[arg-type]  # Row is a dataclass
 
     def _maker(cursor: psycopg.Cursor[Any]) -> Callable[[Sequence[Any]], Row]:
-        positions = [
-            (position, column.name) for position, column in enumerate(cursor.description or ()) if column.name in wanted
-        ]
-        return lambda values: cls(**{name: values[position] for position, name in positions})
+        result = (
+            cursor.pgresult
+        )  # its names are cheaper than `cursor.description`, which makes an object of each column
+        names = [wanted.get(result.fname(place) or b"") for place in range(result.nfields)] if result else []
+        known = [(place, name) for place, name in enumerate(names) if name is not None]
+        return lambda values: cls(**{name: values[place] for place, name in known})
 
     return _maker
 

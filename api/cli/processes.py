@@ -180,6 +180,7 @@ PROCESSES: tuple[Process, ...] = (
             *("{python}", "-m", "uvicorn", "--factory", "api.app:serve"),
             *("--host", "{OVERREAD_API_HOST}", "--port", "{OVERREAD_API_PORT}"),
             *("--no-server-header", "--timeout-graceful-shutdown", "5"),
+            "--no-access-log",  # a line a request costs a tenth of it; who changed or read what is in the record
         ),
         needs=("migrate",),
         health=Answers(url="http://{OVERREAD_API_HOST}:{OVERREAD_API_PORT}/health/live"),

@@ -22,8 +22,7 @@ import pytest
 from registry import db, users
 from tests import factories
 from tests.api.service import ROOT, free_port, start_api, wait_for
-from tests.brokers.servers import BROKERS, Broker, Missing
-from tests.brokers.worker import KIND
+from tests.brokers.servers import BROKERS, KIND, Broker, Missing
 from tests.conftest import as_superuser
 from workers.settings import WorkerSettings
 

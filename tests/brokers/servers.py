@@ -29,6 +29,8 @@ from tests.api.service import free_port
 
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 START_SECONDS = 90.0
+KIND = "note"
+"""A kind of job of the tests' own, done at once."""
 
 
 class Missing(Exception):

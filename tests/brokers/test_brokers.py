@@ -14,8 +14,7 @@ from celery import beat
 
 from registry import db, jobs
 from tests.brokers.conftest import System
-from tests.brokers.servers import RabbitMQ
-from tests.brokers.worker import KIND
+from tests.brokers.servers import KIND, RabbitMQ
 from workers import schedule
 from workers.app import QUEUE, make_celery, task_name
 

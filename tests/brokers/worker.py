@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import sys
 
+from tests.brokers.servers import KIND
 from workers.app import make_celery
 from workers.lease import Workshop, claimed
 from workers.settings import WorkerSettings
 from workers.tasks import TASKS
-
-KIND = "note"
 
 
 def note(workshop: Workshop, *, job_id: int) -> None:
@@ -24,7 +23,6 @@ def note(workshop: Workshop, *, job_id: int) -> None:
             connection.execute("INSERT INTO notes (job_id) VALUES (%s)", (job_id,))
 
 
-TASKS[KIND] = note  # type: ignore[index] # a kind of the test's own
-
 if __name__ == "__main__":
+    TASKS[KIND] = note  # type: ignore[index] # a kind of the test's own
     make_celery(WorkerSettings.from_environment()).start(sys.argv[1:])

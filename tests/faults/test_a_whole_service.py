@@ -110,7 +110,7 @@ def test_a_mute_mlflow_holds_up_neither_a_promotion_nor_predictions(service: Ser
     print(f"promoted in {seconds:.2f} s, served {served_after:.2f} s later")
     assert seconds < 10
     with service.connect() as record:
-        until(lambda: any(job.kind == "mirror_promotion" and job.state == "running" for job in _all(record)), of=record)
+        until(lambda: any(job.kind.startswith("mirror_") and job.state == "running" for job in _all(record)), of=record)
         assert candidates.get(record, made.candidate_id).mlflow_model_version is None
         assert service.serves("mute-mlflow", made.weights_digest)  # while the mirror waits for an answer
 

@@ -15,6 +15,7 @@ from typing import Any, LiteralString
 import psycopg
 import pytest
 
+from pipelines.train import fit
 from registry import blobs, confirmations, datasets, idempotency, jobs, promotions, runs
 from registry.db import Connection, connect
 from tests import factories
@@ -24,6 +25,7 @@ from tests.faults.mutation import Mutation, mutated
 from tests.faults.test_every_faultpoint import killed_and_repeated, unharmed
 from tests.faults.whole import assert_record_whole, imagined_files
 from tests.faults.zygote import Zygote
+from tests.pipelines.toy import PROTOCOL, TRAIN, TUNE
 
 FAULT = 'sys.audit("overread.fault", "'
 COMMIT = 'conn.execute("COMMIT"); conn.execute("SELECT 1").fetchone(); '
@@ -320,3 +322,25 @@ def test_without_its_number_a_version_is_recorded_twice(record: Connection, hold
     for _ in range(2):
         factories.dataset_version(record, line)
     assert [version.number for version in datasets.list_versions(record, line.line_id)] == [1, 1]
+
+
+def test_without_its_digest_a_damaged_checkpoint_is_gone_on_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def epochs_trained() -> list[int]:
+        told: list[int] = []
+        values: dict[str, Any] = {"protocol": PROTOCOL, "strategy": "full", "seed": 0, "checkpoints": tmp_path}
+        fit(TRAIN, TUNE, **values, tell=lambda row: told.append(row["epoch"]))
+        return told
+
+    def damage() -> None:
+        newest = max(tmp_path.glob("*.safetensors"))
+        data = newest.read_bytes()
+        newest.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+    assert epochs_trained() == [1, 2, 3]
+    damage()
+    assert epochs_trained() == [3]  # from the checkpoint before
+    damage()
+    without(monkeypatch, "pipelines.checkpoint", "_read", 'document["digest"] != digest_of_bytes(data)', "False")
+    assert epochs_trained() == []

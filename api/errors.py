@@ -265,6 +265,8 @@ def _answer_validation(_request: Request, error: Exception) -> JSONResponse:
 
 def _answer_http(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if _is_full(error.__cause__):  # a body that found no space on its way in: FastAPI calls that the sender's fault
+        return problem_response(Refusal("storage-full"))
     slug = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}.get(
         error.status_code, "invalid-request"
     )
@@ -285,10 +287,13 @@ def _answer_database(_request: Request, error: Exception) -> JSONResponse:
 
 
 def _answer_storage(_request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, OSError)
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    if _is_full(error):
         return problem_response(Refusal("storage-full"))
     raise error
+
+
+def _is_full(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 def _answer_disconnect(_request: Request, _error: Exception) -> JSONResponse:

@@ -104,6 +104,14 @@ def test_an_image_that_finds_no_space_is_refused_whole_and_taken_later(place: di
         submits_once_there_is_space(place, client, make_space=filler.unlink)
 
 
+def test_an_upload_that_finds_no_space_on_its_way_in_is_not_the_senders_fault(place: dict[str, Any]) -> None:
+    with small_disk(Path(place["home"]) / "tmp", size="64k") as disk, api_of(place, TMPDIR=str(disk)) as client:
+        form = {"line": place["line"], "site": "north"}
+        large = client.post("/v1/cases", data=form, files={"image": ("x.npy", bytes(2**21), "application/x-npy")})
+        assert is_full(large), large.text
+        assert submit(client, place).status_code == 201  # a small one needs no file on its way
+
+
 @pytest.mark.parametrize("label", ["blob.write.before", "blob.rename.before"])
 def test_a_disk_that_fills_up_at_any_step_leaves_no_half(place: dict[str, Any], label: str) -> None:
     armed = {

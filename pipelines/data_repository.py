@@ -17,13 +17,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 LOCK_WAIT_SECONDS = 900.0
-TRACKED_LARGE = ("shards", "labels.parquet", "confirmations.parquet")
+TRACKED_LARGE = ("cases", "shards")
 """What DVC keeps of a version; the rest of a line's directory is in git."""
 ERASED = "erased.json"
 """Names the commits that lost their files to an erasure."""
@@ -35,6 +35,13 @@ for arguments in json.loads(sys.argv[1]):
     code = main(arguments)
     if code:
         sys.exit(code)
+"""
+_FETCH = """
+import json, sys
+from dvc.api import DVCFileSystem
+repository, tag, files = json.loads(sys.argv[1])
+source = DVCFileSystem(repository, rev=tag)
+source.get(list(files), list(files.values()))
 """
 _IDENTITY = ("-c", "user.name=Overread", "-c", "user.email=overread@localhost")
 
@@ -88,6 +95,11 @@ class DataRepository:
     def dvc(self, *commands: Sequence[str], cwd: Path | None = None) -> None:
         """Run DVC commands one after the other in one process. Raises ToolFailed at the first that fails."""
         self.python(_DVC, json.dumps(commands), cwd=cwd)
+
+    def fetch(self, tag: str, files: Mapping[str, str]) -> None:
+        """Bring files of a tagged version (name in the repository -> path to write) from cache or remote."""
+        if files:
+            self.python(_FETCH, json.dumps([str(self.path.resolve()), tag, files]))
 
     def python(self, script: str, argument: str, *, cwd: Path | None = None) -> None:
         """Run a script that speaks to DVC in a process of its own. Raises ToolFailed."""

@@ -17,14 +17,21 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines import job, shards
-from pipelines.data_repository import ERASED, TRACKED_LARGE, DataRepository, VersionDamaged, tag_of, writing
-from pipelines.dataset import describe, previous_version
-from pipelines.types import Example, Waiting, digest_of
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines import case_table, job, shards
+from pipelines.contents import Contents
+from pipelines.data_repository import ERASED, TRACKED_LARGE, DataRepository, tag_of, writing
+from pipelines.freeze import previous_version, publish, seals_of
+from pipelines.shards import Shard
+from pipelines.summary import summary
+from pipelines.types import digest_of
 
 # DVC's own code knows where each kind of remote keeps an object, and how to remove it there.
 _FORGET = """
@@ -57,7 +64,6 @@ def erase(
     line: str,
     cases: Collection[int],
     recorded: Collection[int],
-    blobs: Path,
     keep_going: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Take `cases` out of a line's dataset versions; `recorded` are the numbers of those that the record knows.
@@ -74,7 +80,7 @@ def erase(
         gone = {tag: live[tag] for tag in _holding(held, list(live), line=line, cases=cases)}
         edition = None
         if recorded and any(tag.startswith(tag_of(line, max(recorded))) for tag in gone):
-            edition = _publish_edition(held, line=line, number=max(recorded), cases=cases, blobs=blobs)
+            edition = _publish_edition(held, line=line, number=max(recorded), cases=cases)
         if gone:
             ledger |= {commit: tag for tag, commit in gone.items()}
             job.write_atomically(held.path / ERASED, json.dumps(ledger, indent=1, sort_keys=True).encode() + b"\n")
@@ -100,68 +106,68 @@ def _work(_directory: Path, config: dict[str, Any]) -> dict[str, Any]:
         line=config["line"],
         cases=set(config["cases"]),
         recorded=config["recorded"],
-        blobs=Path(config["blobs"]),
         keep_going=job.orphan_watch(),
     )
 
 
 def _holding(held: DataRepository, tags: Sequence[str], *, line: str, cases: Collection[int]) -> list[str]:
-    """Name the versions whose examples are of any of these cases."""
-    with tempfile.TemporaryDirectory() as folder:
-        tables = {tag: Path(folder) / str(number) for number, tag in enumerate(tags)}
-        source = [str(held.path), f"{line}/labels.parquet"]
-        held.dvc(
-            *(["get", "-q", *source, "--rev", tag, "-o", str(table)] for tag, table in tables.items()),
-            cwd=Path(folder),
-        )
-        return [
-            tag
-            for tag, table in tables.items()
-            if any(example.case_id in cases for example in shards.read_labels(table))
-        ]
+    """Name the versions in whose case table any of these cases is. A part that many versions share is read once."""
+    parts = {case_table.part_of(case_id) for case_id in cases}
+    named: dict[str, list[str]] = {}
+    for tag in tags:
+        document = json.loads(held.show(tag, f"{line}/manifest.json"))
+        for part in Contents.listed(held.path / line, document).parts:
+            if part.part in parts:
+                named.setdefault(part.name, []).append(tag)
+    found = set()
+    for name, sharing in named.items():
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / name
+            held.fetch(sharing[0], {f"{line}/cases/{name}": str(file)})
+            if pc.any(case_table.has_id(pq.read_table(file, columns=["case_id"], partitioning=None), cases)).as_py():
+                found |= set(sharing)
+    return [tag for tag in tags if tag in found]
 
 
-def _publish_edition(held: DataRepository, *, line: str, number: int, cases: Collection[int], blobs: Path) -> str:
+def _publish_edition(held: DataRepository, *, line: str, number: int, cases: Collection[int]) -> str:
     """Publish what remains of a version, and return its tag."""
-    directory, tag = held.path / line, tag_of(line, number)
-    examples, document = previous_version(held, line=line, number=number)
-    assert document is not None
-    stored = shards.index_shards(directory / "shards", document["shards"])
-    remaining = [example for example in examples if example.case_id not in cases]
-    images = {example.image_digest for example in remaining}
-    opened = {name for digest, name in stored.items() if digest not in images}  # shards that must be written anew
-    stored = {digest: name for digest, name in stored.items() if name not in opened}
-    remaining = [example for example in remaining if example.image_digest in stored or _readable(example, blobs)]
-    said = shards.read_confirmations(directory / "confirmations.parquet")
-    rows = (directory / "waiting.ndjson").read_text(encoding="utf-8").splitlines()
-    waiting = [Waiting(**json.loads(row)) for row in rows]
-    kept = shards.write_shards(
-        directory / "shards",
-        [example.image_digest for example in remaining],
-        stored=stored,
-        blobs=blobs,
-        keep_going=held.keep_going,
-    )
-    edition = document.get("edition", 0) + 1
-    describe(
-        directory,
-        {**document, "shards": kept, "edition": edition, "edition_of": digest_of(document)},
-        examples=remaining,
-        said={case: items for case, items in said.items() if case not in cases},
-        waiting=[row for row in waiting if row.case_id not in cases],
-    )
-    left_out = len(examples) - len(remaining)
-    held.publish(f"{tag}.e{edition}", line, message=f"{tag} without {left_out} erased cases")
+    tag, seals = tag_of(line, number), seals_of(held)
+    before = previous_version(held, line=line, number=number, seals=seals)
+    parts = []
+    for part in before.parts:
+        table = before.table(part.part)
+        kept = case_table.merged(table, None, without=cases)
+        if kept.num_rows == table.num_rows:
+            parts.append(part)
+        elif kept.num_rows:
+            parts.append(case_table.write_part(before.directory / "cases", part=part.part, table=kept))
+    remaining = replace(before, parts=tuple(parts))
+    contents = replace(remaining, shards=tuple(_redacted(remaining, held.keep_going)))
+    edition = before.document.get("edition", 0) + 1
+    classes = before.document["classes"]
+    document = {
+        **before.document,
+        **contents.listing(),
+        **summary(contents, classes=classes, number=number),
+        "edition": edition,
+        "edition_of": digest_of(before.document),
+    }
+    left_out = before.document["examples"] - document["examples"]
+    message = f"{tag} without {left_out} erased cases"
+    publish(held, f"{tag}.e{edition}", replace(contents, document=document), seals=seals, message=message)
     return f"{tag}.e{edition}"
 
 
-def _readable(example: Example, blobs: Path) -> bool:
-    """Say whether an image can be written anew; one that is damaged at rest must not keep others from being erased."""
-    try:
-        shards.read_blob(blobs, example.image_digest)
-    except VersionDamaged:
-        return False
-    return True
+def _redacted(contents: Contents, keep_going: Callable[[], None]) -> Iterator[Shard]:
+    """The shards, without the images that no case of the version has any more."""
+    used = contents.used_rows()
+    for shard in contents.shards:
+        keep_going()
+        rows = used.get(shard.id)
+        if rows is None:
+            continue
+        unused = set(range(shard.images)) - set(rows.tolist())
+        yield shards.redact(contents.directory / "shards", shard, rows=unused) if unused else shard
 
 
 def _forget(held: DataRepository, *, line: str, ledger: Mapping[str, str]) -> None:

@@ -19,7 +19,7 @@ from pipelines.comparison import Comparison, Opinion, Placement, Scored, Sealed
 from pipelines.dataset import DatasetVersion, open_version
 from pipelines.predict import Model
 from pipelines.protocol import Protocol
-from pipelines.types import EVIDENCE_RANK, Confirmation, Digest
+from pipelines.types import EVIDENCE_RANK, CaseId, Confirmation, Digest
 
 
 def gather(
@@ -60,8 +60,10 @@ def gather(
         champion=second,
         opinions=tuple(opinions(version, rows=fresh.tolist(), champion=opinions_of_champion)),
         placements=tuple(
-            Placement(image_digest=example.image_digest, group=example.group, split=example.split)
-            for example in version.examples
+            Placement(image_digest=digest, group=group, split=split)
+            for digest, group, split in zip(
+                version.image_digests, version.groups.tolist(), version.splits.tolist(), strict=True
+            )
         ),
     )
     return comparison, version.digest
@@ -73,11 +75,10 @@ def opinions(version: DatasetVersion, *, rows: Iterable[int], champion: Mapping[
     Of a submitter with several confirmations of a case, the last of the strongest evidence counts. `champion` maps rows
     to decisions.
     """
-    said = version.confirmations()
-    row_of = {example.case_id: row for row, example in enumerate(version.examples)}
-    wanted = {version.examples[row].case_id for row in rows} | {case.case_id for case in version.waiting()}
+    row_of = {CaseId(int(version.case_ids[row])): row for row in rows}
+    said = version.said([*row_of, *(case.case_id for case in version.waiting())])
     found = []
-    for case_id in sorted(wanted & said.keys()):
+    for case_id in sorted(said):
         row = row_of.get(case_id)
         for submitter in sorted({item.submitter for item in said[case_id]}):
             mine = max(

@@ -112,12 +112,15 @@ def from_npy(data: bytes) -> Pixels:
     return np.ascontiguousarray(values, dtype=dtype.newbyteorder("="))
 
 
-def to_network_input(pixels: Sequence[Pixels], spec: InputSpec) -> NDArray[np.float32]:
+def to_network_input(pixels: Sequence[Pixels] | Pixels, spec: InputSpec) -> NDArray[np.float32]:
     """Resample and scale images for a network: (N, C, rows, columns) float32 in [0, 1].
 
     Grey and colour are converted into each other as `spec.channels` asks; the aspect ratio is not kept. Shrinking
-    averages over the area each new pixel covers, enlarging is bilinear.
+    averages over the area each new pixel covers, enlarging is bilinear. A stack of equal images may be one array.
     """
+    if isinstance(pixels, np.ndarray) and pixels.shape[1:] == (spec.rows, spec.columns):  # nothing to resample
+        scaled = pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+        return np.repeat(scaled[:, None], spec.channels, axis=1)
     batch = np.empty((len(pixels), spec.channels, spec.rows, spec.columns), dtype=np.float32)
     for index, image in enumerate(pixels):
         scaled = image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +41,34 @@ def run(arguments: list[str], *, work: Callable[[Path, dict[str, Any]], dict[str
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` so that `path` holds all of it or what it held before, also after a power cut."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to; at the end it is flushed to disk and takes the name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        sys.audit("overread.fault", "file.write.before")
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
+    sys.audit("overread.fault", "file.write.before")
+    try:
+        yield temporary
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    flush(temporary)
     sys.audit("overread.fault", "file.rename.before")
     temporary.replace(path)
     sys.audit("overread.fault", "file.rename.after")
-    directory = os.open(path.parent, os.O_RDONLY)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file or directory is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)
 
 
 def append_progress(directory: Path, row: Mapping[str, Any]) -> None:

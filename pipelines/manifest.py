@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pipelines.protocol import Protocol, ReferenceStandardRule, Splits
 from pipelines.types import (
     EVIDENCE_RANK,
-    SPLITS,
     AiExposure,
     CaseId,
     Confirmation,
@@ -27,6 +26,12 @@ from pipelines.types import (
     Split,
     Waiting,
 )
+
+
+Outcome = Example | Waiting
+
+CROSSING = "would change its split"
+"""How the reason of a case begins that leaves because its patient's split is another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,11 +83,6 @@ def settle(confirmations: Iterable[Confirmation], rule: ReferenceStandardRule) -
     )
 
 
-def group_of(case: ConfirmedCase) -> str:
-    """Name what must stay together in one split: the patient, or the image where the patient is unknown."""
-    return f"image:{case.image_digest}" if case.patient is None else f"patient:{case.patient}"
-
-
 def split_of(key: bytes, group: str, splits: Splits) -> Split:
     """Assign a group to a split by HMAC-SHA256: the same key, group and shares give the same split for ever."""
     fraction = int.from_bytes(hmac.new(key, group.encode(), hashlib.sha256).digest()[:8], "big") / 2**64
@@ -97,74 +97,88 @@ def assemble(
     protocol: Protocol,
     split_key: bytes,
     number: int,
-    previous: Sequence[Example] = (),
-) -> tuple[list[Example], list[Waiting]]:
-    """Make the rows of version `number`, sorted by case id, and say which cases wait and why.
+    before: Mapping[CaseId, Outcome] | None = None,
+    kept_splits: Mapping[str, Split] | None = None,
+) -> dict[CaseId, Outcome]:
+    """Decide what becomes of cases in version `number`: rows of the version, or cases that wait and why.
 
-    A patient that `previous` held keeps the split even if the protocol's shares change, and a case that it held wins
-    over other copies of its image; among newcomers the lowest case id wins. `added_in` and `label_since` are carried
-    over.
+    `before` is what became of them in the version before. A case that was in wins over other copies of its image;
+    among newcomers the lowest case id wins. `kept_splits` names the splits of groups that the shares of today would
+    put elsewhere. Cases that share no image do not bear on each other, so any number may be decided at a time, as long
+    as those that share one are decided together.
     """
-    before = {example.case_id: example for example in previous}
-    split_before = {example.group: example.split for example in previous}
-    image_split_before = {example.image_digest: example.split for example in previous}
-    holder: dict[Digest, CaseId] = {}
-    examples: list[Example] = []
-    waiting: list[Waiting] = []
-    # Incumbents first: a newcomer with the same image must not carry it into another split.
-    for case in sorted(cases, key=lambda case: (case.case_id not in before, case.case_id)):
+    before, kept_splits = before or {}, kept_splits or {}
+    cases = sorted(cases, key=lambda case: (not isinstance(before.get(case.case_id), Example), case.case_id))
+    sides = {
+        case.image_digest: before[case.case_id].split
+        for case in cases
+        if case.case_id in before and before[case.case_id].split
+    }
+    holders: dict[Digest, CaseId] = {}
+    outcomes: dict[CaseId, Outcome] = {}
+    for case in cases:
         old = before.get(case.case_id)
-        group = group_of(case)
-        split = split_before.get(group) or split_of(split_key, group, protocol.splits)
+        split = kept_splits.get(case.group) or split_of(split_key, case.group, protocol.splits)
         settled = settle(case.confirmations, protocol.reference_standard)
-        reason: str | None = None
-        if isinstance(settled, str):
-            reason = settled
-        elif settled.finding not in protocol.classes:
-            reason = f"not a class of this line: {settled.finding}"
-        elif case.image_digest in holder:
-            reason = f"same image as another: case {holder[case.image_digest]}"
-        elif image_split_before.get(case.image_digest, split) != split:
-            moved = f"from {image_split_before[case.image_digest]} to {split}"
-            reason = f"would change its split: {moved}, since its patient is another now"
-        if isinstance(settled, str) or reason is not None:
-            waiting.append(Waiting(case_id=case.case_id, reason=reason or str(settled)))
-            continue
-        holder[case.image_digest] = case.case_id
-        same_label = old is not None and old.finding == settled.finding
-        examples.append(
-            Example(
+        reason = settled if isinstance(settled, str) else None
+        if isinstance(settled, Settled):
+            reason = _keeps_out(case, settled, split=split, side=sides.get(case.image_digest), holders=holders, protocol=protocol)
+        if isinstance(settled, Settled) and reason is None:
+            holders[case.image_digest] = case.case_id
+            sides[case.image_digest] = split
+            outcomes[case.case_id] = _example(case, settled, split=split, number=number, old=old)
+        else:
+            outcomes[case.case_id] = Waiting(
                 case_id=case.case_id,
-                image_digest=case.image_digest,
-                group=group,
-                split=split,
-                finding=settled.finding,
-                evidence=settled.evidence,
-                ai_exposure=settled.ai_exposure,
-                reads=settled.reads,
-                submitters=settled.submitters,
-                confirmation_ids=settled.confirmation_ids,
-                site=case.site,
-                scanner=case.scanner,
-                sex=case.sex,
-                age_band=case.age_band,
-                added_in=old.added_in if old is not None else number,
-                label_since=old.label_since if old is not None and same_label else number,
+                reason=str(reason),
+                split=sides.get(case.image_digest),
+                added_in=None if old is None else old.added_in,
             )
-        )
-    return sorted(examples, key=lambda row: row.case_id), sorted(waiting, key=lambda row: row.case_id)
+    return outcomes
 
 
-def counts(examples: Iterable[Example], classes: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Count examples by split, then class; every split and class has an entry, if only 0."""
-    table = {split: dict.fromkeys(classes, 0) for split in SPLITS}
-    for example in examples:
-        table[example.split][example.finding] += 1
-    return {str(split): row for split, row in table.items()}
+def kept_split(outcome: Outcome) -> Split | None:
+    """The split that a case holds its group to; None for one that never was in, or left because of its group."""
+    if isinstance(outcome, Waiting) and (outcome.added_in is None or outcome.reason.startswith(CROSSING)):
+        return None
+    return outcome.split
 
 
-def new_cases(examples: Iterable[Example], *, number: int) -> tuple[dict[str, int], int]:
-    """Count the cases whose label is new in version `number`: by submitter, and in all."""
-    new = [example for example in examples if example.label_since == number]
-    tally = Counter(submitter for example in new for submitter in example.submitters)
-    return dict(sorted(tally.items())), len(new)
+def _keeps_out(
+    case: ConfirmedCase,
+    settled: Settled,
+    *,
+    split: Split,
+    side: Split | None,
+    holders: Mapping[Digest, CaseId],
+    protocol: Protocol,
+) -> str | None:
+    if settled.finding not in protocol.classes:
+        return f"not a class of this line: {settled.finding}"
+    if case.image_digest in holders:
+        return f"same image as another: case {holders[case.image_digest]}"
+    if side is not None and side != split:
+        return f"{CROSSING}: from {side} to {split}, since its patient is another now"
+    return None
+
+
+def _example(case: ConfirmedCase, settled: Settled, *, split: Split, number: int, old: Outcome | None) -> Example:
+    same_label = isinstance(old, Example) and old.finding == settled.finding
+    return Example(
+        case_id=case.case_id,
+        image_digest=case.image_digest,
+        group=case.group,
+        split=split,
+        finding=settled.finding,
+        evidence=settled.evidence,
+        ai_exposure=settled.ai_exposure,
+        reads=settled.reads,
+        submitters=settled.submitters,
+        confirmation_ids=settled.confirmation_ids,
+        site=case.site,
+        scanner=case.scanner,
+        sex=case.sex,
+        age_band=case.age_band,
+        added_in=number if old is None or old.added_in is None else old.added_in,
+        label_since=old.label_since if isinstance(old, Example) and same_label else number,
+    )

@@ -1,165 +1,196 @@
-"""The files of a dataset version: image shards, tables, and their digests.
+"""Image shards: many images in one immutable, memory-mapped file.
 
-A shard is an Arrow IPC file, uncompressed so that it can be memory-mapped, named by the SHA-256 of its bytes; it is
-written once and shared by all later versions. A pixel is stored once however many versions hold its case. Every file
-is written to a temporary name, flushed to disk and renamed: a reader never meets half a file.
+A shard is an Arrow IPC file, uncompressed so that it can be mapped, named by the SHA-256 of its bytes; it is written
+once and shared by all later versions. An image's place is (shard id, row) and stays as it is: a shard from which an
+erased image was taken keeps its id and its rows, and the image's row is empty. Small shards are merged eight at a time
+into one of the next size, so their number grows with the logarithm of the images and each image is copied a few times.
 
-Reference: Apache Arrow columnar format 1.5, "IPC File Format".
+Reference: Apache Arrow columnar format 1.5, "IPC File Format"; O'Neil et al., "The log-structured merge-tree", 1996.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from pipelines import job
 from pipelines.data_repository import VersionDamaged
 from pipelines.images import ImageRefused, Pixels, from_npy, npy_bytes
-from pipelines.types import CaseId, Confirmation, Digest, Example
+from pipelines.seals import sha256_of
+from pipelines.types import Digest
 
 SHARD_BYTES = 256 * 2**20
-BATCH_BYTES = 32 * 2**20
+"""Pixels a shard takes before the next one is begun."""
+BATCH_BYTES = 16 * 2**20
+FAN_IN = 8
+"""So many shards of one size are merged into one of the next."""
+SMALLEST_TIER_BYTES = 2**20
 
 _IMAGE = pa.schema(
     [
-        ("image_digest", pa.string()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("channels", pa.int32()),
-        ("dtype", pa.string()),
-        ("pixels", pa.binary()),
-    ]
-)
-_LABEL = pa.schema(
-    [
-        ("case_id", pa.int64()),
-        ("image_digest", pa.string()),
-        ("group", pa.string()),
-        ("split", pa.string()),
-        ("finding", pa.string()),
-        ("evidence", pa.string()),
-        ("ai_exposure", pa.string()),
-        ("reads", pa.int64()),
-        ("submitters", pa.list_(pa.string())),
-        ("confirmation_ids", pa.list_(pa.int64())),
-        ("site", pa.string()),
-        ("scanner", pa.string()),
-        ("sex", pa.string()),
-        ("age_band", pa.string()),
-        ("added_in", pa.int64()),
-        ("label_since", pa.int64()),
-    ]
-)
-_CONFIRMATION = pa.schema(
-    [
-        ("case_id", pa.int64()),
-        ("confirmation_id", pa.int64()),
-        ("finding", pa.string()),
-        ("evidence", pa.string()),
-        ("ai_exposure", pa.string()),
-        ("submitter", pa.string()),
-        ("reader", pa.string()),
+        ("image_digest", pa.binary(32)),
+        ("axes", pa.string()),  # HW, HWC or DHW
+        ("shape", pa.list_(pa.int32())),
+        ("dtype", pa.string()),  # uint8 or uint16
+        ("spacing_mm", pa.list_(pa.float32())),  # of D, H, W or H, W; null: unknown
+        ("pixels", pa.binary()),  # C order, little endian; empty: erased
     ]
 )
 
 
-def write_labels(file: Path, examples: Iterable[Example]) -> None:
-    """Write the label table: one Example a row, in the order given."""
-    rows = [{name: getattr(example, name) for name in _LABEL.names} for example in examples]
-    _write_table(file, pa.Table.from_pylist(rows, schema=_LABEL))
+class Place(NamedTuple):
+    """Where an image lies: the shard's id in the manifest, and the row in that shard."""
+
+    shard: int
+    row: int
 
 
-def read_labels(file: Path) -> tuple[Example, ...]:
-    """Read the label table."""
-    rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
-    for row in rows:
-        row.update(submitters=tuple(row["submitters"]), confirmation_ids=tuple(row["confirmation_ids"]))
-    return tuple(Example(**row) for row in rows)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One entry of the manifest's list of shards; `bytes` counts pixels."""
+
+    id: int
+    name: str
+    digest: str
+    images: int
+    bytes: int
+
+    def document(self) -> dict[str, Any]:
+        """The entry as plain JSON values."""
+        return asdict(self)
 
 
-def write_confirmations(file: Path, said: Mapping[CaseId, Sequence[Confirmation]]) -> None:
-    """Write what was said about each case, in order of case and confirmation."""
-    rows = [
-        {"case_id": case_id, **{name: getattr(item, name) for name in _CONFIRMATION.names[1:]}}
-        for case_id in sorted(said)
-        for item in sorted(said[case_id], key=lambda item: item.confirmation_id)
-    ]
-    _write_table(file, pa.Table.from_pylist(rows, schema=_CONFIRMATION))
+class ShardWriter:
+    """Writes images into new shards, one after the other, each ended when it is full."""
+
+    def __init__(self, directory: Path, *, first_id: int) -> None:
+        directory.mkdir(exist_ok=True)
+        self._directory = directory
+        self._id = first_id
+        self._sink: Any = None
+        self._writer: Any = None
+        self._batch: list[dict[str, Any]] = []
+        self._held = self._images = self._bytes = 0
+        self.written: list[Shard] = []
+
+    def add(self, digest: str, pixels: Pixels, *, spacing_mm: Sequence[float] | None = None) -> Place:
+        """Add an image (H, W), (H, W, 3) or (D, H, W); its place is valid once the writer is closed."""
+        axes = "HW" if pixels.ndim == 2 else "HWC" if pixels.shape[2] == 3 else "DHW"
+        return self.copy(
+            {
+                "image_digest": bytes.fromhex(digest),
+                "axes": axes,
+                "shape": list(pixels.shape),
+                "dtype": pixels.dtype.name,
+                "spacing_mm": None if spacing_mm is None else list(spacing_mm),
+                "pixels": np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("<")).tobytes(),
+            }
+        )
+
+    def copy(self, row: dict[str, Any]) -> Place:
+        """Add a row as another shard has it."""
+        if self._writer is None:
+            self._sink = pa.OSFile(str(self._directory / "partial"), "wb")
+            self._writer = pa.ipc.new_file(self._sink, _IMAGE)
+        place = Place(self._id, self._images)
+        self._batch.append(row)
+        size = len(row["pixels"])
+        self._held += size
+        self._bytes += size
+        self._images += 1
+        if self._held >= BATCH_BYTES:
+            self._flush_batch()
+        if self._bytes >= SHARD_BYTES:
+            self._end()
+        return place
+
+    def close(self) -> list[Shard]:
+        """End the last shard and return all that were written."""
+        if self._writer is not None:
+            self._end()
+        return self.written
+
+    def _flush_batch(self) -> None:
+        if self._batch:
+            self._writer.write_batch(pa.RecordBatch.from_pylist(self._batch, schema=_IMAGE))
+        self._batch, self._held = [], 0
+
+    def _end(self) -> None:
+        self._flush_batch()
+        self._writer.close()
+        self._sink.close()
+        partial = self._directory / "partial"
+        job.flush(partial)
+        digest = sha256_of(partial)
+        sys.audit("overread.fault", "shard.rename.before")
+        name = f"{digest}.arrow"
+        partial.rename(self._directory / name)
+        self.written.append(Shard(id=self._id, name=name, digest=digest, images=self._images, bytes=self._bytes))
+        self._writer = self._sink = None
+        self._id += 1
+        self._images = self._bytes = 0
 
 
-def read_confirmations(file: Path) -> dict[CaseId, tuple[Confirmation, ...]]:
-    """Read what was said about each case."""
-    found: dict[CaseId, list[Confirmation]] = {}
-    for row in pq.read_table(file).to_pylist():
-        found.setdefault(CaseId(row.pop("case_id")), []).append(Confirmation(**row))
-    return {case_id: tuple(items) for case_id, items in found.items()}
+class Images:
+    """Reads images from a version's shards, each checked against its digest."""
+
+    def __init__(self, directory: Path, shards: Iterable[Shard]) -> None:
+        self._files = {shard.id: directory / shard.name for shard in shards}
+        self._tables: dict[int, Any] = {}
+
+    def read(self, place: Place, digest: str) -> Pixels:
+        """Read one image: (H, W), (H, W, 3) or (D, H, W), uint8 or uint16. Raises VersionDamaged."""
+        row = self._row(place)
+        pixels = np.frombuffer(row["pixels"], dtype=np.dtype(row["dtype"]).newbyteorder("<"))
+        try:
+            pixels = pixels.reshape(row["shape"])
+        except ValueError as error:
+            raise VersionDamaged(f"image {digest} has the wrong size in its shard") from error
+        if hashlib.sha256(npy_bytes(pixels)).hexdigest() != digest:
+            raise VersionDamaged(f"image {digest} does not match its digest")
+        return pixels.astype(row["dtype"])
+
+    def _row(self, place: Place) -> dict[str, Any]:
+        if place.shard not in self._tables:
+            self._tables[place.shard] = open_shard(self._files[place.shard])
+        row: dict[str, Any] = self._tables[place.shard].slice(place.row, 1).to_pylist()[0]
+        return row
 
 
-def write_shards(
-    directory: Path,
-    wanted: Iterable[Digest],
-    *,
-    stored: Mapping[str, str],
-    blobs: Path,
-    keep_going: Callable[[], None],
-) -> list[dict[str, Any]]:
-    """Leave in `directory` exactly the shards that hold the wanted images; only those not `stored` are written.
-
-    `stored` maps image digests to the shards of the version before. Returns the manifest's list of shards, the old
-    ones first. Raises VersionDamaged where an image is missing or damaged.
-    """
-    directory.mkdir(exist_ok=True)
-    wanted = set(wanted)
-    held: dict[str, int] = {}
-    for name in stored.values():
-        held[name] = held.get(name, 0) + 1
-    needed = {stored[digest] for digest in wanted if digest in stored}
-    shards = [
-        {"name": name, "digest": name.partition(".")[0], "images": n} for name, n in held.items() if name in needed
-    ]
-    new = sorted(digest for digest in wanted if digest not in stored)
-    while new:
-        shard, count = _write_shard(directory, new, blobs=blobs, keep_going=keep_going)
-        new = new[count:]
-        shards.append({"name": shard.name, "digest": shard.stem, "images": count})
-    names = {shard["name"] for shard in shards}
-    for file in directory.iterdir():
-        if file.name not in names:
-            file.unlink()
-    return shards
+def open_shard(file: Path) -> Any:
+    """A shard as a table of views into the mapped file; nothing is copied. Raises VersionDamaged."""
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise VersionDamaged(f"shard {file} cannot be read: {error}") from error
 
 
-def index_shards(directory: Path, shards: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Map each image digest to the name of the shard that holds it."""
-    return {
-        digest: shard["name"]
-        for shard in shards
-        for digest in _open_shard(directory / shard["name"]).column("image_digest").to_pylist()
-    }
-
-
-def read_images(directory: Path, shards: Iterable[Mapping[str, Any]], digests: Iterable[Digest]) -> Iterator[Pixels]:
-    """Read images one after the other, each checked against its digest. Raises VersionDamaged."""
-    tables = [_open_shard(directory / shard["name"]) for shard in shards]
-    where = {
-        digest: (number, row)
-        for number, table in enumerate(tables)
-        for row, digest in enumerate(table.column("image_digest").to_pylist())
-    }
-    for digest in digests:
-        if digest not in where:
-            raise VersionDamaged(f"image {digest} is in none of the shards in {directory}")
-        number, row = where[digest]
-        yield _pixels(tables[number], row, digest)
+def arrays(file: Path) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Stacks of equal images in a shard: first row, and (n, *shape) as a view. Images that are empty are left out."""
+    first = 0
+    for batch in open_shard(file).to_batches():
+        columns = {name: batch.column(name) for name in ("axes", "shape", "dtype", "pixels")}
+        kinds = list(
+            zip(columns["axes"].to_pylist(), map(tuple, columns["shape"].to_pylist()), columns["dtype"].to_pylist())
+        )
+        start = 0
+        for end in range(1, len(kinds) + 1):
+            if end < len(kinds) and kinds[end] == kinds[start]:
+                continue
+            _, shape, dtype = kinds[start]
+            stack = _stack(columns["pixels"].slice(start, end - start), shape=shape, dtype=dtype)
+            yield from ((first + start + offset, stacked) for offset, stacked in stack)
+            start = end
+        first += len(kinds)
 
 
 def read_blob(blobs: Path, digest: str) -> Pixels:
@@ -176,103 +207,58 @@ def read_blob(blobs: Path, digest: str) -> Pixels:
         raise VersionDamaged(str(error)) from error
 
 
-def verify(directory: Path, document: Mapping[str, Any], *, shards: bool) -> None:
-    """Check a version's files against its manifest, the shards only if asked. Raises VersionDamaged."""
-    expected = {
-        "labels.parquet": document["labels_digest"],
-        "confirmations.parquet": document["confirmations_digest"],
-        "waiting.ndjson": document["waiting_digest"],
-    }
-    if shards:
-        expected |= {f"shards/{shard['name']}": shard["digest"] for shard in document["shards"]}
-    for name, digest in expected.items():
-        if not (directory / name).is_file() or sha256_of(directory / name) != digest:
-            raise VersionDamaged(
-                f"{directory / name} is missing or does not match its digest; check the version out anew"
-            )
+def redact(directory: Path, shard: Shard, *, rows: Collection[int]) -> Shard:
+    """Write a shard anew with the images in these rows empty and without digest; all others keep their rows.
+
+    One in which they are so already is left as it is.
+    """
+    sizes = pc.binary_length(open_shard(directory / shard.name).column("pixels")).to_numpy()
+    if not sizes[list(rows)].any():
+        return shard
+    writer = ShardWriter(directory, first_id=shard.id)
+    for number, row in enumerate(_rows(directory / shard.name)):
+        writer.copy({**row, "image_digest": bytes(32), "pixels": b""} if number in rows else row)
+    (only,) = writer.close()  # it is no larger than it was, so it is one
+    return only
 
 
-def sha256_of(file: Path) -> Digest:
-    """SHA-256 of a file's bytes."""
-    with file.open("rb") as stream:
-        return Digest(hashlib.file_digest(stream, "sha256").hexdigest())
+def mergeable(shards: Sequence[Shard]) -> list[Shard]:
+    """Name the shards to merge now: of the smallest size that has eight of them, all; none if there is no such."""
+    tiers: dict[int, list[Shard]] = {}
+    for shard in shards:
+        if shard.bytes < SHARD_BYTES // 2:
+            tier = max(0, (shard.bytes // SMALLEST_TIER_BYTES).bit_length() // 3)
+            tiers.setdefault(tier, []).append(shard)
+    return next((found for _, found in sorted(tiers.items()) if len(found) >= FAN_IN), [])
 
 
-@contextmanager
-def replacing(file: Path) -> Iterator[Path]:
-    """Give a temporary path beside `file` to write to; at the end it is flushed to disk and takes the name."""
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        _flush(temporary)
-        sys.audit("overread.fault", "table.rename.before")
-        temporary.replace(file)
-        _flush(file.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+def merge(
+    directory: Path, shards: Sequence[Shard], *, used: dict[int, NDArray[np.int64]], first_id: int
+) -> tuple[list[Shard], dict[int, dict[int, Place]]]:
+    """Copy the used rows (shard id -> rows, ascending) of some shards into new ones; returns them and the moves."""
+    writer = ShardWriter(directory, first_id=first_id)
+    moves: dict[int, dict[int, Place]] = {}
+    for shard in shards:
+        wanted = set(used.get(shard.id, np.empty(0, dtype=np.int64)).tolist())
+        moves[shard.id] = {
+            number: writer.copy(row) for number, row in enumerate(_rows(directory / shard.name)) if number in wanted
+        }
+    return writer.close(), moves
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    for batch in open_shard(file).to_batches():
+        for start in range(0, batch.num_rows, 256):
+            yield from batch.slice(start, 256).to_pylist()
 
 
-def _write_table(file: Path, table: Any) -> None:
-    with replacing(file) as temporary:
-        pq.write_table(table, temporary)
-
-
-def _write_shard(
-    directory: Path, digests: Sequence[Digest], *, blobs: Path, keep_going: Callable[[], None]
-) -> tuple[Path, int]:
-    """Write as many of the images as one shard takes; returns its place and their number."""
-    count = total = held = 0
-    rows: list[dict[str, Any]] = []
-    partial = directory / "partial"  # swept with everything that the manifest does not list
-    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, _IMAGE) as writer:
-        for digest in digests:
-            keep_going()
-            pixels = read_blob(blobs, digest)
-            row = {"image_digest": digest, "height": pixels.shape[0], "width": pixels.shape[1]}
-            row |= {"channels": 1 if pixels.ndim == 2 else pixels.shape[2], "dtype": pixels.dtype.name}
-            rows.append({**row, "pixels": pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()})
-            held += pixels.nbytes
-            total += pixels.nbytes
-            count += 1
-            if held >= BATCH_BYTES:
-                writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=_IMAGE))
-                rows, held = [], 0
-            if total >= SHARD_BYTES:
-                break
-        if rows:
-            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=_IMAGE))
-    _flush(partial)
-    sys.audit("overread.fault", "shard.rename.before")
-    return partial.rename(directory / f"{sha256_of(partial)}.arrow"), count
-
-
-def _open_shard(file: Path) -> Any:
-    """A shard as a table of views into the mapped file; nothing is copied."""
-    try:
-        return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise VersionDamaged(f"shard {file} cannot be read: {error}") from error
-
-
-def _pixels(table: Any, row: int, digest: str) -> Pixels:
-    height, width, channels, dtype = (table.column(name)[row].as_py() for name in _IMAGE.names[1:5])
-    shape = (height, width) if channels == 1 else (height, width, channels)
-    view = np.frombuffer(table.column("pixels")[row].as_buffer(), dtype=np.dtype(dtype).newbyteorder("<"))
-    try:
-        pixels = view.reshape(shape)
-    except ValueError as error:
-        raise VersionDamaged(f"image {digest} has the wrong size in its shard") from error
-    if hashlib.sha256(npy_bytes(pixels)).hexdigest() != digest:
-        raise VersionDamaged(f"image {digest} does not match its digest")
-    return pixels.astype(dtype)
+def _stack(pixels: Any, *, shape: tuple[int, ...], dtype: str) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Runs of whole images among equals, as views: offset of the first, and (n, *shape)."""
+    offsets = np.frombuffer(pixels.buffers()[1], dtype=np.int32)[pixels.offset : pixels.offset + len(pixels) + 1]
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    whole = np.diff(offsets) == size
+    data = pixels.buffers()[2]
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], whole, [False]])))
+    for start, end in zip(edges[::2].tolist(), edges[1::2].tolist()):
+        view = np.frombuffer(data, dtype=np.uint8, count=(end - start) * size, offset=int(offsets[start]))
+        yield start, view.view(np.dtype(dtype).newbyteorder("<")).reshape(end - start, *shape)

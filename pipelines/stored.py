@@ -9,7 +9,6 @@ Reference: DVC 3, "files/md5" of a remote: a file by the MD5 of its bytes, a fol
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -18,9 +17,9 @@ from typing import Any
 
 import yaml
 
-from pipelines import shards
-from pipelines.data_repository import DataRepository, VersionDamaged, VersionUnknown, tag_of
+from pipelines.data_repository import TRACKED_LARGE, DataRepository, VersionDamaged, VersionUnknown, tag_of
 from pipelines.dataset import checkout
+from pipelines.seals import sha256_of
 from pipelines.types import digest_of
 
 
@@ -51,9 +50,6 @@ class Shelf:
         document = json.loads(self._repository.show(tag, f"{line}/manifest.json"))
         if digest_of(document) != digest:
             raise VersionDamaged("its manifest does not have the digest on record")
-        waiting = hashlib.sha256(self._repository.show(tag, f"{line}/waiting.ndjson")).hexdigest()
-        if waiting != document["waiting_digest"]:
-            raise VersionDamaged("waiting.ndjson does not have the digest in its manifest")
         if erased and commit in self._repository.erased():
             return
         if "://" in self._remote:
@@ -66,18 +62,16 @@ class Shelf:
 
     def _large(self, tag: str, line: str, document: dict[str, Any]) -> Iterator[tuple[str, Path, str]]:
         """Name, place and digest of each file that DVC keeps of a version."""
-        for name in ("labels", "confirmations"):
-            place = self._place(self._md5(tag, f"{line}/{name}.parquet.dvc"))
-            yield f"{name}.parquet", place, document[f"{name}_digest"]
-        listing = self._place(self._md5(tag, f"{line}/shards.dvc"))
-        try:
-            held = {item["relpath"]: item["md5"] for item in json.loads(listing.read_bytes())}
-        except (OSError, ValueError, KeyError, TypeError):
-            raise VersionDamaged(f"the list of its shards, kept as {listing}, is missing or was altered") from None
-        for shard in document["shards"]:
-            if shard["name"] not in held:
-                raise VersionDamaged(f"shard {shard['name']} is not in the list kept as {listing}")
-            yield f"shard {shard['name']}", self._place(held[shard["name"]]), shard["digest"]
+        for folder in TRACKED_LARGE:
+            listing = self._place(self._md5(tag, f"{line}/{folder}.dvc"))
+            try:
+                held = {item["relpath"]: item["md5"] for item in json.loads(listing.read_bytes())}
+            except (OSError, ValueError, KeyError, TypeError):
+                raise VersionDamaged(f"the list of its {folder}, kept as {listing}, is missing or was altered") from None
+            for entry in document[folder]:
+                if entry["name"] not in held:
+                    raise VersionDamaged(f"{folder}/{entry['name']} is not in the list kept as {listing}")
+                yield f"{folder}/{entry['name']}", self._place(held[entry["name"]]), entry["digest"]
 
     def _md5(self, tag: str, name: str) -> str:
         return str(yaml.safe_load(self._repository.show(tag, name))["outs"][0]["md5"])
@@ -88,7 +82,7 @@ class Shelf:
     def _digest(self, name: str, path: Path) -> str:
         if path not in self._digests:
             try:
-                self._digests[path] = shards.sha256_of(path)
+                self._digests[path] = sha256_of(path)
             except OSError as error:
                 raise VersionDamaged(f"{name}, kept as {path}, cannot be read: {error.strerror}") from None
         return self._digests[path]

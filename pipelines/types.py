@@ -62,7 +62,14 @@ class ConfirmedCase:
     scanner: str | None
     sex: str | None
     age_band: str | None
+    spacing_mm: tuple[float, ...] | None = None
+    """Distance between pixels, in the order of the image's axes; None: unknown."""
     confirmations: tuple[Confirmation, ...]
+
+    @property
+    def group(self) -> str:
+        """What must stay together in one split: the patient, or the image where the patient is unknown."""
+        return f"image:{self.image_digest}" if self.patient is None else f"patient:{self.patient}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +102,10 @@ class Waiting:
 
     case_id: CaseId
     reason: str
+    split: Split | None = None
+    """The split that its image has been in; it is in no other, ever. None: in none yet."""
+    added_in: int | None = None
+    """Number of the dataset version in which this case was first, before it left; None: never in one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,7 @@ def freeze_dataset(workshop: Workshop, *, job_id: int) -> None:
         directory = lease.directory(name)
         with workshop.transaction() as connection:
             config = translate.freeze_config(connection, run_id=run_id, directory=directory, settings=workshop.settings)
-        result = lease.run("pipelines.dataset", name=name, config=config)
+        result = lease.run("pipelines.freeze", name=name, config=config)
         with lease.recording() as connection:
             run = runs.get(connection, run_id)
             version = datasets.record_version(connection, **translate.version_row(run, result=result))

@@ -7,14 +7,13 @@ configuration names everything by path and digest, so that the process that gets
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
-from pipelines.job import write_atomically
+from pipelines.job import replacing
 from pipelines.types import AiExposure, CaseId, Confirmation, ConfirmedCase, Digest, Evidence, digest_of
 from registry import blobs, candidates, confirmations, datasets, db, erasures, lines, promotions, runs
 from workers.settings import WorkerSettings
@@ -66,15 +65,25 @@ def confirmed_cases(rows: Iterable[confirmations.StandingConfirmation]) -> Itera
 def freeze_config(
     connection: db.Connection, *, run_id: int, directory: Path, settings: WorkerSettings
 ) -> dict[str, Any]:
-    """Say what a run's freeze has to do, and put its cases beside it."""
+    """Say what a run's freeze has to do, and put its cases beside it.
+
+    These are the cases of which something new was said since the version before; all of them where there is none, or
+    where the protocol asks for other answers or other splits than it did then.
+    """
     run = runs.get(connection, run_id)
     line = lines.line_by_id(connection, run.line_id)
+    protocol = lines.protocol(connection, run.protocol_id).document
     previous = datasets.latest(connection, run.line_id)
+    whole = previous is None or any(
+        lines.protocol(connection, previous.protocol_id).document[section] != protocol[section]
+        for section in ("reference_standard", "splits", "classes")
+    )
+    after = 0 if whole or previous is None else previous.last_confirmation_id
     up_to = confirmations.last_id(connection, run.line_id)
-    standing = confirmations.standing_for_line(connection, line_id=run.line_id, up_to=up_to)
+    standing = confirmations.standing_for_line(connection, line_id=run.line_id, up_to=up_to, after=after)
     cases = directory / "cases.ndjson"
-    rows = (json.dumps(asdict(case), allow_nan=False) for case in confirmed_cases(standing))
-    write_atomically(cases, "".join(f"{row}\n" for row in rows).encode())
+    with replacing(cases) as temporary, temporary.open("w", encoding="utf-8") as rows:
+        rows.writelines(json.dumps(asdict(case), allow_nan=False) + "\n" for case in confirmed_cases(standing))
     return {
         "kind": "freeze",
         "repository": str(settings.data_repository),
@@ -82,9 +91,12 @@ def freeze_config(
         "line": line.name,
         "number": previous.number + 1 if previous else 1,
         "previous": previous.number if previous else None,
-        "protocol": lines.protocol(connection, run.protocol_id).document,
+        "protocol": protocol,
         "split_key": line.split_key.hex(),
         "cases": str(cases),
+        "whole": whole,
+        "gone": erasures.erased_cases(connection, line_id=run.line_id),
+        "last_confirmation_id": up_to,
         "blobs": str(settings.blob_root),
     }
 
@@ -94,13 +106,12 @@ def version_row(run: runs.Run, *, result: dict[str, Any]) -> dict[str, Any]:
 
     What was considered is said by the version itself: it may have been published by a run that did not live to tell.
     """
-    reasons = Counter(row["reason"].partition(":")[0] for row in result["waiting"])
     kept = ("number", "digest", "git_tag", "git_commit", "manifest", "submitter_shares")
     return {
         **{name: result[name] for name in kept},
         "line_id": run.line_id,
         "protocol_id": run.protocol_id,
-        "waiting": dict(reasons),
+        "waiting": result["manifest"]["waiting"],
         "last_confirmation_id": result["manifest"]["last_confirmation_id"],
     }
 
@@ -138,7 +149,6 @@ def erase_config(
         "line": lines.line_by_id(connection, line_id).name,
         "cases": [item.subject_id for item in found if (item.subject, item.line_id) == ("case", line_id)],
         "recorded": [version.number for version in datasets.list_versions(connection, line_id)],
-        "blobs": str(settings.blob_root),
     }
 
 
@@ -154,6 +164,7 @@ def copies_of_erased(
     gated = [made.candidate_id for made in candidates.list_candidates(connection, line_id) if made.run_id in ended]
     return [
         *(settings.checkouts / version.git_tag for version in versions),
+        *(settings.checkouts / version.git_tag.rpartition("/")[0] / "prepared" for version in versions),
         *(settings.jobs / f"{kind}-{run_id}" for kind in ("freeze_dataset", "train_candidate") for run_id in ended),
         *(settings.jobs / f"gate_candidate-{candidate_id}" for candidate_id in gated),
     ]

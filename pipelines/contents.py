@@ -1,0 +1,112 @@
+"""What a version consists of: parts of its case table and shards of its images, in one directory, listed by a manifest.
+
+    <line>/manifest.json      names everything below by SHA-256
+    <line>/cases/             parts of the case table (Parquet), see `pipelines.case_table`
+    <line>/shards/            images (Arrow IPC), see `pipelines.shards`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipelines import case_table
+from pipelines.case_table import Part
+from pipelines.data_repository import VersionDamaged
+from pipelines.seals import Seals
+from pipelines.shards import Place, Shard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """The files of a version. `document` is the manifest that lists them, empty before there is one."""
+
+    directory: Path
+    parts: tuple[Part, ...] = ()
+    shards: tuple[Shard, ...] = ()
+    document: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def listed(cls, directory: Path, document: Mapping[str, Any]) -> Contents:
+        """What a manifest lists; nothing is read."""
+        return cls(
+            directory=directory,
+            parts=tuple(Part(**entry) for entry in document["cases"]),
+            shards=tuple(Shard(**entry) for entry in document["shards"]),
+            document=document,
+        )
+
+    def listing(self) -> dict[str, Any]:
+        """The manifest's lists."""
+        return {
+            "cases": [part.document() for part in self.parts],
+            "shards": [shard.document() for shard in self.shards],
+        }
+
+    def files(self) -> dict[str, Path]:
+        """Every large file by its digest."""
+        tables = {part.digest: self.directory / "cases" / part.name for part in self.parts}
+        return tables | {shard.digest: self.directory / "shards" / shard.name for shard in self.shards}
+
+    def verify(self, seals: Seals) -> None:
+        """Check that every file is there with its digest. Raises VersionDamaged."""
+        for digest, file in self.files().items():
+            if not seals.hold(file, digest):
+                raise VersionDamaged(f"{file} is missing or does not match its digest; check the version out anew")
+
+    def sweep(self) -> None:
+        """Remove from the directory what is not listed: what a killed freeze left, or what the version let go."""
+        listed = set(self.files().values())
+        for folder in ("cases", "shards"):
+            (self.directory / folder).mkdir(exist_ok=True)
+            for file in (self.directory / folder).iterdir():
+                if file not in listed:
+                    file.unlink()
+
+    def table(self, part: int, columns: Collection[str] | None = None) -> Any:
+        """A part of the case table, or some columns of it; None where there is no such part."""
+        for found in self.parts:
+            if found.part == part:
+                return case_table.read_part(self.directory / "cases", found, columns)
+        return None
+
+    def tables(self, *columns: str) -> Iterator[Any]:
+        """All parts of the case table one after the other, with these columns (all columns without any)."""
+        for part in self.parts:
+            yield case_table.read_part(self.directory / "cases", part, columns or None)
+
+    def used_rows(self) -> dict[int, NDArray[np.int64]]:
+        """Rows in use of each shard, ascending; a shard that holds no image of the version is not among them."""
+        shard, row = self._places()
+        order = np.lexsort((row, shard))
+        ids, starts = np.unique(shard[order], return_index=True)
+        return dict(zip(ids.tolist(), np.split(row[order], starts[1:]), strict=True))
+
+    def moved(self, moves: Mapping[int, Mapping[int, Place]]) -> Contents:
+        """Write the parts whose images have moved anew; `moves` are by shard id and row."""
+        kept = []
+        for part in self.parts:
+            table = case_table.read_part(self.directory / "cases", part)
+            places = list(zip(table.column("shard").to_pylist(), table.column("row").to_pylist(), strict=True))
+            if any(shard in moves for shard, _ in places):
+                new = [moves[shard][row] if shard in moves else Place(shard, row) for shard, row in places]
+                for name, values in zip(("shard", "row"), zip(*new, strict=True), strict=True):
+                    position = table.schema.get_field_index(name)
+                    table = table.set_column(position, table.schema.field(name), pa.array(values, pa.int32()))
+                part = case_table.write_part(self.directory / "cases", part=part.part, table=table)  # noqa: PLW2901
+            kept.append(part)
+        return replace(self, parts=tuple(kept))
+
+    def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        found = [table.drop_null() for table in self.tables("shard", "row")]
+        shard, row = (
+            np.concatenate([np.empty(0, dtype=np.int64), *(table.column(name).to_numpy() for table in found)])
+            for name in ("shard", "row")
+        )
+        return shard.astype(np.int64), row.astype(np.int64)

@@ -1,0 +1,243 @@
+"""Freeze a dataset version: settle what is new, store what is new, publish the whole.
+
+Invariant: what has been frozen never changes; a second freeze of the same number returns the first. A version costs
+what has changed, in time and memory: new images go into a new shard, and only the parts of the case table in which
+something changed are written.
+
+    python -m pipelines.freeze JOB_DIR        # config.json in; result.json and progress.jsonl out
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipelines import case_table, job, shards
+from pipelines.case_table import CaseRow
+from pipelines.contents import Contents
+from pipelines.data_repository import DataRepository, DatasetError, FreezeRefused, VersionDamaged, tag_of, writing
+from pipelines.protocol import Protocol, from_document
+from pipelines.seals import Seals
+from pipelines.settling import UNREADABLE, Change, PartChange, settle_changes
+from pipelines.shards import Shard, ShardWriter
+from pipelines.summary import summary
+from pipelines.types import SPLITS, Confirmation, ConfirmedCase, Example, Waiting, digest_of
+
+
+def freeze(
+    repository: Path,
+    *,
+    remote: str,
+    line: str,
+    number: int,
+    protocol: Protocol,
+    split_key: bytes,
+    change: Change,
+    blobs: Path,
+    previous: int | None = None,
+    tell: Callable[[str], None] = lambda _stage: None,
+    keep_going: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Freeze version `number` of a line and publish it; returns the result's JSON values.
+
+    A version that exists already is returned as it is. `tell` hears of each stage; `keep_going` is called often and
+    raises to stop. Raises FreezeRefused where there is nothing to freeze yet, ToolFailed, VersionDamaged.
+    """
+    tag = tag_of(line, number)
+    tell("waiting for the data repository")
+    with writing(repository, remote=remote, keep_going=keep_going) as held:
+        if held.commit_of(tag) is not None:
+            return _result(held, line=line, number=number, protocol=protocol)
+        tell("reading the version before")
+        seals = seals_of(held)
+        before = previous_version(held, line=line, number=previous, seals=seals)
+        tell("settling confirmations and writing images")
+        changes = settle_changes(before, change, protocol=protocol, split_key=split_key, number=number)
+        contents, differs = _write(before, changes, blobs=blobs, keep_going=keep_going)
+        described = summary(contents, classes=protocol.classes, number=number)
+        _refuse_if_useless(described, protocol=protocol, differs=differs or "edition" in before.document)
+        document = {
+            "schema_version": 2,
+            "line": line,
+            "number": number,
+            "previous": {"number": previous, "digest": digest_of(before.document)} if before.document else None,
+            "protocol_digest": protocol.digest,
+            "classes": list(protocol.classes),
+            "last_confirmation_id": change.last_confirmation_id,
+            **contents.listing(),
+            **described,
+        }
+        tell("publishing")
+        message = f"{tag}\n\ndigest {digest_of(document)}"
+        publish(held, tag, replace(contents, document=document), seals=seals, message=message)
+        return _result(held, line=line, number=number, protocol=protocol)
+
+
+def publish(held: DataRepository, tag: str, contents: Contents, *, seals: Seals, message: str) -> None:
+    """Publish a version from a line's directory, swept of all that its manifest does not list."""
+    contents.sweep()
+    data = json.dumps(contents.document, indent=1, sort_keys=True).encode() + b"\n"
+    job.write_atomically(contents.directory / "manifest.json", data)
+    held.publish(tag, contents.document["line"], message=message)
+    seals.keep(contents.files())
+
+
+def seals_of(held: DataRepository) -> Seals:
+    """The seals of a data repository's working directory."""
+    return Seals(held.path / ".git" / "overread-seals.json")
+
+
+def previous_version(held: DataRepository, *, line: str, number: int | None, seals: Seals) -> Contents:
+    """A version, or its newest edition without erased cases, in the working directory; empty contents for None.
+
+    The working directory is brought to it where it does not match.
+    """
+    directory = held.path / line
+    if number is None:
+        return Contents(directory=directory)
+    tag = held.newest_edition(tag_of(line, number))
+    contents = Contents.listed(directory, json.loads(held.show(tag, f"{line}/manifest.json")))
+    for attempt in range(3):
+        try:
+            contents.verify(seals)
+            break
+        except VersionDamaged:  # most often by a killed freeze; else the cache is, and only the remote is whole
+            if attempt == 2:
+                raise
+            held.restore(tag, line, distrust_cache=attempt == 1)
+    return contents
+
+
+def main(arguments: list[str]) -> int:
+    """Run the freeze that a job directory describes."""
+    return job.run(arguments, work=_work)
+
+
+def confirmed_case(row: Mapping[str, Any]) -> ConfirmedCase:
+    """Make a confirmed case from plain JSON values, as `cases.ndjson` has them. Raises TypeError on other fields."""
+    said = tuple(Confirmation(**item) for item in row["confirmations"])
+    spacing = row["spacing_mm"]
+    return ConfirmedCase(**{**row, "confirmations": said, "spacing_mm": None if spacing is None else tuple(spacing)})
+
+
+def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
+    def cases() -> Iterator[ConfirmedCase]:
+        with Path(config["cases"]).open(encoding="utf-8") as rows:
+            yield from (confirmed_case(json.loads(row)) for row in rows)
+
+    try:
+        return freeze(
+            Path(config["repository"]),
+            remote=config["remote"],
+            line=config["line"],
+            number=config["number"],
+            protocol=from_document(config["protocol"]),
+            split_key=bytes.fromhex(config["split_key"]),
+            change=Change(
+                cases=cases,
+                whole=config["whole"],
+                gone=config["gone"],
+                last_confirmation_id=config["last_confirmation_id"],
+            ),
+            blobs=Path(config["blobs"]),
+            previous=config["previous"],
+            tell=lambda stage: job.append_progress(directory, {"stage": stage}),
+            keep_going=job.orphan_watch(),
+        )
+    except FreezeRefused as refusal:
+        raise job.Refused(str(refusal)) from refusal
+
+
+def _write(
+    before: Contents, changes: Iterator[PartChange], *, blobs: Path, keep_going: Callable[[], None]
+) -> tuple[Contents, bool]:
+    """Write the images and parts that changed; returns the contents of the new version, and whether an example did."""
+    directory = before.directory
+    directory.mkdir(exist_ok=True)
+    writer = ShardWriter(directory / "shards", first_id=_next_id(before.shards))
+    parts = {part.part: part for part in before.parts}
+    differs = False
+    for change in changes:
+        rows = [_stored(row, writer, blobs=blobs, keep_going=keep_going) for row in change.rows]
+        without = [*change.removed, *(row.case.case_id for row in rows)]
+        table = case_table.merged(change.before, case_table.table_of(rows), without=without)
+        if table.num_rows:
+            parts[change.part] = case_table.write_part(directory / "cases", part=change.part, table=table)
+        else:
+            parts.pop(change.part, None)
+        differs = differs or change.differs
+    every = [*before.shards, *writer.close()]
+    ordered = tuple(parts[part] for part in sorted(parts))
+    return tidy(Contents(directory=directory, parts=ordered), every), differs
+
+
+def tidy(contents: Contents, every: Sequence[Shard]) -> Contents:
+    """Leave out shards that hold no image of the version, and merge small ones; `every` is all that there are."""
+    first_id = _next_id(every)
+    while True:
+        used = contents.used_rows()
+        every = [shard for shard in every if shard.id in used]
+        small = shards.mergeable(every)
+        if not small:
+            return replace(contents, shards=tuple(every))
+        made, moves = shards.merge(contents.directory / "shards", small, used=used, first_id=first_id)
+        contents = contents.moved(moves)
+        every = [*(shard for shard in every if shard not in small), *made]
+        first_id = _next_id(every)
+
+
+def _next_id(every: Sequence[Shard]) -> int:
+    return max((shard.id for shard in every), default=0) + 1
+
+
+def _stored(row: CaseRow, writer: ShardWriter, *, blobs: Path, keep_going: Callable[[], None]) -> CaseRow:
+    """Store the image of a case that comes in; a case whose image is missing or damaged at rest waits."""
+    keep_going()
+    if not isinstance(row.outcome, Example) or row.place is not None:
+        return row
+    try:
+        pixels = shards.read_blob(blobs, row.case.image_digest)
+    except VersionDamaged as error:
+        reason = f"{UNREADABLE}: {error}"
+        return replace(row, outcome=Waiting(case_id=row.case.case_id, reason=reason, split=row.outcome.split))
+    return replace(row, place=writer.add(row.case.image_digest, pixels, spacing_mm=row.case.spacing_mm))
+
+
+def _result(held: DataRepository, *, line: str, number: int, protocol: Protocol) -> dict[str, Any]:
+    """Tell of a published version, from what is published and nothing else."""
+    tag = tag_of(line, number)
+    document = json.loads(held.show(tag, f"{line}/manifest.json"))
+    if document["protocol_digest"] != protocol.digest:
+        raise DatasetError(f"{tag} has been frozen under another protocol; give this version another number")
+    total = max(document["new_examples"], 1)
+    return {
+        "digest": digest_of(document),
+        "git_tag": tag,
+        "git_commit": held.commit_of(tag),
+        "number": number,
+        "submitter_shares": {name: count / total for name, count in document["new_cases"].items()},
+        "manifest": document,
+    }
+
+
+def _refuse_if_useless(described: Mapping[str, Any], *, protocol: Protocol, differs: bool) -> None:
+    if not described["examples"]:
+        waiting = sum(described["waiting"].values())
+        raise FreezeRefused(f"no case has a settled diagnosis yet; {waiting} wait")
+    if not differs:
+        raise FreezeRefused("nothing is new since the version before; confirm more cases first")
+    counts = described["counts"]
+    empty = [f"{name} in {split}" for split in SPLITS for name in protocol.classes if counts[split][name] == 0]
+    if empty:
+        raise FreezeRefused(
+            f"{described['examples']} cases are settled, but there is none yet for: {', '.join(empty)}; "
+            "confirm more cases"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

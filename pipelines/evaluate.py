@@ -71,24 +71,28 @@ def opinions(version: DatasetVersion, *, rows: Iterable[int], champion: Mapping[
     """List what each submitter said about the cases with a new label (`rows`), and about cases that wait for agreement.
 
     Of a submitter with several confirmations of a case, the last of the strongest evidence counts. `champion` maps rows
-    to decisions.
+    to decisions. An adjudication is nobody's opinion: it is what opinions are held against.
     """
-    said = version.confirmations()
+    said = {
+        case_id: [item for item in items if item.finding is not None]
+        for case_id, items in version.confirmations().items()
+    }
     row_of = {example.case_id: row for row, example in enumerate(version.examples)}
     wanted = {version.examples[row].case_id for row in rows} | {case.case_id for case in version.waiting()}
     found = []
     for case_id in sorted(wanted & said.keys()):
         row = row_of.get(case_id)
-        for submitter in sorted({item.submitter for item in said[case_id]}):
+        own = [item for item in said[case_id] if item.kind == "confirmation"]
+        for submitter in sorted({item.submitter for item in own}):
             mine = max(
-                (item for item in said[case_id] if item.submitter == submitter),
+                (item for item in own if item.submitter == submitter),
                 key=lambda item: (EVIDENCE_RANK[item.evidence], item.confirmation_id),
             )
             others = [item for item in said[case_id] if item.submitter != submitter]
             found.append(
                 Opinion(
                     submitter=submitter,
-                    finding=mine.finding,
+                    finding=str(mine.finding),
                     champion=None if row is None else champion.get(row),
                     others=outweighing(mine, others=others),
                 )
@@ -97,10 +101,13 @@ def opinions(version: DatasetVersion, *, rows: Iterable[int], champion: Mapping[
 
 
 def outweighing(mine: Confirmation, *, others: list[Confirmation]) -> str | None:
-    """Finding of stronger evidence, or of at least two other submitters with equal evidence; by majority.
+    """Finding of somebody else's adjudication, or of stronger evidence, or of two other submitters with equal evidence.
 
-    None without such evidence, or where it is tied: of two equal voices that differ, nobody can say which is wrong.
+    Evidence counts by majority. None without any, or where it is tied: of two equal voices that differ, nobody can say
+    which is wrong.
     """
+    if decided := [item.finding for item in others if item.kind == "adjudication"]:
+        return decided[-1]
     strongest = max((EVIDENCE_RANK[item.evidence] for item in others), default=-1)
     voices = [item for item in others if EVIDENCE_RANK[item.evidence] == strongest]
     equal = strongest == EVIDENCE_RANK[mine.evidence]

@@ -11,71 +11,10 @@ import hashlib
 import hmac
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
-from pipelines.protocol import Protocol, ReferenceStandardRule, Splits
-from pipelines.types import (
-    EVIDENCE_RANK,
-    SPLITS,
-    AiExposure,
-    CaseId,
-    Confirmation,
-    ConfirmedCase,
-    Digest,
-    Evidence,
-    Example,
-    Split,
-    Waiting,
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settled:
-    """A reference standard: the answer, and the agreeing confirmations it stands on (one a reader)."""
-
-    finding: str
-    evidence: Evidence
-    ai_exposure: AiExposure
-    reads: int
-    submitters: tuple[str, ...]
-    confirmation_ids: tuple[int, ...]
-
-
-def settle(confirmations: Iterable[Confirmation], rule: ReferenceStandardRule) -> Settled | str:
-    """Find the one answer in a case's standing confirmations, or say in words why the case has to wait.
-
-    The strongest evidence present decides, by majority within it; each reader of a submitter has one vote, the
-    latest. The exposure of the answer is that of its most exposed read (`aided`, then `unknown`, then `blind`).
-    A reason begins with a few fixed words and a colon, so that reasons can be counted.
-    """
-    every = sorted(confirmations, key=lambda item: item.confirmation_id)
-    allowed = [item for item in every if item.ai_exposure in rule.exposures]
-    if not allowed:
-        found = ", ".join(sorted({item.ai_exposure for item in every})) or "no confirmation"
-        return f"AI exposure not accepted: {found}"
-    rank = max(EVIDENCE_RANK[item.evidence] for item in allowed)
-    if rank < rule.minimum_rank:
-        strongest = next(item.evidence for item in allowed if EVIDENCE_RANK[item.evidence] == rank)
-        return f"evidence too weak: {strongest}, where {rule.minimum_evidence} is needed"
-    votes = {(item.submitter, item.reader): item for item in allowed if EVIDENCE_RANK[item.evidence] == rank}
-    counts = Counter(item.finding for item in votes.values())
-    (finding, reads), *others = counts.most_common()
-    if others and others[0][1] == reads:
-        tally = ", ".join(f"{name} ×{count}" for name, count in sorted(counts.items()))
-        return f"discordant: {tally}"
-    if reads < rule.minimum_reads:
-        return f"too few reads: {reads} of {rule.minimum_reads}"
-    agreeing = [item for item in votes.values() if item.finding == finding]
-    exposures = {item.ai_exposure for item in agreeing}
-    exposure: AiExposure = "aided" if "aided" in exposures else "unknown" if "unknown" in exposures else "blind"
-    return Settled(
-        finding=finding,
-        evidence=agreeing[0].evidence,
-        ai_exposure=exposure,
-        reads=reads,
-        submitters=tuple(sorted({item.submitter for item in agreeing})),
-        confirmation_ids=tuple(sorted(item.confirmation_id for item in agreeing)),
-    )
+from pipelines.protocol import Protocol, Splits
+from pipelines.reference_standard import settle
+from pipelines.types import SPLITS, CaseId, ConfirmedCase, Digest, Example, Split, Waiting
 
 
 def group_of(case: ConfirmedCase) -> str:

@@ -63,11 +63,14 @@ _CONFIRMATION = pa.schema(
     [
         ("case_id", pa.int64()),
         ("confirmation_id", pa.int64()),
+        ("kind", pa.string()),
         ("finding", pa.string()),
         ("evidence", pa.string()),
         ("ai_exposure", pa.string()),
         ("submitter", pa.string()),
         ("reader", pa.string()),
+        ("confirmed_on", pa.string()),
+        ("reason", pa.string()),
     ]
 )
 

@@ -38,7 +38,7 @@ class Aliases:
 
 
 def confirmed_cases(rows: Iterable[confirmations.StandingConfirmation]) -> Iterator[ConfirmedCase]:
-    """Gather standing confirmations, in order of case, into the cases they are of."""
+    """Gather standing rows, in order of case, into the cases they are of."""
     for case_id, group in groupby(rows, key=lambda row: row.case_id):
         said = list(group)
         yield ConfirmedCase(
@@ -52,11 +52,14 @@ def confirmed_cases(rows: Iterable[confirmations.StandingConfirmation]) -> Itera
             confirmations=tuple(
                 Confirmation(
                     confirmation_id=row.confirmation_id,
+                    kind=row.kind,
                     finding=row.finding,
                     evidence=cast(Evidence, row.evidence),
                     ai_exposure=cast(AiExposure, row.ai_exposure),
                     submitter=row.submitter,
                     reader=row.reader,
+                    confirmed_on=row.confirmed_on,
+                    reason=row.reason,
                 )
                 for row in said
             ),

@@ -43,6 +43,7 @@ class Hospital:
             ai_exposure="blind",
             submitter="north" if index % 4 else "south",
             reader="ana",
+            confirmed_on="2026-03-02",
         )
         return ConfirmedCase(
             case_id=CaseId(index + 1),

@@ -1,34 +1,23 @@
-"""Settling, splitting and assembling: properties that must hold for any set of cases."""
+"""Splitting and assembling: properties that must hold for any set of cases."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import manifest
-from pipelines.protocol import Protocol, ReferenceStandardRule, Splits, parse
-from pipelines.types import AiExposure, CaseId, Confirmation, ConfirmedCase, Digest, Evidence, Example
+from pipelines.protocol import Protocol, Splits, parse
+from pipelines.types import CaseId, Confirmation, ConfirmedCase, Digest, Example
+from tests.pipelines.saying import read, relaxed, said
 
 ROOT = Path(__file__).resolve().parents[2]
 PROTOCOL = parse((ROOT / "pipelines" / "protocols" / "cxr-pneumonia.yaml").read_text(encoding="utf-8"))
 KEY = bytes(range(32))
 
-findings = st.sampled_from(["normal", "pneumonia"])
-confirmations = st.builds(
-    Confirmation,
-    confirmation_id=st.integers(1, 10**6),
-    finding=findings,
-    evidence=st.sampled_from(get_args(Evidence)),
-    ai_exposure=st.sampled_from(get_args(AiExposure)),
-    submitter=st.sampled_from(["north", "south", "east"]),
-    reader=st.sampled_from(["ana", "ben", "eva"]),
-)
-said = st.lists(confirmations, max_size=5, unique_by=lambda item: item.confirmation_id).map(tuple)
 cases = st.lists(
     st.builds(
         ConfirmedCase,
@@ -44,26 +33,6 @@ cases = st.lists(
     max_size=30,
     unique_by=lambda case: case.case_id,
 )
-relaxed = settings(max_examples=80, deadline=None)
-
-
-def read(
-    finding: str,
-    *,
-    number: int = 1,
-    evidence: Evidence = "single_read",
-    exposure: AiExposure = "blind",
-    submitter: str = "north",
-    reader: str = "ana",
-) -> Confirmation:
-    return Confirmation(
-        confirmation_id=number,
-        finding=finding,
-        evidence=evidence,
-        ai_exposure=exposure,
-        submitter=submitter,
-        reader=reader,
-    )
 
 
 def case(number: int, *items: Confirmation, image: int | None = None, patient: str | None = None) -> ConfirmedCase:
@@ -84,68 +53,6 @@ def assemble(
 ) -> tuple[list[Example], dict[int, str]]:
     examples, waiting = manifest.assemble(rows, protocol=protocol, split_key=KEY, number=number, previous=previous)
     return examples, {row.case_id: row.reason for row in waiting}
-
-
-def test_pathology_beats_any_number_of_single_reads() -> None:
-    many = [read("normal", number=n, reader=f"r{n}") for n in range(1, 6)]
-    settled = manifest.settle([*many, read("pneumonia", number=9, evidence="pathology")], ReferenceStandardRule())
-    assert isinstance(settled, manifest.Settled)
-    assert (settled.finding, settled.evidence, settled.reads) == ("pneumonia", "pathology", 1)
-    assert settled.confirmation_ids == (9,)
-
-
-def test_the_majority_of_readers_decides_and_only_they_are_credited() -> None:
-    settled = manifest.settle(
-        [
-            read("pneumonia", number=1, reader="ana", submitter="north"),
-            read("pneumonia", number=2, reader="ben", submitter="south"),
-            read("normal", number=3, reader="eva", submitter="east"),
-        ],
-        ReferenceStandardRule(),
-    )
-    assert isinstance(settled, manifest.Settled)
-    assert (settled.finding, settled.reads, settled.submitters) == ("pneumonia", 2, ("north", "south"))
-
-
-def test_a_tie_is_discordant_and_waits() -> None:
-    reason = manifest.settle([read("normal"), read("pneumonia", number=2, reader="ben")], ReferenceStandardRule())
-    assert reason == "discordant: normal ×1, pneumonia ×1"
-
-
-def test_one_reader_has_one_vote_the_latest() -> None:
-    settled = manifest.settle([read("normal", number=n) for n in (1, 2)] + [read("pneumonia", number=3)], PROTOCOL_RULE)
-    assert isinstance(settled, manifest.Settled)
-    assert (settled.finding, settled.reads, settled.confirmation_ids) == ("pneumonia", 1, (3,))
-
-
-PROTOCOL_RULE = PROTOCOL.reference_standard
-
-
-def test_an_answer_is_aided_if_any_of_its_reads_was() -> None:
-    reads = [read("normal"), read("normal", number=2, reader="ben", exposure="aided")]
-    settled = manifest.settle(reads, PROTOCOL_RULE)
-    assert isinstance(settled, manifest.Settled)
-    assert settled.ai_exposure == "aided"
-
-
-@pytest.mark.parametrize(
-    ("rule", "reason"),
-    [
-        (ReferenceStandardRule(minimum_evidence="consensus"), "evidence too weak: single_read"),
-        (ReferenceStandardRule(minimum_reads=2), "too few reads: 1 of 2"),
-        (ReferenceStandardRule(exposures=("aided",)), "AI exposure not accepted: blind"),
-    ],
-)
-def test_a_case_below_the_bar_waits_with_the_reason(rule: ReferenceStandardRule, reason: str) -> None:
-    settled = manifest.settle([read("normal")], rule)
-    assert isinstance(settled, str)
-    assert settled.startswith(reason)
-
-
-@relaxed
-@given(said)
-def test_the_order_in_which_confirmations_arrive_does_not_matter(items: tuple[Confirmation, ...]) -> None:
-    assert manifest.settle(items, PROTOCOL_RULE) == manifest.settle(items[::-1], PROTOCOL_RULE)
 
 
 @relaxed

@@ -26,6 +26,7 @@ from api.middleware import AddHeaders, LimitBody
 from api.settings import ApiSettings, SettingsError
 from api.sign_in import SignIn
 from api.v1 import (
+    adjudications,
     audit,
     bulk,
     candidates,
@@ -48,14 +49,14 @@ if TYPE_CHECKING:
 ROUTERS = tuple(
     module.router
     for module in (
-        cases, confirmations, bulk, predictions, lines, runs, datasets, candidates, promotions, jobs, audit, session,
-        health,
+        cases, confirmations, bulk, adjudications, predictions, lines, runs, datasets, candidates, promotions, jobs,
+        audit, session, health,
     )
 )  # fmt: skip
 
 TAGS = {
     "Cases": "Images in: de-identified, content-addressed, ready to be read and learnt from.",
-    "Confirmations": "Confirmed diagnoses in: append-only, one by one or in bulk.",
+    "Confirmations": "Confirmed diagnoses in: append-only, one by one or in bulk; and who decides where they differ.",
     "Predictions": "What the champion says of an image.",
     "Lines": "The questions that are answered, and the protocol of each.",
     "Runs": "Learning: a dataset version, a training, a verdict.",

@@ -33,11 +33,14 @@ PART_CASES = 16_384
 _CONFIRMATION = pa.struct(
     [
         ("confirmation_id", pa.int64()),
+        ("kind", pa.string()),
         ("finding", pa.string()),
         ("evidence", pa.string()),
         ("ai_exposure", pa.string()),
         ("submitter", pa.string()),
         ("reader", pa.string()),
+        ("confirmed_on", pa.string()),
+        ("reason", pa.string()),
     ]
 )
 SCHEMA = pa.schema(
@@ -52,6 +55,8 @@ SCHEMA = pa.schema(
         ("evidence", pa.string()),
         ("ai_exposure", pa.string()),
         ("reads", pa.int64()),
+        ("why", pa.string()),
+        ("confirmed_on", pa.string()),
         ("submitters", pa.list_(pa.string())),
         ("confirmation_ids", pa.list_(pa.int64())),
         ("added_in", pa.int64()),
@@ -136,14 +141,10 @@ def write_part(directory: Path, *, part: int, table: Any) -> Part:
     return Part(part=part, name=name, digest=digest, cases=table.num_rows)
 
 
-def read_part(directory: Path, part: Part, columns: Sequence[str] | None = None) -> Any:
+def read_part(file: Path, columns: Sequence[str] = ()) -> Any:
     """Read one part, or some columns of it."""
-    return pq.read_table(directory / part.name, columns=columns, partitioning=None)
-
-
-def read_parts(directory: Path, parts: Sequence[Part], columns: Sequence[str] | None = None) -> Iterator[Any]:
-    """Read parts one after the other; a generator, so that memory holds one at a time."""
-    return (read_part(directory, part, columns) for part in parts)
+    with pq.ParquetFile(file) as opened:
+        return opened.read(columns=list(columns) or None)
 
 
 def with_ids(table: Any, ids: Collection[int] | NDArray[np.int64]) -> Any:

@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,30 +70,29 @@ class Contents:
                 if file not in listed:
                     file.unlink()
 
-    def table(self, part: int, columns: Collection[str] | None = None) -> Any:
-        """A part of the case table, or some columns of it; None where there is no such part."""
-        for found in self.parts:
-            if found.part == part:
-                return case_table.read_part(self.directory / "cases", found, columns)
-        return None
+    def table(self, part: int) -> Any:
+        """A part of the case table; None where there is no such part."""
+        found = next((entry for entry in self.parts if entry.part == part), None)
+        return None if found is None else self._read(found)
 
     def tables(self, *columns: str) -> Iterator[Any]:
         """All parts of the case table one after the other, with these columns (all columns without any)."""
         for part in self.parts:
-            yield case_table.read_part(self.directory / "cases", part, columns or None)
+            yield self._read(part, columns)
 
     def used_rows(self) -> dict[int, NDArray[np.int64]]:
         """Rows in use of each shard, ascending; a shard that holds no image of the version is not among them."""
         shard, row = self._places()
         order = np.lexsort((row, shard))
-        ids, starts = np.unique(shard[order], return_index=True)
-        return dict(zip(ids.tolist(), np.split(row[order], starts[1:]), strict=True))
+        shard, row = shard[order], row[order]
+        edges = np.flatnonzero(np.diff(shard, prepend=-1, append=-1)).tolist()
+        return {int(shard[start]): row[start:end] for start, end in pairwise(edges)}
 
     def moved(self, moves: Mapping[int, Mapping[int, Place]]) -> Contents:
         """Write the parts whose images have moved anew; `moves` are by shard id and row."""
         kept = []
         for part in self.parts:
-            table = case_table.read_part(self.directory / "cases", part)
+            table = self._read(part)
             places = list(zip(table.column("shard").to_pylist(), table.column("row").to_pylist(), strict=True))
             if any(shard in moves for shard, _ in places):
                 new = [moves[shard][row] if shard in moves else Place(shard, row) for shard, row in places]
@@ -102,6 +102,9 @@ class Contents:
                 part = case_table.write_part(self.directory / "cases", part=part.part, table=table)  # noqa: PLW2901
             kept.append(part)
         return replace(self, parts=tuple(kept))
+
+    def _read(self, part: Part, columns: Sequence[str] = ()) -> Any:
+        return case_table.read_part(self.directory / "cases" / part.name, columns)
 
     def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         found = [table.drop_null() for table in self.tables("shard", "row")]

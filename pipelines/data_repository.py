@@ -142,6 +142,21 @@ class DataRepository:
         self.git("checkout", "-q", tag, "--", line)
         self.dvc(["pull", "-q", "--force", *(f"{line}/{name}.dvc" for name in TRACKED_LARGE)])
 
+    def collect_garbage(self) -> int:
+        """Remove from cache and remote what no tagged version needs, as killed freezes leave it; returns bytes freed.
+
+        The remote's are counted where it is a folder.
+        """
+        before = self._stored_bytes()
+        self.dvc(["gc", "-q", "--force", "--all-tags", "--cloud"])
+        return before - self._stored_bytes()
+
+    def _stored_bytes(self) -> int:
+        config = (self.path / ".dvc" / "config").read_text(encoding="utf-8")
+        remote = Path(config.rpartition("url = ")[2].strip())
+        places = [self.path / ".dvc" / "cache", *([remote] if remote.is_dir() else [])]
+        return sum(file.stat().st_size for place in places for file in place.rglob("*") if file.is_file())
+
     def publish(self, tag: str, line: str, *, message: str) -> str:
         """Push a line's directory as it stands, commit and tag it; returns the commit."""
         # `add` before `push` before the commit before the tag: see the module's invariant.

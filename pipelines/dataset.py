@@ -103,9 +103,9 @@ class DatasetVersion:
     def images(self, indices: Iterable[int]) -> list[Pixels]:
         """Pixels of some rows, as stored: (H, W), (H, W, 3) or (D, H, W); uint8 or uint16. Raises VersionDamaged."""
         stored = Images(self.path / "shards", self.contents.shards)
-        places = [Place(int(self._shard[index]), int(self._row[index])) for index in (rows := list(indices))]
         return [
-            stored.read(place, self.image_digests[index]) for place, index in zip(places, rows, strict=True)
+            stored.read(Place(int(self._shard[index]), int(self._row[index])), self.image_digests[index])
+            for index in indices
         ]
 
     def prepared(self, spec: InputSpec) -> Prepared:

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipelines import case_table, job, shards
 from pipelines.contents import Contents
@@ -124,7 +123,7 @@ def _holding(held: DataRepository, tags: Sequence[str], *, line: str, cases: Col
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / name
             held.fetch(sharing[0], {f"{line}/cases/{name}": str(file)})
-            if pc.any(case_table.has_id(pq.read_table(file, columns=["case_id"], partitioning=None), cases)).as_py():
+            if pc.any(case_table.has_id(case_table.read_part(file, ["case_id"]), cases)).as_py():
                 found |= set(sharing)
     return [tag for tag in tags if tag in found]
 

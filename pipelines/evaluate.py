@@ -73,23 +73,27 @@ def opinions(version: DatasetVersion, *, rows: Iterable[int], champion: Mapping[
     """List what each submitter said about the cases with a new label (`rows`), and about cases that wait for agreement.
 
     Of a submitter with several confirmations of a case, the last of the strongest evidence counts. `champion` maps rows
-    to decisions.
+    to decisions. An adjudication is nobody's opinion: it is what opinions are held against.
     """
     row_of = {CaseId(int(version.case_ids[row])): row for row in rows}
-    said = version.said([*row_of, *(case.case_id for case in version.waiting())])
+    said = {
+        case_id: [item for item in items if item.finding is not None]
+        for case_id, items in version.said([*row_of, *(case.case_id for case in version.waiting())]).items()
+    }
     found = []
     for case_id in sorted(said):
         row = row_of.get(case_id)
-        for submitter in sorted({item.submitter for item in said[case_id]}):
+        own = [item for item in said[case_id] if item.kind == "confirmation"]
+        for submitter in sorted({item.submitter for item in own}):
             mine = max(
-                (item for item in said[case_id] if item.submitter == submitter),
+                (item for item in own if item.submitter == submitter),
                 key=lambda item: (EVIDENCE_RANK[item.evidence], item.confirmation_id),
             )
             others = [item for item in said[case_id] if item.submitter != submitter]
             found.append(
                 Opinion(
                     submitter=submitter,
-                    finding=mine.finding,
+                    finding=str(mine.finding),
                     champion=None if row is None else champion.get(row),
                     others=outweighing(mine, others=others),
                 )
@@ -98,10 +102,13 @@ def opinions(version: DatasetVersion, *, rows: Iterable[int], champion: Mapping[
 
 
 def outweighing(mine: Confirmation, *, others: list[Confirmation]) -> str | None:
-    """Finding of stronger evidence, or of at least two other submitters with equal evidence; by majority.
+    """Finding of somebody else's adjudication, or of stronger evidence, or of two other submitters with equal evidence.
 
-    None without such evidence, or where it is tied: of two equal voices that differ, nobody can say which is wrong.
+    Evidence counts by majority. None without any, or where it is tied: of two equal voices that differ, nobody can say
+    which is wrong.
     """
+    if decided := [item.finding for item in others if item.kind == "adjudication"]:
+        return decided[-1]
     strongest = max((EVIDENCE_RANK[item.evidence] for item in others), default=-1)
     voices = [item for item in others if EVIDENCE_RANK[item.evidence] == strongest]
     equal = strongest == EVIDENCE_RANK[mine.evidence]

@@ -124,27 +124,42 @@ def confirmed_case(row: Mapping[str, Any]) -> ConfirmedCase:
     return ConfirmedCase(**{**row, "confirmations": said, "spacing_mm": None if spacing is None else tuple(spacing)})
 
 
-def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
+def as_configured(
+    config: Mapping[str, Any],
+    *,
+    tell: Callable[[str], None] = lambda _stage: None,
+    keep_going: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Freeze what a job's config.json describes; see `freeze`."""
+
     def cases() -> Iterator[ConfirmedCase]:
         with Path(config["cases"]).open(encoding="utf-8") as rows:
             yield from (confirmed_case(json.loads(row)) for row in rows)
 
+    return freeze(
+        Path(config["repository"]),
+        remote=config["remote"],
+        line=config["line"],
+        number=config["number"],
+        protocol=from_document(config["protocol"]),
+        split_key=bytes.fromhex(config["split_key"]),
+        change=Change(
+            cases=cases,
+            whole=config["whole"],
+            gone=config["gone"],
+            last_confirmation_id=config["last_confirmation_id"],
+        ),
+        blobs=Path(config["blobs"]),
+        previous=config["previous"],
+        tell=tell,
+        keep_going=keep_going,
+    )
+
+
+def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
     try:
-        return freeze(
-            Path(config["repository"]),
-            remote=config["remote"],
-            line=config["line"],
-            number=config["number"],
-            protocol=from_document(config["protocol"]),
-            split_key=bytes.fromhex(config["split_key"]),
-            change=Change(
-                cases=cases,
-                whole=config["whole"],
-                gone=config["gone"],
-                last_confirmation_id=config["last_confirmation_id"],
-            ),
-            blobs=Path(config["blobs"]),
-            previous=config["previous"],
+        return as_configured(
+            config,
             tell=lambda stage: job.append_progress(directory, {"stage": stage}),
             keep_going=job.orphan_watch(),
         )

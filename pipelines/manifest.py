@@ -9,78 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
-from pipelines.protocol import Protocol, ReferenceStandardRule, Splits
-from pipelines.types import (
-    EVIDENCE_RANK,
-    AiExposure,
-    CaseId,
-    Confirmation,
-    ConfirmedCase,
-    Digest,
-    Evidence,
-    Example,
-    Split,
-    Waiting,
-)
-
+from pipelines.protocol import Protocol, Splits
+from pipelines.reference_standard import Settled, settle
+from pipelines.types import CaseId, ConfirmedCase, Digest, Example, Split, Waiting
 
 Outcome = Example | Waiting
 
 CROSSING = "would change its split"
 """How the reason of a case begins that leaves because its patient's split is another."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settled:
-    """A reference standard: the answer, and the agreeing confirmations it stands on (one a reader)."""
-
-    finding: str
-    evidence: Evidence
-    ai_exposure: AiExposure
-    reads: int
-    submitters: tuple[str, ...]
-    confirmation_ids: tuple[int, ...]
-
-
-def settle(confirmations: Iterable[Confirmation], rule: ReferenceStandardRule) -> Settled | str:
-    """Find the one answer in a case's standing confirmations, or say in words why the case has to wait.
-
-    The strongest evidence present decides, by majority within it; each reader of a submitter has one vote, the
-    latest. The exposure of the answer is that of its most exposed read (`aided`, then `unknown`, then `blind`).
-    A reason begins with a few fixed words and a colon, so that reasons can be counted.
-    """
-    every = sorted(confirmations, key=lambda item: item.confirmation_id)
-    allowed = [item for item in every if item.ai_exposure in rule.exposures]
-    if not allowed:
-        found = ", ".join(sorted({item.ai_exposure for item in every})) or "no confirmation"
-        return f"AI exposure not accepted: {found}"
-    rank = max(EVIDENCE_RANK[item.evidence] for item in allowed)
-    if rank < rule.minimum_rank:
-        strongest = next(item.evidence for item in allowed if EVIDENCE_RANK[item.evidence] == rank)
-        return f"evidence too weak: {strongest}, where {rule.minimum_evidence} is needed"
-    votes = {(item.submitter, item.reader): item for item in allowed if EVIDENCE_RANK[item.evidence] == rank}
-    counts = Counter(item.finding for item in votes.values())
-    (finding, reads), *others = counts.most_common()
-    if others and others[0][1] == reads:
-        tally = ", ".join(f"{name} ×{count}" for name, count in sorted(counts.items()))
-        return f"discordant: {tally}"
-    if reads < rule.minimum_reads:
-        return f"too few reads: {reads} of {rule.minimum_reads}"
-    agreeing = [item for item in votes.values() if item.finding == finding]
-    exposures = {item.ai_exposure for item in agreeing}
-    exposure: AiExposure = "aided" if "aided" in exposures else "unknown" if "unknown" in exposures else "blind"
-    return Settled(
-        finding=finding,
-        evidence=agreeing[0].evidence,
-        ai_exposure=exposure,
-        reads=reads,
-        submitters=tuple(sorted({item.submitter for item in agreeing})),
-        confirmation_ids=tuple(sorted(item.confirmation_id for item in agreeing)),
-    )
 
 
 def split_of(key: bytes, group: str, splits: Splits) -> Split:
@@ -115,7 +53,8 @@ def assemble(
         if case.case_id in before and before[case.case_id].split
     }
     holders: dict[Digest, CaseId] = {}
-    outcomes: dict[CaseId, Outcome] = {}
+    examples: dict[CaseId, Outcome] = {}
+    reasons: dict[CaseId, str] = {}
     for case in cases:
         old = before.get(case.case_id)
         split = kept_splits.get(case.group) or split_of(split_key, case.group, protocol.splits)
@@ -126,15 +65,19 @@ def assemble(
         if isinstance(settled, Settled) and reason is None:
             holders[case.image_digest] = case.case_id
             sides[case.image_digest] = split
-            outcomes[case.case_id] = _example(case, settled, split=split, number=number, old=old)
+            examples[case.case_id] = _example(case, settled, split=split, number=number, old=old)
         else:
-            outcomes[case.case_id] = Waiting(
-                case_id=case.case_id,
-                reason=str(reason),
-                split=sides.get(case.image_digest),
-                added_in=None if old is None else old.added_in,
-            )
-    return outcomes
+            reasons[case.case_id] = str(reason)
+    return examples | {
+        case.case_id: Waiting(
+            case_id=case.case_id,
+            reason=reasons[case.case_id],
+            split=sides.get(case.image_digest),
+            added_in=before[case.case_id].added_in if case.case_id in before else None,
+        )
+        for case in cases
+        if case.case_id in reasons
+    }
 
 
 def kept_split(outcome: Outcome) -> Split | None:
@@ -175,6 +118,10 @@ def _example(case: ConfirmedCase, settled: Settled, *, split: Split, number: int
         reads=settled.reads,
         submitters=settled.submitters,
         confirmation_ids=settled.confirmation_ids,
+        why=settled.why,
+        confirmed_on=max(
+            item.confirmed_on for item in case.confirmations if item.confirmation_id in settled.confirmation_ids
+        ),
         site=case.site,
         scanner=case.scanner,
         sex=case.sex,

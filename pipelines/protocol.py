@@ -56,6 +56,8 @@ class ReferenceStandardRule(_Section):
 
     minimum_evidence: Evidence = "single_read"
     minimum_reads: Annotated[int, Field(ge=1, le=10)] = 1
+    minimum_agreement: Share | None = None
+    """Share of the readers at the deciding tier who have to agree; None: a majority is enough."""
     exposures: tuple[AiExposure, ...] = ("blind", "unknown", "aided")
 
     @property

@@ -15,9 +15,10 @@ from pipelines.types import SPLITS
 
 def summary(contents: Contents, *, classes: Sequence[str], number: int) -> dict[str, Any]:
     """Count the cases of version `number`; every split and class has an entry, if only 0."""
-    columns = ("split", "finding", "site", "waiting", "label_since", "submitters")
+    columns = ("split", "finding", "site", "confirmed_on", "waiting", "label_since", "submitters")
     by_class: Counter[tuple[str, ...]] = Counter()
     by_site: Counter[tuple[str, ...]] = Counter()
+    by_month: Counter[tuple[str, ...]] = Counter()
     submitters: Counter[tuple[str, ...]] = Counter()
     waiting: Counter[str] = Counter()
     new = 0
@@ -28,6 +29,8 @@ def summary(contents: Contents, *, classes: Sequence[str], number: int) -> dict[
         inside = table.filter(pc.invert(waits))
         by_class += _tally(inside, "split", "finding")
         by_site += _tally(inside, "site", "split")
+        month = pc.utf8_slice_codeunits(inside.column("confirmed_on"), 0, 7)
+        by_month += _tally(inside.append_column("month", month), "month", "split")
         fresh = inside.filter(pc.equal(inside.column("label_since"), number))
         new += fresh.num_rows
         said_by = pc.list_flatten(fresh.column("submitters"))
@@ -37,6 +40,7 @@ def summary(contents: Contents, *, classes: Sequence[str], number: int) -> dict[
         "new_examples": new,
         "counts": _nested(by_class, SPLITS, classes),
         "sites": _nested(by_site, sorted({site for site, _ in by_site}), SPLITS),
+        "months": _nested(by_month, sorted({month for month, _ in by_month}), SPLITS),
         "new_cases": {name: count for (name,), count in sorted(submitters.items())},
         "waiting": dict(sorted(waiting.items())),
     }

@@ -18,6 +18,7 @@ Digest = NewType("Digest", str)
 Split = Literal["train", "tune", "sealed_test"]
 Evidence = Literal["report_text", "single_read", "consensus", "follow_up", "pathology"]
 AiExposure = Literal["blind", "aided", "unknown"]
+Kind = Literal["confirmation", "retraction", "adjudication"]
 Strategy = Literal["full", "finetune", "replay"]
 Verdict = Literal["pass", "fail", "insufficient"]
 
@@ -38,14 +39,22 @@ def digest_of(value: Any) -> Digest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confirmation:
-    """One source's confirmed diagnosis of a case, as the science needs it; superseded ones never reach here."""
+    """What one source said of a case, as the science needs it; superseded rows never reach here.
+
+    A retraction stands where a row was taken back and says nothing; an adjudication decides over the others. `finding`
+    is None in a retraction, and in an adjudication that finds the case cannot be answered. `confirmed_on` is an ISO
+    date in UTC; `reason` is given by retractions and adjudications alone.
+    """
 
     confirmation_id: int
-    finding: str
+    kind: Kind = "confirmation"
+    finding: str | None
     evidence: Evidence
     ai_exposure: AiExposure
     submitter: str
     reader: str
+    confirmed_on: str
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +95,10 @@ class Example:
     reads: int
     submitters: tuple[str, ...]
     confirmation_ids: tuple[int, ...]
+    why: str
+    """Why this finding stands, in a sentence."""
+    confirmed_on: str
+    """ISO date of the newest confirmation it stands on."""
     site: str
     scanner: str | None
     sex: str | None

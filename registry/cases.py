@@ -151,13 +151,14 @@ def ids_of(conn: Connection, *, line_id: int, external_ids: Collection[str], sub
 def list_cases(
     conn: Connection, *, line_id: int, after: int = 0, limit: int = 100, confirmed: bool | None = None
 ) -> list[Case]:
-    """Cases with an id above `after`, oldest first; `confirmed` keeps those that have, or lack, a confirmation."""
+    """Cases with an id above `after`, oldest first; `confirmed` keeps those of which something stands, or nothing."""
     return fetch_all(
         conn,
         Case,
         "SELECT cases.*, users.name AS submitter FROM cases JOIN users ON user_id = submitted_by"
         " WHERE line_id = %(line_id)s AND case_id > %(after)s AND (%(confirmed)s::boolean IS NULL OR %(confirmed)s ="
-        " EXISTS (SELECT FROM confirmations WHERE confirmations.case_id = cases.case_id))"
+        " EXISTS (SELECT FROM confirmations this WHERE this.case_id = cases.case_id AND kind <> 'retraction'"
+        " AND NOT EXISTS (SELECT FROM confirmations later WHERE later.supersedes = this.confirmation_id)))"
         " ORDER BY case_id LIMIT %(limit)s",
         {"line_id": line_id, "after": after, "confirmed": confirmed, "limit": limit},
     )

@@ -28,6 +28,9 @@ Parameters = Sequence[Any] | Mapping[str, Any]
 IDLE_SECONDS = 60.0
 """A pooled session that leaves a transaction open for so long is ended: a process that hangs gives up its locks."""
 
+_AT_A_TIME = 5000
+"""Rows that a streaming cursor fetches in one round trip."""
+
 _SESSION: dict[str, Any] = {"options": "-c timezone=UTC", "application_name": "overread", "connect_timeout": 10}
 
 
@@ -130,6 +133,13 @@ def fetch_all(conn: Connection, cls: type[Row], query: LiteralString, parameters
     """Run `query` and return all its rows as `cls`."""
     with conn.cursor(row_factory=row_of(cls)) as cursor:
         return cursor.execute(query, parameters).fetchall()
+
+
+def stream_all(conn: Connection, cls: type[Row], query: LiteralString, parameters: Parameters = ()) -> Iterator[Row]:
+    """Run `query` and yield its rows as `cls`, a few thousand at a time, from a cursor that the server holds."""
+    with conn.cursor(name=f"stream_{cls.__name__}", row_factory=row_of(cls)) as cursor:
+        cursor.itersize = _AT_A_TIME
+        yield from cursor.execute(query, parameters)
 
 
 def fetch_value(conn: Connection, query: LiteralString, parameters: Parameters = ()) -> Any:

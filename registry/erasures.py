@@ -208,6 +208,16 @@ def of_subject(conn: Connection, *, subject: str, subject_id: int) -> list[int]:
     return [int(row[0]) for row in rows]
 
 
+def erased_cases(conn: Connection, *, line_id: int) -> list[int]:
+    """Ids of all erased cases of a line, ascending."""
+    rows = conn.execute(
+        "SELECT case_id FROM erasure_effects JOIN cases ON case_id = subject_id AND cases.erasure_id IS NOT NULL"
+        " WHERE subject = 'case' AND line_id = %s ORDER BY 1",
+        (line_id,),
+    ).fetchall()
+    return [int(row[0]) for row in rows]
+
+
 def images_to_remove(conn: Connection, *, erasure_id: int, line_id: int) -> list[str]:
     """Digests of the erased images of a line that no other case has."""
     rows = conn.execute(

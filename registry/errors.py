@@ -6,7 +6,7 @@
     ├── Refused                  409  the state of the record does not allow it
     │   ├── AlreadyExists        ├── StateMoved          ├── ChampionMoved      ├── GateNotPassed
     │   ├── ApprovalMissing      ├── ApprovalVoid        ├── NotDistinct        ├── AlreadySigned
-    │   ├── AlreadySuperseded    ├── RunInProgress       ├── NothingToRollBackTo
+    │   ├── AlreadySuperseded    ├── RecordMoved         ├── RunInProgress      ├── NothingToRollBackTo
     │   └── IdempotencyInFlight
     ├── Invalid                  422  it can never be right as it stands
     │   ├── UnknownFinding       ├── WrongLine           ├── FutureDate         ├── EvidenceMismatch
@@ -121,6 +121,13 @@ class AlreadySuperseded(Refused):
 
     slug = "already-superseded"
     title = "Already superseded"
+
+
+class RecordMoved(Refused):
+    """More has been said about the case than the caller has seen."""
+
+    slug = "record-moved"
+    title = "The record has moved on"
 
 
 class RunInProgress(Refused):

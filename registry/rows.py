@@ -4,7 +4,7 @@ Invariant: every row of these tables is named by an audit event (`details.row`, 
 SHA-256 of its text (`details.new_digest`), written in the transaction that made the row. The text is the row as
 PostgreSQL prints it as jsonb in UTC, without columns that are empty, that later steps change (their value follows from
 other events; `registry.verify` works it out again) or that may name a person. A column added later must be empty in the
-rows that are older.
+rows that are older, or `older` must say the one value that all of them have: that value is left out of the text.
 """
 
 from __future__ import annotations
@@ -17,18 +17,25 @@ from registry.db import Connection, fetch_value
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """A table whose rows the trail vouches for; `without` are the columns left out, separated by commas."""
+    """A table whose rows the trail vouches for; `without` are the columns left out, separated by commas.
+
+    `older` is a JSON object: columns that were added later, with the value they have in the rows that are older.
+    """
 
     table: LiteralString
     key: LiteralString
     without: LiteralString = ""
+    older: LiteralString = ""
 
     @property
     def text(self) -> LiteralString:
         """SQL: the text of a row that the query calls `bound`."""
+        older: LiteralString = ""
+        if self.older:
+            older = " AND NOT jsonb_build_object(key, value) <@ '" + self.older + "'"
         return (
             "(SELECT jsonb_object_agg(key, value)::text FROM jsonb_each(to_jsonb(bound))"
-            " WHERE value <> 'null' AND NOT key = ANY('{" + self.without + "}'::text[]))"
+            " WHERE value <> 'null' AND NOT key = ANY('{" + self.without + "}'::text[])" + older + ")"
         )
 
     @property
@@ -47,7 +54,7 @@ BOUND: dict[str, Bound] = {
     for bound in (
         Bound(table="protocols", key="protocol_id"),
         Bound(table="cases", key="case_id", without="external_id"),
-        Bound(table="confirmations", key="confirmation_id"),
+        Bound(table="confirmations", key="confirmation_id", older='{"kind": "confirmation"}'),
         Bound(table="dataset_versions", key="dataset_version_id"),
         Bound(table="candidates", key="candidate_id", without="state,mlflow_model_version"),
         Bound(table="gate_reports", key="gate_report_id"),

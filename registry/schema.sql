@@ -69,6 +69,65 @@ BEGIN
     RETURN erasure;
 END $$;
 
+CREATE FUNCTION public.follow_confirmations() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+DECLARE
+    concerned bigint[];
+BEGIN
+    SELECT array_agg(DISTINCT added.case_id) INTO concerned FROM added CROSS JOIN LATERAL
+        (SELECT FROM confirmations other WHERE other.case_id = added.case_id
+         AND other.confirmation_id <> added.confirmation_id LIMIT 1) others;
+    IF concerned IS NOT NULL THEN
+        PERFORM follow_discordances(concerned);
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION public.follow_discordances(concerned bigint[]) RETURNS void
+    LANGUAGE sql
+    AS $$
+    WITH said AS MATERIALIZED (
+        SELECT this.*, array_position(ARRAY['report_text','single_read','consensus','follow_up','pathology'], evidence) AS rank
+        FROM unnest(concerned) AS asked (case_id)
+        CROSS JOIN LATERAL (SELECT * FROM confirmations WHERE confirmations.case_id = asked.case_id OFFSET 0) this
+        CROSS JOIN LATERAL (SELECT document #> '{reference_standard,exposures}' AS exposures FROM protocols
+                            WHERE protocols.line_id = this.line_id ORDER BY version DESC LIMIT 1) rule
+        WHERE kind <> 'retraction' AND (exposures IS NULL OR exposures ? ai_exposure)
+          AND NOT EXISTS (SELECT FROM confirmations later WHERE later.supersedes = this.confirmation_id)
+    ), decided AS MATERIALIZED (
+        SELECT DISTINCT ON (case_id) * FROM said WHERE kind = 'adjudication' ORDER BY case_id, confirmation_id DESC
+    ), votes AS (
+        SELECT DISTINCT ON (case_id, submitted_by, reader) *
+        FROM (SELECT *, max(rank) OVER (PARTITION BY case_id) AS strongest FROM said WHERE kind = 'confirmation') ranked
+        WHERE rank = strongest ORDER BY case_id, submitted_by, reader, confirmation_id DESC
+    ), waiting AS MATERIALIZED (
+        SELECT case_id FROM votes WHERE NOT EXISTS (SELECT FROM decided WHERE decided.case_id = votes.case_id)
+        GROUP BY case_id HAVING count(DISTINCT finding) > 1
+        UNION
+        SELECT case_id FROM said JOIN decided USING (case_id)
+        WHERE said.kind = 'confirmation' AND said.confirmation_id > decided.confirmation_id
+          AND said.rank > decided.rank AND said.finding IS DISTINCT FROM decided.finding
+    ), settled AS (
+        DELETE FROM discordances
+        WHERE case_id = ANY(concerned) AND NOT EXISTS (SELECT FROM waiting WHERE waiting.case_id = discordances.case_id)
+    )
+    INSERT INTO discordances (case_id, line_id, since)
+    SELECT case_id, line_id, max(confirmation_id) FROM said JOIN waiting USING (case_id) GROUP BY case_id, line_id
+    ON CONFLICT (case_id) DO NOTHING
+$$;
+
+CREATE FUNCTION public.follow_protocol() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM follow_discordances(ARRAY(
+        SELECT case_id FROM confirmations WHERE line_id = NEW.line_id GROUP BY case_id HAVING count(*) > 1));
+    RETURN NULL;
+END $$;
+
 CREATE FUNCTION public.join_the_readers() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -204,7 +263,7 @@ CREATE TABLE public.confirmations (
     confirmation_id bigint NOT NULL,
     case_id bigint NOT NULL,
     line_id bigint NOT NULL,
-    finding text NOT NULL,
+    finding text,
     evidence text NOT NULL,
     ai_exposure text NOT NULL,
     reader text NOT NULL,
@@ -212,9 +271,20 @@ CREATE TABLE public.confirmations (
     submitted_by bigint NOT NULL,
     supersedes bigint,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    kind text DEFAULT 'confirmation'::text NOT NULL,
+    reason text,
+    CONSTRAINT confirmations_adjudicate_beside_the_others CHECK (((kind <> 'adjudication'::text) OR (supersedes IS NULL))),
     CONSTRAINT confirmations_ai_exposure_is_known CHECK ((ai_exposure = ANY (ARRAY['blind'::text, 'aided'::text, 'unknown'::text]))),
     CONSTRAINT confirmations_evidence_is_known CHECK ((evidence = ANY (ARRAY['report_text'::text, 'single_read'::text, 'consensus'::text, 'follow_up'::text, 'pathology'::text]))),
-    CONSTRAINT confirmations_not_from_the_future CHECK ((confirmed_at <= (created_at + '1 day'::interval)))
+    CONSTRAINT confirmations_have_a_finding_unless_retracted CHECK (((kind = 'adjudication'::text) OR ((finding IS NULL) = (kind = 'retraction'::text)))),
+    CONSTRAINT confirmations_kind_is_known CHECK ((kind = ANY (ARRAY['confirmation'::text, 'retraction'::text, 'adjudication'::text]))),
+    CONSTRAINT confirmations_not_from_the_future CHECK ((confirmed_at <= (created_at + '1 day'::interval))),
+    CONSTRAINT confirmations_overrule_with_a_reason CHECK (
+CASE kind
+    WHEN 'confirmation'::text THEN (reason IS NULL)
+    ELSE (COALESCE(length(TRIM(BOTH FROM reason)), 0) > 0)
+END),
+    CONSTRAINT confirmations_retract_one_row CHECK (((kind <> 'retraction'::text) OR (supersedes IS NOT NULL)))
 );
 
 ALTER TABLE public.confirmations ALTER COLUMN confirmation_id ADD GENERATED ALWAYS AS IDENTITY (
@@ -250,6 +320,12 @@ ALTER TABLE public.dataset_versions ALTER COLUMN dataset_version_id ADD GENERATE
     NO MINVALUE
     NO MAXVALUE
     CACHE 1
+);
+
+CREATE TABLE public.discordances (
+    case_id bigint NOT NULL,
+    line_id bigint NOT NULL,
+    since bigint NOT NULL
 );
 
 CREATE TABLE public.erasure_effects (
@@ -577,6 +653,9 @@ ALTER TABLE ONLY public.dataset_versions
 ALTER TABLE ONLY public.dataset_versions
     ADD CONSTRAINT dataset_versions_pkey PRIMARY KEY (dataset_version_id);
 
+ALTER TABLE ONLY public.discordances
+    ADD CONSTRAINT discordances_pkey PRIMARY KEY (case_id);
+
 ALTER TABLE ONLY public.erasure_effects
     ADD CONSTRAINT erasure_effects_pkey PRIMARY KEY (erasure_id, subject, subject_id);
 
@@ -641,6 +720,8 @@ CREATE INDEX confirmations_by_case ON public.confirmations USING btree (case_id)
 
 CREATE INDEX confirmations_by_line ON public.confirmations USING btree (line_id, confirmation_id);
 
+CREATE INDEX discordances_by_line ON public.discordances USING btree (line_id, since);
+
 CREATE INDEX erasure_effects_by_subject ON public.erasure_effects USING btree (subject, subject_id);
 
 CREATE INDEX gate_reports_by_candidate ON public.gate_reports USING btree (candidate_id, gate_report_id);
@@ -684,6 +765,8 @@ ALTER TABLE public.audit_events ENABLE ALWAYS TRIGGER audit_events_are_not_trunc
 CREATE TRIGGER confirmations_are_append_only BEFORE DELETE OR UPDATE ON public.confirmations FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
 
 ALTER TABLE public.confirmations ENABLE ALWAYS TRIGGER confirmations_are_append_only;
+
+CREATE TRIGGER confirmations_are_followed AFTER INSERT ON public.confirmations REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION public.follow_confirmations();
 
 CREATE TRIGGER confirmations_are_not_truncated BEFORE TRUNCATE ON public.confirmations FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
@@ -736,6 +819,8 @@ CREATE TRIGGER promotions_wake_inference AFTER INSERT ON public.promotions FOR E
 CREATE TRIGGER protocols_are_append_only BEFORE DELETE OR UPDATE ON public.protocols FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
 
 ALTER TABLE public.protocols ENABLE ALWAYS TRIGGER protocols_are_append_only;
+
+CREATE TRIGGER protocols_are_followed AFTER INSERT ON public.protocols FOR EACH ROW WHEN ((new.version > 1)) EXECUTE FUNCTION public.follow_protocol();
 
 CREATE TRIGGER protocols_are_not_truncated BEFORE TRUNCATE ON public.protocols FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
@@ -902,6 +987,8 @@ GRANT USAGE ON SCHEMA public TO overread_app;
 REVOKE ALL ON FUNCTION public.erase_patient(whom text, on_line text, why text, up_to timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.erase_patient(whom text, on_line text, why text, up_to timestamp with time zone) TO overread_app;
 
+REVOKE ALL ON FUNCTION public.follow_discordances(concerned bigint[]) FROM PUBLIC;
+
 GRANT SELECT,INSERT ON TABLE public.api_keys TO overread_app;
 
 GRANT UPDATE(revoked_at) ON TABLE public.api_keys TO overread_app;
@@ -923,6 +1010,8 @@ GRANT SELECT,INSERT ON TABLE public.cases TO overread_app;
 GRANT SELECT,INSERT ON TABLE public.confirmations TO overread_app;
 
 GRANT SELECT,INSERT ON TABLE public.dataset_versions TO overread_app;
+
+GRANT SELECT ON TABLE public.discordances TO overread_app;
 
 GRANT SELECT ON TABLE public.erasure_effects TO overread_app;
 

@@ -7,7 +7,7 @@ configuration names everything by path and digest, so that the process that gets
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -37,7 +37,7 @@ class Aliases:
 
 
 def confirmed_cases(rows: Iterable[confirmations.StandingConfirmation]) -> Iterator[ConfirmedCase]:
-    """Gather standing confirmations, in order of case, into the cases they are of."""
+    """Gather standing rows, in order of case, into the cases they are of."""
     for case_id, group in groupby(rows, key=lambda row: row.case_id):
         said = list(group)
         yield ConfirmedCase(
@@ -48,18 +48,31 @@ def confirmed_cases(rows: Iterable[confirmations.StandingConfirmation]) -> Itera
             scanner=said[0].scanner,
             sex=said[0].sex,
             age_band=said[0].age_band,
+            spacing_mm=_spacing(said[0].attributes),
             confirmations=tuple(
                 Confirmation(
                     confirmation_id=row.confirmation_id,
+                    kind=row.kind,
                     finding=row.finding,
                     evidence=cast(Evidence, row.evidence),
                     ai_exposure=cast(AiExposure, row.ai_exposure),
                     submitter=row.submitter,
                     reader=row.reader,
+                    confirmed_on=row.confirmed_on,
+                    reason=row.reason,
                 )
                 for row in said
             ),
         )
+
+
+def _spacing(attributes: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Distance of rows and of columns, from what DICOM calls PixelSpacing or, of a projection, ImagerPixelSpacing."""
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
+        sides = [attributes.get(f"{keyword}{side}_mm") for side in ("Rows", "Columns")]
+        if None not in sides:
+            return float(sides[0]), float(sides[1])  # type: ignore[arg-type] # neither is None
+    return None
 
 
 def freeze_config(

@@ -34,7 +34,7 @@ class StoryStopped(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """How one of the demo's people comes in; those who sign have a password, the others an empty one."""
+    """How one of the demo's people comes in; people have a password, machines an empty one."""
 
     key: str = field(repr=False)
     password: str = field(default="", repr=False)
@@ -118,7 +118,7 @@ def make_people(stack: Running) -> dict[str, Credentials]:
         for name, printed_name, roles in PEOPLE:
             user = users.create_user(connection, name=name, printed_name=printed_name, roles=roles)
             made = Credentials(key=users.create_api_key(connection, user_id=user.user_id))
-            if "approver" in roles:  # nobody signs without
+            if {"approver", "reviewer"} & set(roles):  # nobody signs or adjudicates without
                 made = replace(made, password=secrets.token_urlsafe(16))
                 passwords.set_password(connection, user=user, password=made.password)
             people[name] = made

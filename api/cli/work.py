@@ -1,4 +1,4 @@
-"""The daily commands: lines, cases, predictions, runs, candidates, promotions, datasets.
+"""The daily commands: lines, predictions, runs, candidates, promotions.
 
 Each is one or two HTTP requests as the person whose OVERREAD_API_KEY it is; the service decides what is allowed.
 """
@@ -6,26 +6,23 @@ Each is one or two HTTP requests as the person whose OVERREAD_API_KEY it is; the
 from __future__ import annotations
 
 import time
-import uuid
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from api.cli.cases import MEDIA_TYPES
 from api.cli.client import Client
-from api.cli.errors import Refused, SetupError
+from api.cli.errors import Refused
 from api.cli.options import JsonFlag, LineOption, PasswordStdinFlag, ReasonOption
 from api.cli.output import answer, say, screen
 from api.cli.secrets import password
 
 lines = typer.Typer(no_args_is_help=True, help="Model lines: a diagnostic question and its protocol.")
-cases = typer.Typer(no_args_is_help=True, help="Send images and confirm their diagnoses.")
 runs = typer.Typer(no_args_is_help=True, help="Training runs: freeze, train, gate.")
 candidates = typer.Typer(no_args_is_help=True, help="Candidates, their gate reports and signatures.")
-datasets = typer.Typer(no_args_is_help=True, help="Frozen dataset versions.")
 
 FINISHED = {"finished", "refused", "failed", "cancelled"}
-MEDIA_TYPES = {".png": "image/png", ".npy": "application/x-npy", ".dcm": "application/dicom"}
 LINE_COLUMNS = (
     *("name", "protocol.document.title", "protocol.version", "protocol.digest", "protocol.document.classes"),
     *("champion.number", "champion.candidate_id", "champion.weights_digest", "champion.erasures"),
@@ -78,99 +75,6 @@ def show_line(
     """
     with Client() as client:
         answer(client.get(f"/v1/lines/{client.line(line)}"), as_json=as_json, columns=LINE_COLUMNS)
-
-
-@cases.command("submit")
-def submit_cases(
-    *,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", exists=True, dir_okay=False, readable=True)],
-    site: Annotated[str, typer.Option(help="Where it was taken, in your own short name, e.g. north")],
-    patient: Annotated[str | None, typer.Option(help="Identifier of the patient; only its keyed hash is kept")] = None,
-    line: LineOption = None,
-    scanner: Annotated[str | None, typer.Option(help="Short name of the device")] = None,
-    sex: Annotated[str | None, typer.Option(help="female, male or other")] = None,
-    age_band: Annotated[str | None, typer.Option(help="A range of years: 1-5, 90+")] = None,
-    external_id: Annotated[
-        str | None, typer.Option(help="Your own id of the image; makes sending it again safe (one file only)")
-    ] = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Send images (PNG, NPY, single-frame DICOM) of one patient as cases. Pixels are kept, the files are not.
-
-    Example: overread case submit chest.png --site north --patient MRN-0012345
-    """
-    if external_id and len(files) > 1:
-        raise SetupError("--external-id names one image, but several files are given", fix="send them one by one")
-    made = []
-    with Client() as client:
-        form = {"line": client.line(line), "site": site, "patient": patient, "scanner": scanner}
-        form |= {"sex": sex, "age_band": age_band, "external_id": external_id}
-        data = {name: value for name, value in form.items() if value is not None}
-        for number, file in enumerate(files, start=1):
-            image = ("image", file.read_bytes(), MEDIA_TYPES.get(file.suffix.lower(), "application/octet-stream"))
-            try:
-                made.append(client.post("/v1/cases", data=data, files={"image": image}))
-            except Refused as refusal:
-                raise Refused(
-                    f"{file}: {refusal.message} ({number - 1} of {len(files)} sent)", fix=refusal.fix
-                ) from None
-    columns = ("case_id", "line", "site", "scanner", "external_id", "image_digest")
-    answer(made, as_json=as_json, columns=columns)
-
-
-@cases.command("list")
-def list_cases(
-    line: LineOption = None,
-    after: Annotated[int, typer.Option(help="Only cases with a greater id")] = 0,
-    limit: Annotated[int, typer.Option(help="At most so many")] = 50,
-    confirmed: Annotated[bool | None, typer.Option(help="Only those with, or without, a confirmation")] = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """List cases in the order they came.
-
-    Example: overread case list --no-confirmed
-    """
-    with Client() as client:
-        rows = client.get("/v1/cases", line=client.line(line), after=after, limit=limit, confirmed=confirmed)
-    answer(rows, as_json=as_json, columns=("case_id", "site", "scanner", "external_id", "created_at"))
-
-
-@cases.command("show")
-def show_case(case_id: Annotated[int, typer.Argument(metavar="CASE_ID")], as_json: JsonFlag = False) -> None:
-    """Show a case and every confirmation of it.
-
-    Example: overread case show 4711
-    """
-    with Client() as client:
-        answer(client.get(f"/v1/cases/{case_id}"), as_json=as_json)
-
-
-@cases.command("confirm")
-def confirm_case(
-    *,
-    case_id: Annotated[int, typer.Argument(metavar="CASE_ID")],
-    finding: Annotated[str, typer.Option(help="One of the classes of the line's protocol")],
-    evidence: Annotated[str, typer.Option(help="report_text, single_read, consensus, follow_up or pathology")],
-    reader: Annotated[str, typer.Option(help="Who decided, as a stable pseudonym, e.g. radiologist-17")],
-    ai_exposure: Annotated[
-        str, typer.Option(help="Had the reader seen the prediction? blind, aided or unknown")
-    ] = "unknown",
-    confirmed_at: Annotated[str | None, typer.Option(help="When, with offset: 2026-03-02T09:30:00+01:00")] = None,
-    supersedes: Annotated[int | None, typer.Option(help="The confirmation that this one corrects")] = None,
-    idempotency_key: Annotated[str | None, typer.Option(help="Give the same again to repeat safely")] = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Record the confirmed diagnosis of a case. It is never edited; a correction names what it supersedes.
-
-    Example: overread case confirm 4711 --finding pneumonia --evidence consensus --reader radiologist-17
-    """
-    said = {"finding": finding, "evidence": evidence, "ai_exposure": ai_exposure, "reader": reader}
-    said |= {"confirmed_at": confirmed_at, "supersedes": supersedes}  # type: ignore[dict-item] # None or int
-    key = idempotency_key or str(uuid.uuid4())
-    with Client() as client:
-        body = {name: value for name, value in said.items() if value is not None}
-        made = client.post(f"/v1/cases/{case_id}/confirmations", json=body, headers={"Idempotency-Key": key})
-    answer(made, as_json=as_json)
 
 
 def predict(
@@ -348,27 +252,6 @@ def roll_back(reason: ReasonOption, line: LineOption = None, as_json: JsonFlag =
         made = client.post(f"/v1/lines/{name}/roll-back", json=wish)
     answer(made, as_json=as_json)
     say(f"✓ candidate {made['candidate_id']} is champion again; predictions follow within seconds")
-
-
-@datasets.command("list")
-def list_datasets(line: LineOption = None, as_json: JsonFlag = False) -> None:
-    """List a line's dataset versions; `dvc get` reproduces each from its git tag.
-
-    Example: overread dataset list
-    """
-    with Client() as client:
-        rows = client.get(f"/v1/lines/{client.line(line)}/dataset-versions")
-    columns = (
-        "dataset_version_id",
-        "number",
-        "git_tag",
-        "digest",
-        "submitter_shares",
-        "waiting",
-        "erasures",
-        "created_at",
-    )
-    answer(rows, as_json=as_json, columns=columns)
 
 
 def _sign(candidate_id: int, *, decision: str, reason: str, stdin: bool, as_json: bool) -> None:

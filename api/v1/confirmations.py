@@ -51,13 +51,19 @@ class ConfirmationView(View):
 
     confirmation_id: int
     case_id: int
-    finding: str
+    kind: Literal["confirmation", "retraction", "adjudication"] = Field(
+        description="A retraction took another one back and counts for nothing; an adjudication decides over all"
+    )
+    finding: str | None = Field(
+        description="Null in a retraction, and in an adjudication that finds the case cannot be answered"
+    )
     evidence: Evidence
     ai_exposure: AiExposure
     reader: str
     confirmed_at: datetime
     supersedes: int | None = Field(description="The confirmation that this one corrects")
     superseded_by: int | None = Field(description="The confirmation that corrects this one; null while it stands")
+    reason: str | None = Field(description="Why: given by retractions and adjudications")
     created_at: datetime
 
 

@@ -27,9 +27,34 @@ CONFIRMATION: Example = {
     **NEW_CONFIRMATION,
     "confirmation_id": 9001,
     "case_id": 4711,
+    "kind": "confirmation",
     "supersedes": None,
     "superseded_by": None,
+    "reason": None,
     "created_at": "2026-03-02T08:31:07.214Z",
+}
+NEW_ADJUDICATION: Example = {
+    "finding": "pneumonia",
+    "ai_exposure": "blind",
+    "reason": "The lateral view shows the consolidation that the frontal view hides.",
+    "last_seen": 9002,
+}
+NEW_RETRACTION: Example = {"reason": "Read from the images of another patient."}
+DISCORDANCE: Example = {
+    "case_id": 4711,
+    "since": 9002,
+    "since_at": "2026-03-02T08:52:40.118Z",
+    "last_confirmation": 9002,
+    "standing": [
+        CONFIRMATION,
+        {
+            **CONFIRMATION,
+            "confirmation_id": 9002,
+            "finding": "normal",
+            "reader": "radiologist-4",
+            "created_at": "2026-03-02T08:52:40.118Z",
+        },
+    ],
 }
 CASE: Example = {
     "case_id": 4711,

@@ -31,7 +31,7 @@ GUARDED = [operation for operation in operations() if operation[2]]
 
 def filled(path: str) -> str:
     """A path with every place filled by something that does not exist."""
-    for name in ("case_id", "run_id", "candidate_id", "job_id", "dataset_version_id"):
+    for name in ("case_id", "confirmation_id", "run_id", "candidate_id", "job_id", "dataset_version_id"):
         path = path.replace(f"{{{name}}}", "999999")
     return path.replace("{line}", "no-such-line")
 

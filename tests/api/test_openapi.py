@@ -19,6 +19,7 @@ from api.auth import ROLES_KEY
 from api.errors import PROBLEMS
 from api.settings import ApiSettings
 from api.v1 import (
+    adjudications,
     audit,
     bulk,
     candidates,
@@ -35,7 +36,10 @@ from api.v1 import (
 from tests.api.service import Service
 
 GOLDEN = Path(__file__).with_name("openapi.json")
-MODULES = (audit, bulk, candidates, cases, confirmations, datasets, jobs, lines, predictions, promotions, runs, session)
+MODULES = (
+    *(adjudications, audit, bulk, candidates, cases, confirmations, datasets, jobs, lines, predictions, promotions),
+    *(runs, session),
+)
 
 
 def document() -> dict[str, Any]:

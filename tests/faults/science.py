@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import dataset, job, network
+from pipelines import freeze as freezing
 from pipelines.data_repository import DataRepository, writing
 from pipelines.types import digest_of
 from registry import promotions
@@ -103,7 +104,7 @@ def prepare_freeze(_conn: Connection, place: Place) -> Place:
 def freeze(place: Place) -> Any:
     """Freeze them."""
     directory = Hospital(Path(place["hospital"])).job(1, n=100)
-    assert dataset.main([str(directory)]) == 0
+    assert freezing.main([str(directory)]) == 0
     return json.loads((directory / "result.json").read_text(encoding="utf-8"))["digest"]
 
 
@@ -117,7 +118,7 @@ def check_frozen(_conn: Connection, place: Place, answer: Any) -> None:
     document = json.loads(repository.show(f"{LINE}/v0001", f"{LINE}/manifest.json"))
     assert digest_of(document) == answer
     stored = {file.parent.name + file.name for file in hospital.remote.rglob("*") if file.is_file()}
-    for name in ("labels.parquet", "confirmations.parquet", "shards"):
+    for name in ("cases", "shards"):
         pointer = repository.show(f"{LINE}/v0001", f"{LINE}/{name}.dvc").decode()
         (digest,) = [line.split("md5:")[1].strip() for line in pointer.splitlines() if "md5:" in line]
         assert digest in stored, f"{name} never reached the remote"
@@ -142,4 +143,4 @@ def check_out(place: Place) -> Any:
 def check_checked_out(_conn: Connection, place: Place, answer: Any) -> None:
     """It is whole, and nothing of the killed attempt is left."""
     assert answer == place["unbroken"]
-    assert sorted(path.name for path in (Path(place["home"]) / "out" / LINE).iterdir()) == [".lock", "v0001"]
+    assert sorted(path.name for path in (Path(place["home"]) / "out" / LINE).iterdir()) == [".lock", ".seals.json", "prepared", "v0001"]

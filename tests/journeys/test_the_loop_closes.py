@@ -59,14 +59,14 @@ def an_outsider_gets_the_same_dataset_version(story: Story, tmp_path: Path) -> N
     command = [
         "get",
         str(repository),
-        f"{story.line}/labels.parquet",
+        f"{story.line}/cases",
         "--rev",
         newest["git_tag"],
         "-o",
-        str(tmp_path / "labels.parquet"),
+        str(tmp_path / "cases"),
     ]
     subprocess.run([sys.executable, "-m", "dvc", *command], check=True, capture_output=True)
-    labels = pq.read_table(tmp_path / "labels.parquet")
+    labels = pq.read_table(tmp_path / "cases")
     counts = newest["manifest"]["counts"]
     assert labels.num_rows == sum(sum(by_class.values()) for by_class in counts.values()) >= 1000
     assert set(labels["split"].to_pylist()) == {"train", "tune", "sealed_test"}

@@ -43,6 +43,7 @@ class Hospital:
             ai_exposure="blind",
             submitter="north" if index % 4 else "south",
             reader="ana",
+            confirmed_on="2026-03-02",
         )
         return ConfirmedCase(
             case_id=CaseId(index + 1),
@@ -71,6 +72,9 @@ class Hospital:
             "cases": str(directory / "cases.ndjson"),
             "blobs": str(self.blobs),
             "previous": previous,
+            "whole": previous is None,
+            "gone": [],
+            "last_confirmation_id": n,
             **changes,
         }
         (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -86,7 +90,7 @@ class Hospital:
 
 
 def start(job: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pipelines.dataset", str(job)]
+    command = [sys.executable, "-m", "pipelines.freeze", str(job)]
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

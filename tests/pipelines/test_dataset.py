@@ -47,24 +47,26 @@ def test_a_frozen_version_holds_every_case_once_with_its_pixels(frozen: Frozen, 
     path = dataset.checkout(hospital.repository, line=LINE, number=2, into=tmp_path, digest=second["digest"])
     version = dataset.open_version(path)
     assert (version.line, version.number, version.digest) == (LINE, 2, second["digest"])
-    assert [example.case_id for example in version.examples] == list(range(1, 131))
+    assert version.case_ids.tolist() == list(range(1, 131))
+    assert [example.case_id for example in version.examples([2, 0])] == [3, 1]
     assert version.classes == ("normal", "pneumonia")
     assert np.array_equal(version.labels, hospital.labels[:130])
     assert all(np.array_equal(a, b) for a, b in zip(version.images(range(130)), hospital.pictures, strict=False))
     prepared = version.prepared(SPEC)
     assert prepared.shape == (130, 1, 28, 28)
-    assert prepared.dtype == np.float32
-    assert prepared[:, 0] == pytest.approx(hospital.pictures[:130] / 255.0, abs=1e-6)
-    assert not prepared.flags.writeable
-    assert version.confirmations()[CaseId(7)] == hospital.case(6).confirmations
+    assert prepared[0].dtype == np.float32
+    assert prepared[np.arange(130)][:, 0] == pytest.approx(hospital.pictures[:130] / 255.0, abs=1e-6)
+    assert prepared.select(np.array([5, 7]))[1] == pytest.approx(prepared[7])
+    assert not prepared.array.flags.writeable
+    assert version.said([7]) == {CaseId(7): hospital.case(6).confirmations}
     parts = [version.indices(split) for split in ("train", "tune", "sealed_test")]
     assert sorted(np.concatenate(parts)) == list(range(130))
 
 
 def test_a_second_version_adds_only_what_is_new(frozen: Frozen, tmp_path: Path) -> None:
     hospital, first, second = frozen
-    assert (first["examples"], first["new_examples"]) == (100, 100)
-    assert (second["examples"], second["new_examples"]) == (130, 30)
+    assert [first["manifest"][name] for name in ("examples", "new_examples")] == [100, 100]
+    assert [second["manifest"][name] for name in ("examples", "new_examples")] == [130, 30]
     assert second["submitter_shares"] == pytest.approx({"north": 22 / 30, "south": 8 / 30})
     old, new = first["manifest"]["shards"], second["manifest"]["shards"]
     assert new[: len(old)] == old
@@ -92,9 +94,10 @@ def test_an_outsider_reproduces_a_version_from_a_clone_and_the_remote_alone(froz
     for shard in document["shards"]:
         data = (tmp_path / "got" / "shards" / shard["name"]).read_bytes()
         assert hashlib.sha256(data).hexdigest() == shard["digest"]
-    labels = (tmp_path / "got" / "labels.parquet").read_bytes()
-    assert hashlib.sha256(labels).hexdigest() == document["labels_digest"]
-    assert pq.read_table(tmp_path / "got" / "labels.parquet").num_rows == 100
+    for part in document["cases"]:
+        data = (tmp_path / "got" / "cases" / part["name"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == part["digest"]
+    assert pq.read_table(tmp_path / "got" / "cases").num_rows == 100
 
 
 def test_freezing_the_same_number_again_returns_the_first(frozen: Frozen) -> None:
@@ -115,11 +118,11 @@ def test_a_checkout_is_read_only_and_made_once(frozen: Frozen, tmp_path: Path) -
         dataset.checkout(hospital.repository, line=LINE, number=9, into=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["labels.parquet", "shards"])
+@pytest.mark.parametrize("name", ["cases", "shards"])
 def test_a_changed_byte_in_a_checkout_is_found(frozen: Frozen, tmp_path: Path, name: str) -> None:
     hospital, _, _ = frozen
     path = dataset.checkout(hospital.repository, line=LINE, number=1, into=tmp_path)
-    file = path / name if name != "shards" else next((path / "shards").iterdir())
+    file = next((path / name).iterdir())
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 0xFF
     file.unlink()  # a checkout may share its bytes with DVC's cache
@@ -141,7 +144,7 @@ def test_a_damaged_working_directory_and_cache_are_healed_from_the_remote(first_
             file.chmod(0o644)
             file.write_bytes(b"damaged")
     second = hospital.freeze(2, n=130, previous=1)
-    assert second["examples"] == 130
+    assert second["manifest"]["examples"] == 130
     assert len(
         dataset.open_version(dataset.checkout(hospital.repository, line=LINE, number=2, into=tmp_path)).images([0])
     )
@@ -159,14 +162,15 @@ def test_an_image_damaged_at_rest_is_named_and_left_out(tmp_path: Path) -> None:
     (hospital.blobs / digests[0][:2] / digests[0]).write_bytes(b"damaged")
     (hospital.blobs / digests[1][:2] / digests[1]).unlink()
     result = hospital.freeze(1, n=100)
-    assert result["examples"] == 98
-    assert [row["case_id"] for row in result["waiting"]] == [1, 2]
+    assert result["manifest"]["examples"] == 98
+    path = dataset.checkout(hospital.repository, line=LINE, number=1, into=tmp_path / "out")
+    assert [row.case_id for row in dataset.open_version(path).waiting()] == [1, 2]
     assert result["manifest"]["waiting"] == {"image unreadable": 2}
 
 
 @pytest.mark.parametrize(
     "kill",
-    [("writing images", 0.0, True), ("publishing", 0.2, False), ("publishing", 0.6, True), ("publishing", 1.0, False)],
+    [("settling", 0.0, True), ("publishing", 0.2, False), ("publishing", 0.6, True), ("publishing", 1.0, False)],
 )
 def test_a_freeze_killed_at_any_moment_is_healed_by_the_next(
     frozen: Frozen, first_home: Path, tmp_path: Path, kill: tuple[str, float, bool]
@@ -214,7 +218,7 @@ def git(hospital: Hospital, *arguments: str) -> str:
 def test_a_freeze_whose_parent_is_gone_stops(tmp_path: Path) -> None:
     directory = Hospital(tmp_path).job(1, n=100)
     script = "import subprocess, sys; subprocess.run(sys.argv[1:])"
-    command = [sys.executable, "-c", script, sys.executable, "-m", "pipelines.dataset", str(directory)]
+    command = [sys.executable, "-c", script, sys.executable, "-m", "pipelines.freeze", str(directory)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as parent:
         await_stage(directory, "waiting", parent)
         parent.kill()

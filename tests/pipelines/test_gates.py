@@ -301,6 +301,7 @@ def _confirmed(n: int, blobs: Path) -> list[ConfirmedCase]:
                         ai_exposure="blind",
                         submitter=submitter,
                         reader="r",
+                        confirmed_on="2026-03-02",
                     )
                     for j, (submitter, evidence) in enumerate(said)
                 ),
@@ -352,9 +353,16 @@ def _job(module: str, directory: Path, config: dict[str, Any] | None) -> Any:
     return json.loads((directory / "result.json").read_text())
 
 
-def _voice(submitter: str, finding: str, evidence: Any) -> Confirmation:
+def _voice(submitter: str, finding: str, evidence: Any, kind: Any = "confirmation") -> Confirmation:
     return Confirmation(
-        confirmation_id=1, finding=finding, evidence=evidence, ai_exposure="blind", submitter=submitter, reader="r"
+        confirmation_id=1,
+        kind=kind,
+        finding=finding,
+        evidence=evidence,
+        ai_exposure="blind",
+        submitter=submitter,
+        reader="r",
+        confirmed_on="2026-03-02",
     )
 
 
@@ -367,6 +375,7 @@ def _voice(submitter: str, finding: str, evidence: Any) -> Confirmation:
         ([("b", "pneumonia", "single_read"), ("c", "normal", "single_read")], None),
         ([("b", "pneumonia", "pathology"), ("c", "normal", "single_read")], "pneumonia"),
         ([("b", "pneumonia", "report_text"), ("c", "pneumonia", "report_text")], None),
+        ([("b", "normal", "pathology"), ("c", "pneumonia", "single_read", "adjudication")], "pneumonia"),
     ],
 )
 def test_only_weightier_evidence_counts_against_a_submitter(others: list[Any], expected: str | None) -> None:

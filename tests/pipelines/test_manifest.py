@@ -1,34 +1,24 @@
-"""Settling, splitting and assembling: properties that must hold for any set of cases."""
+"""Splitting and assembling: properties that must hold for any set of cases."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import manifest
-from pipelines.protocol import Protocol, ReferenceStandardRule, Splits, parse
-from pipelines.types import AiExposure, CaseId, Confirmation, ConfirmedCase, Digest, Evidence, Example
+from pipelines.protocol import Protocol, Splits, parse
+from pipelines.types import CaseId, Confirmation, ConfirmedCase, Digest, Example, Split, Waiting
+from tests.pipelines.saying import read, relaxed, said
 
 ROOT = Path(__file__).resolve().parents[2]
 PROTOCOL = parse((ROOT / "pipelines" / "protocols" / "cxr-pneumonia.yaml").read_text(encoding="utf-8"))
 KEY = bytes(range(32))
 
-findings = st.sampled_from(["normal", "pneumonia"])
-confirmations = st.builds(
-    Confirmation,
-    confirmation_id=st.integers(1, 10**6),
-    finding=findings,
-    evidence=st.sampled_from(get_args(Evidence)),
-    ai_exposure=st.sampled_from(get_args(AiExposure)),
-    submitter=st.sampled_from(["north", "south", "east"]),
-    reader=st.sampled_from(["ana", "ben", "eva"]),
-)
-said = st.lists(confirmations, max_size=5, unique_by=lambda item: item.confirmation_id).map(tuple)
 cases = st.lists(
     st.builds(
         ConfirmedCase,
@@ -44,26 +34,6 @@ cases = st.lists(
     max_size=30,
     unique_by=lambda case: case.case_id,
 )
-relaxed = settings(max_examples=80, deadline=None)
-
-
-def read(
-    finding: str,
-    *,
-    number: int = 1,
-    evidence: Evidence = "single_read",
-    exposure: AiExposure = "blind",
-    submitter: str = "north",
-    reader: str = "ana",
-) -> Confirmation:
-    return Confirmation(
-        confirmation_id=number,
-        finding=finding,
-        evidence=evidence,
-        ai_exposure=exposure,
-        submitter=submitter,
-        reader=reader,
-    )
 
 
 def case(number: int, *items: Confirmation, image: int | None = None, patient: str | None = None) -> ConfirmedCase:
@@ -80,72 +50,28 @@ def case(number: int, *items: Confirmation, image: int | None = None, patient: s
 
 
 def assemble(
-    *rows: ConfirmedCase, number: int = 1, previous: tuple[Example, ...] = (), protocol: Protocol = PROTOCOL
-) -> tuple[list[Example], dict[int, str]]:
-    examples, waiting = manifest.assemble(rows, protocol=protocol, split_key=KEY, number=number, previous=previous)
-    return examples, {row.case_id: row.reason for row in waiting}
-
-
-def test_pathology_beats_any_number_of_single_reads() -> None:
-    many = [read("normal", number=n, reader=f"r{n}") for n in range(1, 6)]
-    settled = manifest.settle([*many, read("pneumonia", number=9, evidence="pathology")], ReferenceStandardRule())
-    assert isinstance(settled, manifest.Settled)
-    assert (settled.finding, settled.evidence, settled.reads) == ("pneumonia", "pathology", 1)
-    assert settled.confirmation_ids == (9,)
-
-
-def test_the_majority_of_readers_decides_and_only_they_are_credited() -> None:
-    settled = manifest.settle(
-        [
-            read("pneumonia", number=1, reader="ana", submitter="north"),
-            read("pneumonia", number=2, reader="ben", submitter="south"),
-            read("normal", number=3, reader="eva", submitter="east"),
-        ],
-        ReferenceStandardRule(),
+    *rows: ConfirmedCase,
+    number: int = 1,
+    before: Mapping[CaseId, manifest.Outcome] | None = None,
+    protocol: Protocol = PROTOCOL,
+) -> dict[CaseId, manifest.Outcome]:
+    kept_splits = {} if before is None else splits_of(rows, before)
+    return manifest.assemble(
+        rows, protocol=protocol, split_key=KEY, number=number, before=before, kept_splits=kept_splits
     )
-    assert isinstance(settled, manifest.Settled)
-    assert (settled.finding, settled.reads, settled.submitters) == ("pneumonia", 2, ("north", "south"))
 
 
-def test_a_tie_is_discordant_and_waits() -> None:
-    reason = manifest.settle([read("normal"), read("pneumonia", number=2, reader="ben")], ReferenceStandardRule())
-    assert reason == "discordant: normal ×1, pneumonia ×1"
+def splits_of(rows: Iterable[ConfirmedCase], before: Mapping[CaseId, manifest.Outcome]) -> dict[str, Split]:
+    found = {row.group: manifest.kept_split(before[row.case_id]) for row in rows if row.case_id in before}
+    return {group: split for group, split in found.items() if split}
 
 
-def test_one_reader_has_one_vote_the_latest() -> None:
-    settled = manifest.settle([read("normal", number=n) for n in (1, 2)] + [read("pneumonia", number=3)], PROTOCOL_RULE)
-    assert isinstance(settled, manifest.Settled)
-    assert (settled.finding, settled.reads, settled.confirmation_ids) == ("pneumonia", 1, (3,))
+def inside(outcomes: Mapping[CaseId, manifest.Outcome]) -> list[Example]:
+    return [row for _, row in sorted(outcomes.items()) if isinstance(row, Example)]
 
 
-PROTOCOL_RULE = PROTOCOL.reference_standard
-
-
-def test_an_answer_is_aided_if_any_of_its_reads_was() -> None:
-    reads = [read("normal"), read("normal", number=2, reader="ben", exposure="aided")]
-    settled = manifest.settle(reads, PROTOCOL_RULE)
-    assert isinstance(settled, manifest.Settled)
-    assert settled.ai_exposure == "aided"
-
-
-@pytest.mark.parametrize(
-    ("rule", "reason"),
-    [
-        (ReferenceStandardRule(minimum_evidence="consensus"), "evidence too weak: single_read"),
-        (ReferenceStandardRule(minimum_reads=2), "too few reads: 1 of 2"),
-        (ReferenceStandardRule(exposures=("aided",)), "AI exposure not accepted: blind"),
-    ],
-)
-def test_a_case_below_the_bar_waits_with_the_reason(rule: ReferenceStandardRule, reason: str) -> None:
-    settled = manifest.settle([read("normal")], rule)
-    assert isinstance(settled, str)
-    assert settled.startswith(reason)
-
-
-@relaxed
-@given(said)
-def test_the_order_in_which_confirmations_arrive_does_not_matter(items: tuple[Confirmation, ...]) -> None:
-    assert manifest.settle(items, PROTOCOL_RULE) == manifest.settle(items[::-1], PROTOCOL_RULE)
+def reasons(outcomes: Mapping[CaseId, manifest.Outcome]) -> dict[int, str]:
+    return {case_id: row.reason for case_id, row in outcomes.items() if isinstance(row, Waiting)}
 
 
 @relaxed
@@ -170,14 +96,13 @@ def test_another_key_gives_other_splits() -> None:
 @relaxed
 @given(cases)
 def test_no_patient_and_no_image_is_in_two_splits_and_no_case_is_lost(rows: list[ConfirmedCase]) -> None:
-    examples, waiting = assemble(*rows)
-    assert sorted([*(row.case_id for row in examples), *waiting]) == sorted(row.case_id for row in rows)
-    assert [row.case_id for row in examples] == sorted(row.case_id for row in examples)
+    outcomes = assemble(*rows)
+    assert sorted(outcomes) == sorted(row.case_id for row in rows)
     splits: dict[str, set[str]] = {}
-    for example in examples:
+    for example in inside(outcomes):
         splits.setdefault(example.group, set()).add(example.split)
     assert all(len(found) == 1 for found in splits.values())
-    assert len({row.image_digest for row in examples}) == len(examples)
+    assert len({row.image_digest for row in inside(outcomes)}) == len(inside(outcomes))
 
 
 @relaxed
@@ -188,50 +113,42 @@ def test_the_order_of_cases_does_not_matter(rows: list[ConfirmedCase], random: o
     assert assemble(*rows) == assemble(*shuffled)
 
 
-@relaxed
-@given(cases, cases)
-def test_what_was_in_one_split_is_never_in_another_later(old: list[ConfirmedCase], new: list[ConfirmedCase]) -> None:
-    before, _ = assemble(*old)
-    other_shares = PROTOCOL.model_copy(update={"splits": Splits(train=0.2, tune=0.2, sealed_test=0.6)})
-    after, _ = assemble(*new, number=2, previous=tuple(before), protocol=other_shares)
-    groups = {row.group: row.split for row in before}
-    pictures = {row.image_digest: row.split for row in before}
-    assert all(groups.get(row.group, row.split) == row.split for row in after)
-    assert all(pictures.get(row.image_digest, row.split) == row.split for row in after)
-
-
 def test_of_two_cases_with_one_image_the_lower_stays_and_the_other_waits() -> None:
-    examples, waiting = assemble(case(7, image=1), case(3, image=1))
-    assert [row.case_id for row in examples] == [3]
-    assert waiting == {7: "same image as another: case 3"}
+    outcomes = assemble(case(7, image=1), case(3, image=1))
+    assert [row.case_id for row in inside(outcomes)] == [3]
+    assert reasons(outcomes) == {7: "same image as another: case 3"}
 
 
 def test_a_case_already_in_is_not_displaced_by_a_copy_with_a_lower_number() -> None:
-    before, _ = assemble(case(7, image=1))
-    examples, waiting = assemble(case(7, image=1), case(3, image=1), number=2, previous=tuple(before))
-    assert [row.case_id for row in examples] == [7]
-    assert list(waiting) == [3]
+    outcomes = assemble(case(7, image=1), case(3, image=1), number=2, before=assemble(case(7, image=1)))
+    assert [row.case_id for row in inside(outcomes)] == [7]
+    assert list(reasons(outcomes)) == [3]
 
 
 def test_a_finding_outside_the_protocol_waits() -> None:
-    examples, waiting = assemble(case(1, read("tuberculosis")))
-    assert not examples
-    assert waiting == {1: "not a class of this line: tuberculosis"}
+    assert reasons(assemble(case(1, read("tuberculosis")))) == {1: "not a class of this line: tuberculosis"}
 
 
 def test_a_changed_answer_is_new_and_an_unchanged_one_is_not() -> None:
-    before, _ = assemble(case(1), case(2))
     changed = case(2, read("pneumonia", number=5, evidence="consensus"))
-    after, _ = assemble(case(1), changed, case(3), number=2, previous=tuple(before))
+    after = inside(assemble(case(1), changed, case(3), number=2, before=assemble(case(1), case(2))))
     assert [(row.added_in, row.label_since) for row in after] == [(1, 1), (1, 2), (2, 2)]
-    assert manifest.new_cases(after, number=2) == ({"north": 2}, 2)
+
+
+def test_a_row_says_why_its_answer_stands_and_since_when() -> None:
+    (row,) = inside(assemble(case(1, read("pneumonia"), read("pneumonia", number=2, reader="ben"))))
+    assert (row.why, row.confirmed_on) == ("single read by 2 of 2 readers, blind", "2026-03-02")
 
 
 def test_a_case_whose_patient_turns_out_to_be_another_leaves_rather_than_cross_over() -> None:
-    before, _ = assemble(case(1, patient="p"))
+    before = assemble(case(1, patient="p"))
+    (old,) = inside(before)
     elsewhere = next(
-        str(n) for n in range(100) if manifest.split_of(KEY, f"patient:{n}", PROTOCOL.splits) != before[0].split
+        str(n) for n in range(100) if manifest.split_of(KEY, f"patient:{n}", PROTOCOL.splits) != old.split
     )
-    after, waiting = assemble(replace(case(1), patient=elsewhere), number=2, previous=tuple(before))
-    assert not after
-    assert waiting[1].startswith("would change its split: ")
+    moved = replace(case(1), patient=elsewhere)
+    outcomes = manifest.assemble([moved], protocol=PROTOCOL, split_key=KEY, number=2, before=before)
+    assert reasons(outcomes)[1].startswith("would change its split: ")
+    again = manifest.assemble([moved], protocol=PROTOCOL, split_key=KEY, number=3, before=outcomes)
+    assert again == outcomes  # not after a version without it either
+    assert manifest.kept_split(outcomes[CaseId(1)]) is None  # it does not pull the other patient along

@@ -156,7 +156,7 @@ def test_an_erasure_while_a_model_is_learning_leaves_no_bytes_no_key_and_no_link
     assert newest is not None
     assert newest.number == 3
     got = open_version(checkout(settings.data_repository, line=line.name, number=3, into=settings.checkouts))
-    assert {example.case_id for example in got.examples} == {
+    assert set(got.case_ids.tolist()) == {
         row[0] for row in record.execute("SELECT case_id FROM cases WHERE erasure_id IS NULL").fetchall()
     }
     assert len(got.images(range(len(got)))) == 149
@@ -212,7 +212,7 @@ def test_a_version_that_was_published_but_never_recorded_does_not_bring_anybody_
     start_run(record, line)
     work(workshop, record, "freeze_dataset")
     got = open_version(checkout(settings.data_repository, line=line.name, number=1, into=settings.checkouts))
-    assert case.case_id not in {example.case_id for example in got.examples}
+    assert case.case_id not in set(got.case_ids.tolist())
 
 
 def test_the_bytes_wait_until_what_was_stopped_has_ended(
@@ -344,29 +344,15 @@ def _erase_line(record: db.Connection, settings: WorkerSettings, *, line: lines.
         line=line.name,
         cases=cases,
         recorded=recorded,
-        blobs=settings.blob_root,
     )
 
 
 def _freeze_and_die(record: db.Connection, settings: WorkerSettings, *, run_id: int) -> None:
     """Publish a version as a worker does that dies before it can tell the record."""
-    import json  # noqa: PLC0415
-
-    from pipelines.dataset import confirmed_case, freeze  # noqa: PLC0415
-    from pipelines.protocol import from_document  # noqa: PLC0415
+    from pipelines import freeze  # noqa: PLC0415
     from workers import translate  # noqa: PLC0415
 
     settings.jobs.mkdir(parents=True, exist_ok=True)
     config = translate.freeze_config(record, run_id=run_id, directory=settings.jobs, settings=settings)
     record.rollback()
-    rows = Path(config["cases"]).read_text().splitlines()
-    freeze(
-        settings.data_repository,
-        remote=settings.dvc_remote,
-        line=config["line"],
-        number=config["number"],
-        protocol=from_document(config["protocol"]),
-        split_key=bytes.fromhex(config["split_key"]),
-        cases=[confirmed_case(json.loads(row)) for row in rows],
-        blobs=settings.blob_root,
-    )
+    freeze.as_configured(config)

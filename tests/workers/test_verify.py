@@ -35,7 +35,7 @@ def test_a_version_is_verified_file_by_file_and_an_image_damaged_at_rest_is_name
     assert version.waiting == {"image unreadable": 1}
     assert version.manifest["examples"] == 159
 
-    assert check_datasets(record, settings).detail == "1 versions, 3 files have their digests"
+    assert check_datasets(record, settings).detail == "1 versions, 2 files have their digests"
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"done": "1 of 1 dataset versions"}
     tag = version.git_tag
     stored = [path for path in Path(settings.dvc_remote).rglob("*") if path.is_file()]

@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +256,9 @@ def plainly(place: Place, pictures: Pictures, *, size: int) -> Times:
     times["cold checkout, s"] = timed(
         lambda: subprocess.run(
             [*tool, "get", "-q", str(clone), "images", "--rev", "v1", "-o", str(place.home / "got")],
-            check=True, capture_output=True, env=environment,
+            check=True,
+            capture_output=True,
+            env=environment,
         )
     )
     times["diff, s"] = timed(lambda: here([*tool, "diff", "v1", "v2"]))
@@ -303,15 +306,19 @@ def measure_formats(home: Path, *, count: int = 20_000) -> None:
 
     writers: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], list[Path]]] = {
         "Arrow IPC": (write_arrow, from_arrow, [home / "a.arrow"]),
-        "Parquet, zstd": (lambda: pq.write_table(table, home / "a.parquet", compression="zstd"), from_parquet,
-                          [home / "a.parquet"]),
+        "Parquet, zstd": (
+            lambda: pq.write_table(table, home / "a.parquet", compression="zstd"),
+            from_parquet,
+            [home / "a.parquet"],
+        ),
         "one NPY array": (lambda: np.save(home / "a.npy", images), from_npy, [home / "a.npy"]),
         "one file an image": (write_files, from_files, [folder]),
     }
-    print(f"\n{count:,} random images of 28 × 28\n\n| | write, s | one batch of 64, ms | an epoch, s | MiB |\n|---|---|---|---|---|")
+    print(f"\n{count:,} random images of 28 × 28\n\n| | write, s | one batch of 64, ms | an epoch, s | MiB |")
+    print("|---|---|---|---|---|")
     for name, (write, read, places) in writers.items():
         written = median(3, write)
-        one, every = (median(3, lambda rows=rows: read(rows)) for rows in (order[:1], order))
+        one, every = (median(3, partial(read, rows)) for rows in (order[:1], order))
         print(f"| {name} | {written:.2f} | {one * 1000:.1f} | {every:.2f} | {disk(*places):.0f} |", flush=True)
 
 

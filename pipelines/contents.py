@@ -1,8 +1,8 @@
 """What a version consists of: parts of its case table and shards of its images, in one directory, listed by a manifest.
 
-    <line>/manifest.json      names everything below by SHA-256
-    <line>/cases/             parts of the case table (Parquet), see `pipelines.case_table`
-    <line>/shards/            images (Arrow IPC), see `pipelines.shards`
+<line>/manifest.json      names everything below by SHA-256
+<line>/cases/             parts of the case table (Parquet), see `pipelines.case_table`
+<line>/shards/            images (Arrow IPC), see `pipelines.shards`
 """
 
 from __future__ import annotations

@@ -132,9 +132,7 @@ class DatasetVersion:
         """Cases that were confirmed but are not in, and why."""
         columns = ("case_id", "waiting", "split", "added_in")
         return [
-            Waiting(
-                case_id=CaseId(row["case_id"]), reason=row["waiting"], split=row["split"], added_in=row["added_in"]
-            )
+            Waiting(case_id=CaseId(row["case_id"]), reason=row["waiting"], split=row["split"], added_in=row["added_in"])
             for table in self.contents.tables(*columns)
             for row in table.filter(pc.is_valid(table.column("waiting"))).to_pylist()
         ]

@@ -14,7 +14,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines import case_table
 from pipelines.case_table import Part
 from pipelines.contents import Contents
 from pipelines.data_repository import DataRepository, tag_of
@@ -58,7 +57,7 @@ def _open(source: DataRepository, tag: str, line: str, directory: Path) -> Conte
 
 
 def _fetch(source: DataRepository, side: Contents, tag: str, parts: list[Part]) -> None:
-    (side.directory / "cases").mkdir(parents=True)
+    (side.directory / "cases").mkdir(parents=True, exist_ok=True)
     line = side.document["line"]
     source.fetch(tag, {f"{line}/cases/{part.name}": str(side.directory / "cases" / part.name) for part in parts})
 

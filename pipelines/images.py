@@ -5,7 +5,7 @@ claims. Headers are checked against the caps before anything is allocated, metad
 and whatever cannot be read with certainty is refused with a stable code. A stored image is the NPY form of an array
 (H, W) or (H, W, 3), uint8 or uint16; its name is the SHA-256 of those bytes.
 
-References: PNG 3rd edition (W3C); NEP 1 (NPY); DICOM PS3.3 C.7.6.3 (pixels), C.11.1 and C.11.2 (rescale, window).
+References: PNG 3rd edition (W3C); NEP 1 (NPY).
 Decode bytes from outside only in a process with memory and time limits.
 """
 
@@ -15,20 +15,15 @@ import ast
 import hashlib
 import io
 import struct
-import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from PIL import Image
-from pydicom.filereader import read_dataset
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from pipelines import deidentify
 from pipelines.protocol import InputSpec
 from pipelines.types import Digest
 
@@ -37,8 +32,6 @@ Attribute = str | int | float
 
 MAX_SIDE = 8192
 MAX_PIXELS = 40_000_000
-TRANSFER_SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
-"""No compressed syntax: each brings a decoder written in C. No deflate: 400 kB of it can fill a gigabyte."""
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Colour to grey, ITU-R BT.601."""
 
@@ -75,7 +68,9 @@ def decode(data: bytes, content_type: str | None = None) -> Decoded:
     if data.startswith(_NPY):
         return Decoded(pixels=from_npy(data))
     if data[128:132] == b"DICM":
-        return _decode_dicom(data)
+        from pipelines import dicom  # noqa: PLC0415 - a third of a second, and only for bytes from outside
+
+        return dicom.decode(data)
     claimed = f" (sent as {content_type!r})" if content_type else ""
     raise ImageRefused("unsupported-format", f"neither PNG, NPY nor DICOM{claimed}; send one of these")
 
@@ -103,7 +98,7 @@ def from_npy(data: bytes) -> Pixels:
         shape = shape[:2]
     if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] != 3):
         raise ImageRefused("not-single-frame", f"shape {shape}: send one image, (H, W) or (H, W, 3)")
-    _check_size(rows=shape[0], columns=shape[1])
+    check_size(rows=shape[0], columns=shape[1])
     count = int(np.prod(shape, dtype=np.int64))
     body = memoryview(data)[start:]
     if len(body) != count * dtype.itemsize:
@@ -152,7 +147,8 @@ def _resample(plane: NDArray[np.float32], spec: InputSpec) -> NDArray[np.float32
     return np.asarray(resized, dtype=np.float32)
 
 
-def _check_size(*, rows: int, columns: int) -> None:
+def check_size(*, rows: int, columns: int) -> None:
+    """Refuse an image that is empty or larger than the caps. Raises ImageRefused."""
     if rows < 1 or columns < 1:
         raise ImageRefused("empty", f"{rows} × {columns} pixels: there is nothing in this image")
     if max(rows, columns) > MAX_SIDE or rows * columns > MAX_PIXELS:
@@ -183,7 +179,7 @@ def _decode_png(data: bytes) -> Pixels:
     if len(data) < 33 or data[12:16] != b"IHDR":
         raise ImageRefused("truncated", "the PNG header is damaged or cut short; send the file again")
     columns, rows = struct.unpack(">II", data[16:24])
-    _check_size(rows=rows, columns=columns)
+    check_size(rows=rows, columns=columns)
     if not _holds_every_row(data, rows=rows, columns=columns):
         raise ImageRefused("truncated", "the PNG holds fewer pixels than its header says; send the file again")
     try:
@@ -228,117 +224,3 @@ def _holds_every_row(data: bytes, *, rows: int, columns: int) -> bool:
     except (zlib.error, struct.error):
         return False
     return found >= expected
-
-
-def _decode_dicom(data: bytes) -> Decoded:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd but readable values are common; what we keep is checked below
-            _check_transfer_syntax(data)
-            dataset = pydicom.dcmread(io.BytesIO(data))
-            attributes = deidentify.keep(dataset)
-            pixels = _dicom_pixels(dataset)
-    except ImageRefused:
-        raise
-    except deidentify.Refused as error:
-        raise ImageRefused(error.code, str(error)) from error
-    except Exception as error:  # pydicom raises many kinds on hostile bytes; all mean the same to the sender
-        raise ImageRefused("unreadable", f"the DICOM file cannot be read ({type(error).__name__})") from error
-    if attributes.get("PhotometricInterpretation") == "MONOCHROME1":
-        attributes["PhotometricInterpretation"] = "MONOCHROME2"  # true of the pixels that are stored
-    return Decoded(pixels=pixels, attributes=attributes)
-
-
-def _check_transfer_syntax(data: bytes) -> None:
-    # Only group 0002 is parsed here: reading on would already inflate a deflated file.
-    meta = read_dataset(
-        io.BytesIO(data[132:]),
-        is_implicit_VR=False,
-        is_little_endian=True,
-        stop_when=lambda tag, _vr, _length: tag.group != 2,
-    )
-    syntax = meta.get("TransferSyntaxUID")
-    if syntax not in TRANSFER_SYNTAXES:
-        name = getattr(syntax, "name", syntax) or "none"
-        message = f"transfer syntax {name}: send Implicit or Explicit VR Little Endian, uncompressed"
-        raise ImageRefused("transfer-syntax", message)
-
-
-def _dicom_pixels(dataset: pydicom.Dataset) -> Pixels:
-    if "PixelData" not in dataset:
-        raise ImageRefused("no-pixels", "this DICOM object holds no pixel data; send an image")
-    if int(dataset.get("NumberOfFrames") or 1) != 1:
-        raise ImageRefused("not-single-frame", "this DICOM object has many frames; send them one by one")
-    rows, columns = int(dataset.Rows), int(dataset.Columns)
-    _check_size(rows=rows, columns=columns)
-    photometric, samples = str(dataset.PhotometricInterpretation), int(dataset.SamplesPerPixel)
-    allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
-    colour = photometric == "RGB"
-    if photometric not in {"MONOCHROME1", "MONOCHROME2", "RGB"} or samples != (3 if colour else 1):
-        raise ImageRefused("photometric", f"{photometric}, {samples} samples a pixel: send MONOCHROME1, 2 or RGB")
-    if (
-        allocated not in ((8,) if colour else (8, 16))
-        or not 1 <= stored <= allocated
-        or int(dataset.HighBit) != stored - 1
-    ):
-        raise ImageRefused("unsupported-pixels", f"{stored} of {allocated} bits a sample is not a layout read here")
-    if "ModalityLUTSequence" in dataset:
-        raise ImageRefused("unsupported-pixels", "a Modality LUT is not applied here; send rescaled pixels")
-    raw = bytes(dataset.PixelData)
-    expected = rows * columns * samples * allocated // 8
-    if len(raw) < expected:
-        raise ImageRefused("truncated", f"{len(raw)} bytes of pixels where the header promises {expected}")
-    values = np.frombuffer(raw[:expected], dtype="<u2" if allocated == 16 else "u1")
-    if colour:
-        by_plane = int(dataset.get("PlanarConfiguration") or 0) == 1
-        image = values.reshape((3, rows, columns) if by_plane else (rows, columns, 3))
-        return np.ascontiguousarray(np.moveaxis(image, 0, -1) if by_plane else image, dtype=np.uint8)
-    return _grey(values.reshape(rows, columns), dataset, bits=stored, inverted=photometric == "MONOCHROME1")
-
-
-def _grey(values: NDArray[Any], dataset: pydicom.Dataset, *, bits: int, inverted: bool) -> Pixels:
-    """Stored values -> rescale -> window, or the whole stored range without one -> uint8 (bits <= 8) or uint16."""
-    numbers = (values.astype(np.int64) & ((1 << bits) - 1)).astype(np.float64)  # above BitsStored there may be overlays
-    low, high = 0.0, float((1 << bits) - 1)
-    if int(dataset.get("PixelRepresentation") or 0) == 1:
-        half = float(1 << (bits - 1))
-        numbers = np.where(numbers >= half, numbers - 2.0 * half, numbers)
-        low, high = -half, half - 1.0
-    slope, intercept = _first(dataset, "RescaleSlope", 1.0), _first(dataset, "RescaleIntercept", 0.0)
-    if slope == 0.0:
-        raise ImageRefused("unsupported-pixels", "RescaleSlope is 0: nothing can be told from such pixels")
-    numbers = numbers * slope + intercept
-    low, high = sorted((low * slope + intercept, high * slope + intercept))
-    if "WindowCenter" in dataset and "WindowWidth" in dataset:
-        numbers = _window(numbers, dataset)
-    else:
-        numbers = (numbers - low) / max(high - low, 1e-12)
-    if inverted:
-        numbers = 1.0 - numbers
-    numbers = np.clip(numbers, 0.0, 1.0)
-    if bits <= 8:
-        return np.round(numbers * 255.0).astype(np.uint8)
-    return np.round(numbers * 65535.0).astype(np.uint16)
-
-
-def _window(numbers: NDArray[np.float64], dataset: pydicom.Dataset) -> NDArray[np.float64]:
-    """PS3.3 C.11.2.1.2 and C.11.2.1.3, the first window, onto [0, 1]."""
-    centre, width = _first(dataset, "WindowCenter", 0.0), _first(dataset, "WindowWidth", 0.0)
-    function = str(dataset.get("VOILUTFunction") or "LINEAR")
-    if width < 1.0 and (function == "LINEAR" or width <= 0.0):
-        raise ImageRefused("unsupported-pixels", f"WindowWidth {width:g} is not allowed for {function}")
-    if function == "SIGMOID":
-        return np.asarray(1.0 / (1.0 + np.exp(np.clip(-4.0 * (numbers - centre) / width, -60.0, 60.0))))
-    if function == "LINEAR":
-        return (numbers - (centre - 0.5)) / max(width - 1.0, 1e-12) + 0.5
-    return (numbers - centre) / width + 0.5
-
-
-def _first(dataset: pydicom.Dataset, keyword: str, default: float) -> float:
-    value = dataset.get(keyword)
-    if value is None or value == "":
-        return default
-    number = float(value[0] if isinstance(value, pydicom.multival.MultiValue) else value)
-    if not np.isfinite(number):
-        raise ImageRefused("unsupported-pixels", f"{keyword} is not a finite number")
-    return number

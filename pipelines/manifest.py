@@ -61,7 +61,9 @@ def assemble(
         settled = settle(case.confirmations, protocol.reference_standard)
         reason = settled if isinstance(settled, str) else None
         if isinstance(settled, Settled):
-            reason = _keeps_out(case, settled, split=split, side=sides.get(case.image_digest), holders=holders, protocol=protocol)
+            reason = _keeps_out(
+                case, settled, split=split, side=sides.get(case.image_digest), holders=holders, protocol=protocol
+            )
         if isinstance(settled, Settled) and reason is None:
             holders[case.image_digest] = case.case_id
             sides[case.image_digest] = split

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from pipelines import case_table, manifest
 from pipelines.case_table import CaseRow, part_of
@@ -163,7 +162,9 @@ def _keep_splits(
         table = table.filter(pc.is_in(table.column("group"), pa.array(sorted(groups), pa.string())))
     for row in table.to_pylist():
         if row["waiting"] is not None:
-            waiting = Waiting(case_id=row["case_id"], reason=row["waiting"], split=row["split"], added_in=row["added_in"])
+            waiting = Waiting(
+                case_id=row["case_id"], reason=row["waiting"], split=row["split"], added_in=row["added_in"]
+            )
             row["split"] = manifest.kept_split(waiting)
         if row["split"] and row["split"] != manifest.split_of(key, row["group"], protocol.splits):
             kept[row["group"]] = row["split"]
@@ -176,9 +177,7 @@ def _shared(before: Contents, change: Change, survey: _Survey) -> dict[CaseId, C
         shared |= {row.case.case_id: row.case for row in _known(before.table(part), ids)}
     if survey.together:
         shared |= {
-            case.case_id: case
-            for case in change.cases()
-            if case_table.prefix(case.image_digest) in survey.together
+            case.case_id: case for case in change.cases() if case_table.prefix(case.image_digest) in survey.together
         }
     return shared
 

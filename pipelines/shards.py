@@ -26,7 +26,6 @@ from pipelines import job
 from pipelines.data_repository import VersionDamaged
 from pipelines.images import ImageRefused, Pixels, from_npy, npy_bytes
 from pipelines.seals import sha256_of
-from pipelines.types import Digest
 
 SHARD_BYTES = 256 * 2**20
 """Pixels a shard takes before the next one is begun."""
@@ -180,7 +179,12 @@ def arrays(file: Path) -> Iterator[tuple[int, NDArray[Any]]]:
     for batch in open_shard(file).to_batches():
         columns = {name: batch.column(name) for name in ("axes", "shape", "dtype", "pixels")}
         kinds = list(
-            zip(columns["axes"].to_pylist(), map(tuple, columns["shape"].to_pylist()), columns["dtype"].to_pylist())
+            zip(
+                columns["axes"].to_pylist(),
+                map(tuple, columns["shape"].to_pylist()),
+                columns["dtype"].to_pylist(),
+                strict=True,
+            )
         )
         start = 0
         for end in range(1, len(kinds) + 1):
@@ -259,6 +263,6 @@ def _stack(pixels: Any, *, shape: tuple[int, ...], dtype: str) -> Iterator[tuple
     whole = np.diff(offsets) == size
     data = pixels.buffers()[2]
     edges = np.flatnonzero(np.diff(np.concatenate([[False], whole, [False]])))
-    for start, end in zip(edges[::2].tolist(), edges[1::2].tolist()):
+    for start, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
         view = np.frombuffer(data, dtype=np.uint8, count=(end - start) * size, offset=int(offsets[start]))
         yield start, view.view(np.dtype(dtype).newbyteorder("<")).reshape(end - start, *shape)

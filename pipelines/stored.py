@@ -67,7 +67,9 @@ class Shelf:
             try:
                 held = {item["relpath"]: item["md5"] for item in json.loads(listing.read_bytes())}
             except (OSError, ValueError, KeyError, TypeError):
-                raise VersionDamaged(f"the list of its {folder}, kept as {listing}, is missing or was altered") from None
+                raise VersionDamaged(
+                    f"the list of its {folder}, kept as {listing}, is missing or was altered"
+                ) from None
             for entry in document[folder]:
                 if entry["name"] not in held:
                     raise VersionDamaged(f"{folder}/{entry['name']} is not in the list kept as {listing}")

@@ -51,8 +51,6 @@ def _tally(table: Any, *names: str) -> Counter[tuple[str, ...]]:
     return Counter({tuple(row[name] for name in names): row["count_all"] for row in grouped})
 
 
-def _nested(
-    tally: Counter[tuple[str, ...]], outer: Iterable[str], inner: Iterable[str]
-) -> dict[str, dict[str, int]]:
+def _nested(tally: Counter[tuple[str, ...]], outer: Iterable[str], inner: Iterable[str]) -> dict[str, dict[str, int]]:
     inner = list(inner)
     return {str(one): {str(other): tally[(one, other)] for other in inner} for one in outer}

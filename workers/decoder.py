@@ -158,6 +158,8 @@ class _Child:
 def main() -> int:
     """Serve one parent until it closes the pipe. Decodes one image outside the jail first: ours, to load all code."""
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    import pipelines.dicom  # noqa: F401, PLC0415 - here and not in the service, before the first image waits for it
+
     images.decode(images.png_bytes(np.zeros((8, 8), dtype=np.uint8)))
     _lock_up()
     _write_frame(answers, b"ready")

@@ -63,8 +63,11 @@ def show_dataset(number: NumberArgument, line: LineOption = None, as_json: JsonF
         return
     manifest = found["manifest"]
     head = ("number", "git_tag", "digest", "erasures", "created_at")
-    answer({**found, "cases": manifest["examples"], "new": manifest["new_examples"]}, as_json=False,
-           columns=(*head, "cases", "new"))
+    answer(
+        {**found, "cases": manifest["examples"], "new": manifest["new_examples"]},
+        as_json=False,
+        columns=(*head, "cases", "new"),
+    )
     for name, title in (("counts", "split"), ("sites", "site"), ("months", "month")):
         _show_counts(manifest[name], title=title)
     _show_counts({"cases": manifest["waiting"]}, title="waiting") if manifest["waiting"] else say("Nobody waits.")
@@ -72,6 +75,7 @@ def show_dataset(number: NumberArgument, line: LineOption = None, as_json: JsonF
 
 @datasets.command("diff")
 def diff_datasets(
+    *,
     line: LineArgument,
     old: NumberArgument,
     new: NumberArgument,
@@ -101,6 +105,7 @@ def diff_datasets(
 
 @datasets.command("checkout")
 def checkout_dataset(
+    *,
     line: LineArgument,
     number: NumberArgument,
     into: Annotated[Path, typer.Option(metavar="DIR", help="Where to; versions side by side share their files")],
@@ -119,6 +124,7 @@ def checkout_dataset(
 
 @datasets.command("verify")
 def verify_dataset(
+    *,
     line: LineArgument,
     number: NumberArgument,
     repository: RepositoryOption = None,

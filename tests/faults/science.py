@@ -143,4 +143,9 @@ def check_out(place: Place) -> Any:
 def check_checked_out(_conn: Connection, place: Place, answer: Any) -> None:
     """It is whole, and nothing of the killed attempt is left."""
     assert answer == place["unbroken"]
-    assert sorted(path.name for path in (Path(place["home"]) / "out" / LINE).iterdir()) == [".lock", ".seals.json", "prepared", "v0001"]
+    assert sorted(path.name for path in (Path(place["home"]) / "out" / LINE).iterdir()) == [
+        ".lock",
+        ".seals.json",
+        "prepared",
+        "v0001",
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 
 from pipelines import dataset, images
 from pipelines.data_repository import VersionDamaged, VersionUnknown
+from pipelines.difference import difference
 from pipelines.protocol import InputSpec
 from pipelines.types import CaseId, digest_of
 from tests.pipelines.hospital import LINE, ROOT, Hospital, moved, start
@@ -98,6 +100,41 @@ def test_an_outsider_reproduces_a_version_from_a_clone_and_the_remote_alone(froz
         data = (tmp_path / "got" / "cases" / part["name"]).read_bytes()
         assert hashlib.sha256(data).hexdigest() == part["digest"]
     assert pq.read_table(tmp_path / "got" / "cases").num_rows == 100
+
+
+def test_the_lines_of_python_in_the_documentation_open_a_version(frozen: Frozen, tmp_path: Path) -> None:
+    hospital, _, _ = frozen
+    text = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert code.count("REPOSITORY") == 1
+    script = code.replace("REPOSITORY", str(hospital.repository)) + "print(pixels.tolist())"
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == hospital.pictures[0].tolist()
+
+
+def test_what_differs_between_two_versions_is_named(frozen: Frozen) -> None:
+    hospital, _, _ = frozen
+    found = difference(hospital.repository, line=LINE, old=1, new=2)
+    assert found["changes"] == {"entered": 30}
+    assert [case["case_id"] for case in found["cases"]["entered"]] == list(range(101, 121))
+    assert found["same_protocol"]
+    back = difference(hospital.repository, line=LINE, old=2, new=1)
+    assert back["changes"] == {"left": 30}
+    assert difference(hospital.repository, line=LINE, old=2, new=2)["changes"] == {}
+
+
+def test_what_a_killed_freeze_left_behind_is_collected_and_nothing_else(first_home: Path, tmp_path: Path) -> None:
+    hospital = moved(first_home, tmp_path / "home")
+    hospital.freeze(2, n=130, previous=1)
+    git(hospital, "tag", "-d", f"{LINE}/v0002")
+    git(hospital, "reset", "-q", "--hard", "HEAD~1")
+    command = [sys.executable, "-m", "pipelines.versions", str(hospital.repository), "gc", "--remote"]
+    done = subprocess.run([*command, str(hospital.remote)], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert json.loads(done.stdout)["freed_bytes"] > 30 * 784
+    path = dataset.checkout(hospital.repository, line=LINE, number=1, into=tmp_path / "out")
+    assert len(dataset.open_version(path).images(range(100))) == 100
 
 
 def test_freezing_the_same_number_again_returns_the_first(frozen: Frozen) -> None:

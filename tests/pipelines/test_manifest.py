@@ -143,9 +143,7 @@ def test_a_row_says_why_its_answer_stands_and_since_when() -> None:
 def test_a_case_whose_patient_turns_out_to_be_another_leaves_rather_than_cross_over() -> None:
     before = assemble(case(1, patient="p"))
     (old,) = inside(before)
-    elsewhere = next(
-        str(n) for n in range(100) if manifest.split_of(KEY, f"patient:{n}", PROTOCOL.splits) != old.split
-    )
+    elsewhere = next(str(n) for n in range(100) if manifest.split_of(KEY, f"patient:{n}", PROTOCOL.splits) != old.split)
     moved = replace(case(1), patient=elsewhere)
     outcomes = manifest.assemble([moved], protocol=PROTOCOL, split_key=KEY, number=2, before=before)
     assert reasons(outcomes)[1].startswith("would change its split: ")

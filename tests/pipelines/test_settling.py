@@ -80,16 +80,18 @@ histories = st.lists(
 
 @lively
 @given(histories)
-def test_deciding_what_changed_is_deciding_everything_and_nothing_changes_sides(steps: list[tuple[Said, set[int], bool]]) -> None:
+def test_deciding_what_changed_is_deciding_everything_and_nothing_changes_sides(
+    steps: list[tuple[Said, set[int], bool]],
+) -> None:
     everything: Said = {}
     gone: set[int] = set()
     last = PROTOCOL
     sides: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as home:
         little, much = (Contents(directory=Path(home) / name) for name in ("little", "much"))
-        for number, (news, erased, other_shares) in enumerate(steps, start=1):
+        for number, (told, erased, other_shares) in enumerate(steps, start=1):
             gone |= erased
-            news = {case_id: items for case_id, items in news.items() if case_id not in gone}
+            news = {case_id: items for case_id, items in told.items() if case_id not in gone}
             everything = {key: items for key, items in (everything | news).items() if key not in gone}
             shares = Splits(train=0.2, tune=0.2, sealed_test=0.6) if other_shares else PROTOCOL.splits
             protocol = PROTOCOL.model_copy(update={"splits": shares})
@@ -109,9 +111,7 @@ def test_deciding_what_changed_is_deciding_everything_and_nothing_changes_sides(
 
 def test_a_copy_comes_in_once_the_case_before_it_is_erased(tmp_path: Path) -> None:
     first, copy = case(1, (read("normal"),)), case(18, (read("normal", number=2),))
-    contents = version(
-        Contents(directory=tmp_path), [first, copy], number=1, whole=True, gone=set(), protocol=PROTOCOL
-    )
+    contents = version(Contents(directory=tmp_path), [first, copy], number=1, whole=True, gone=set(), protocol=PROTOCOL)
     assert [isinstance(row.outcome, Example) for row in rows_of(contents)] == [True, False]
     contents = version(contents, [], number=2, whole=False, gone={1}, protocol=PROTOCOL)
     (row,) = rows_of(contents)
@@ -130,9 +130,7 @@ def test_only_the_parts_in_which_something_changed_are_written(tmp_path: Path) -
 
 def test_a_case_out_of_its_group_s_split_is_remembered(tmp_path: Path) -> None:
     contents = Contents(directory=tmp_path)
-    contents = version(
-        contents, [case(1, (read("normal"),))], number=1, whole=True, gone=set(), protocol=PROTOCOL
-    )
+    contents = version(contents, [case(1, (read("normal"),))], number=1, whole=True, gone=set(), protocol=PROTOCOL)
     (row,) = rows_of(contents)
     before = row.outcome.split
     other = next(

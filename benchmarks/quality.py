@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality search [--n 1000000]      # hashes: all pairs, and newcomers against all
     python -m benchmarks.quality copies                    # precision and recall for made copies, by radius
-    python -m benchmarks.quality suspects [--seeds 0 1]    # flipped labels found again
+    python -m benchmarks.quality suspects [--cases 2400] [--seeds 0] [--flips .05 .1 .2] [--sites B C D E]
     python -m benchmarks.quality shifts                    # alarms on no shift, and on shifted sites
 
 Radiographs are PneumoniaMNIST (Kermany et al., Cell 2018; Yang et al., Scientific Data 2023; CC BY 4.0).
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from scipy import ndimage
 
 from pipelines import chest_xrays, near_duplicates, network, perceptual, predict, shift, suspects, train
 from pipelines.metrics import auroc
-from pipelines.protocol import Protocol, parse
+from pipelines.protocol import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 Picture = NDArray[np.uint8]
@@ -85,24 +86,28 @@ def copies() -> None:
         print(f"  {name:<40} " + "   ".join(cells), flush=True)
 
 
-def suspect_labels(seeds: list[int]) -> None:
-    """Flip labels and rank: by the champion's disagreement, and by cross-fitting, from nothing and from the champion."""
+def suspect_labels(*, count: int, seeds: list[int], flips: list[float], sites: list[str]) -> None:
+    """Flip labels and rank: by the champion's disagreement, by cross-fitting from nothing, and from the champion.
+
+    `flips` are shares over all of `count` cases, on which the champion was trained as they are given. With a site, the
+    champion knows two thirds of the cases, all right, and the rest come from that site, 30 % of them flipped.
+    """
     found = chest_xrays.find(cache=Path("there-is-none"))
-    protocol = parse((ROOT / "pipelines" / "protocols" / "cxr-pneumonia.yaml").read_text(encoding="utf-8"))
     print("setting                     seed  ranking                  AUROC  precision  gradients a case  seconds")
     for seed in seeds:
         rng = np.random.default_rng(100 + seed)
-        rows = rng.permutation(len(found.train_labels))[:2400]
+        rows = rng.permutation(len(found.train_labels))[:count]
         pictures, truth = found.train_images[rows], found.train_labels[rows]
-        for share in (0.05, 0.10, 0.20):
-            given = np.where(rng.random(len(truth)) < share, 1 - truth, truth)
-            _compare(f"{share:.0%} flipped", pictures, truth, given, protocol=protocol, seed=seed)
-        for site in ("B", "C", "D", "E"):
-            moved = pictures.copy()
-            moved[1600:] = [SITES[site](picture, rng) for picture in pictures[1600:]]
-            flipped = (np.arange(2400) >= 1600) & (rng.random(2400) < 0.30)
-            given = np.where(flipped, 1 - truth, truth)
-            _compare(f"30 % at new site {site}", moved, truth, given, protocol=protocol, seed=seed, known=1600)
+        for share in flips:
+            given = np.where(rng.random(count) < share, 1 - truth, truth)
+            _compare(f"{share:.0%} flipped", Flipped(pictures=pictures, truth=truth, given=given, known=0), seed=seed)
+        for site in sites:
+            known, moved = count * 2 // 3, pictures.copy()
+            moved[known:] = [SITES[site](picture, rng) for picture in pictures[known:]]
+            given = np.where((np.arange(count) >= known) & (rng.random(count) < 0.30), 1 - truth, truth)
+            _compare(
+                f"30 % at new site {site}", Flipped(pictures=moved, truth=truth, given=given, known=known), seed=seed
+            )
 
 
 def shifts() -> None:
@@ -130,7 +135,10 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
     parser.add_argument("table", choices=("search", "copies", "suspects", "shifts"))
     parser.add_argument("--n", type=int, default=1_000_000)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--cases", type=int, default=2400)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--flips", type=float, nargs="*", default=[0.05, 0.10, 0.20])
+    parser.add_argument("--sites", nargs="*", choices=list(SITES), default=list(SITES))
     options = parser.parse_args(arguments)
     if options.table != "search" and not chest_xrays.find(cache=Path("there-is-none")).real:
         print(f"there are no real radiographs at {chest_xrays.SHARED}", file=sys.stderr)
@@ -140,7 +148,7 @@ def main(arguments: list[str]) -> int:
     elif options.table == "copies":
         copies()
     elif options.table == "suspects":
-        suspect_labels(options.seeds)
+        suspect_labels(count=options.cases, seeds=options.seeds, flips=options.flips, sites=options.sites)
     else:
         shifts()
     return 0
@@ -259,79 +267,63 @@ SITES: dict[str, Callable[[Picture, np.random.Generator], Picture]] = {
 """Shifts B to E of PneumoSites-6: gamma and sharpening; inverted; blur, low contrast and noise; half size, 5 bit."""
 
 
-def _compare(
-    setting: str,
-    pictures: NDArray[np.uint8],
-    truth: NDArray[np.int64],
-    given: NDArray[np.int64],
-    *,
-    protocol: Protocol,
-    seed: int,
-    known: int | None = None,
-) -> None:
-    """Print how well each ranking finds the flipped labels among the new cases (all, where none is `known`)."""
-    n = len(given)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Flipped:
+    """Cases with their true and their given labels; the first `known` are right and of the champion's own site."""
+
+    pictures: NDArray[np.uint8]
+    truth: NDArray[np.int64]
+    given: NDArray[np.int64]
+    known: int
+
+
+def _compare(setting: str, flipped: Flipped, *, seed: int) -> None:
+    """Print how well each ranking finds the flipped labels among the cases that are not known to be right."""
+    protocol = parse((ROOT / "pipelines" / "protocols" / "cxr-pneumonia.yaml").read_text(encoding="utf-8"))
+    n, given = len(flipped.given), flipped.given
     cases = train.Cases(
-        images=pictures[:, None].astype(np.float32) / 255.0,
+        images=flipped.pictures[:, None].astype(np.float32) / 255.0,
         labels=given,
-        sites=np.where(np.arange(n) < (known or n), "A", "new"),
+        sites=np.where(np.arange(n) < (flipped.known or n), "A", "new"),
         label_since=np.ones(n, dtype=np.int64),
     )
-    scored = np.arange(known or 0, n)
-    learnt = np.arange(known or n)
-    champion = train.fit(
-        suspects._part(cases, learnt[learnt % 6 != 0], base=None),
-        suspects._part(cases, learnt[learnt % 6 == 0], base=None),
-        protocol=protocol,
-        strategy="full",
-        seed=seed,
+    learnt = np.arange(flipped.known or n)
+    learning, choosing = (
+        train.Cases(
+            images=cases.images[rows], labels=given[rows], sites=cases.sites[rows], label_since=cases.label_since[rows]
+        )
+        for rows in (learnt[learnt % 6 != 0], learnt[learnt % 6 == 0])
     )
+    champion = train.fit(learning, choosing, protocol=protocol, strategy="full", seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         data = network.save_weights(champion.module)
-        weights = Path(folder) / "weights.safetensors"
-        weights.write_bytes(data)
+        (Path(folder) / "weights.safetensors").write_bytes(data)
         base = train.Base(
-            weights=weights,
+            weights=Path(folder) / "weights.safetensors",
             weights_digest=network.digest_of_bytes(data),
             architecture=network.architecture_for(protocol),
             dataset_number=1,
         )
         scores = predict.Model(champion.module, champion.metadata).scores(cases.images)
-        disagreement = 1.0 - scores[np.arange(n), given]
-        _print(setting, seed, "champion's disagreement", disagreement, truth, given, scored, cost=0.0, seconds=0.0)
+        doubt = 1.0 - scores[np.arange(n), given].astype(np.float64)
+        print(f"{setting:<27} {seed:>4}  {'champion disagrees':<24} {_found(flipped, doubt)}", flush=True)
         for name, start in (("cross-fit from nothing", None), ("cross-fit from champion", base)):
             started = time.monotonic()
             fitted = suspects.cross_fit(cases, np.arange(n), protocol=protocol, base=start, seed=seed)
             doubt = 1.0 - suspects.rank(given, fitted.probabilities).quality
-            spent = time.monotonic() - started
-            cost = fitted.sample_gradients / n
-            _print(setting, seed, name, doubt, truth, given, scored, cost=cost, seconds=spent)
+            cost = f"{fitted.sample_gradients / n:>16.1f}  {time.monotonic() - started:>7.0f}"
+            print(f"{setting:<27} {seed:>4}  {name:<24} {_found(flipped, doubt)}  {cost}", flush=True)
 
 
-def _print(
-    setting: str,
-    seed: int,
-    ranking: str,
-    doubt: NDArray[np.floating[Any]],
-    truth: NDArray[np.int64],
-    given: NDArray[np.int64],
-    scored: NDArray[np.int64],
-    *,
-    cost: float,
-    seconds: float,
-) -> None:
+def _found(flipped: Flipped, doubt: NDArray[np.float64]) -> str:
     """Means over the two given classes: AUROC of flipped against right, and precision among as many as were flipped."""
     areas, precisions = [], []
     for finding in (0, 1):
-        rows = scored[given[scored] == finding]
-        flipped = given[rows] != truth[rows]
-        areas.append(auroc(flipped, np.clip(doubt[rows].astype(np.float64), 0.0, 1.0)))
-        precisions.append(flipped[np.argsort(-doubt[rows], kind="stable")[: flipped.sum()]].mean())
-    print(
-        f"{setting:<27} {seed:>4}  {ranking:<24} {np.mean(areas):.3f}  {np.mean(precisions):>9.3f}  "
-        f"{cost:>16.1f}  {seconds:>7.0f}",
-        flush=True,
-    )
+        rows = flipped.known + np.flatnonzero(flipped.given[flipped.known :] == finding)
+        wrong = flipped.given[rows] != flipped.truth[rows]
+        areas.append(auroc(wrong, np.clip(doubt[rows], 0.0, 1.0)))
+        precisions.append(wrong[np.argsort(-doubt[rows], kind="stable")[: wrong.sum()]].mean())
+    return f"{np.mean(areas):.3f}  {np.mean(precisions):>9.3f}"
 
 
 if __name__ == "__main__":

@@ -107,13 +107,11 @@ def waiting(table: Table, counts: Mapping[str, int], rules: DataQuality) -> list
 
 def exact_duplicates(table: Table) -> list[QualityLine]:
     """Find cases with the same pixels as another: within a split they count twice, across splits they leak."""
-    _, inverse, counts = np.unique(table.image_digests.astype(str), return_inverse=True, return_counts=True)
-    order = np.argsort(inverse, kind="stable")
-    ordered = inverse[order]
-    same = np.flatnonzero(ordered[1:] == ordered[:-1])
+    _, head, inverse = np.unique(table.image_digests.astype(str), return_index=True, return_inverse=True)
     # Each with the first of its kind, so that a picture there n times makes n - 1 pairs.
-    heads = np.repeat(np.concatenate([[0], np.cumsum(counts)[:-1]]), counts).astype(np.int64)
-    first, second = order[heads[same + 1]], order[same + 1]
+    first = head[inverse]
+    second = np.flatnonzero(first != np.arange(len(table)))
+    first = first[second]
     pairs = Pairs(first=first, second=second, distance=np.zeros(len(first), dtype=np.uint8))
     return twins(table, pairs, name="exact_duplicates", words="have the very pixels of another")
 

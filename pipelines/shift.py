@@ -81,7 +81,7 @@ def mix(before: NDArray[Any], after: NDArray[Any], *, rng: np.random.Generator) 
         distance=float(np.abs(change).sum() / 2.0),
         low=float(np.quantile(spread, 0.025)),
         high=float(np.quantile(spread, 0.975)),
-        p=_homogeneity(codes, counts, rng=rng),
+        p=_homogeneity(np.stack(counts), rng=rng),
         before=len(before),
         after=len(after),
         moved=str(names[most]),
@@ -136,25 +136,21 @@ def one_of_each(groups: NDArray[Any], *, rng: np.random.Generator) -> NDArray[np
     return np.sort(order[first]).astype(np.int64)
 
 
-def _homogeneity(codes: NDArray[np.int64], counts: list[NDArray[np.int64]], *, rng: np.random.Generator) -> float:
-    table = np.stack(counts)
+def _homogeneity(table: NDArray[np.int64], *, rng: np.random.Generator) -> float:
     if table.shape[1] == 1:
         return 1.0
     expected = table.sum(axis=1, keepdims=True) * table.sum(axis=0, keepdims=True) / table.sum()
     if expected.min() >= 5.0:
         return float(stats.chi2_contingency(table, correction=False).pvalue)
-    observed = _chi_square(table[1], expected)
-    hits = 0
-    for _ in range(PERMUTATIONS):
-        drawn = np.bincount(rng.permutation(codes)[: int(table[1].sum())], minlength=table.shape[1])
-        hits += _chi_square(drawn, expected) >= observed - 1e-9
-    return (hits + 1.0) / (PERMUTATIONS + 1.0)
+    drawn = rng.multivariate_hypergeometric(table.sum(axis=0), int(table[1].sum()), size=PERMUTATIONS)
+    hits = (_chi_square(drawn, expected) >= _chi_square(table[1:], expected) - 1e-9).sum()
+    return (int(hits) + 1.0) / (PERMUTATIONS + 1.0)
 
 
-def _chi_square(after: NDArray[np.int64], expected: Floats) -> float:
-    """χ² of a table of two rows with these margins, `after` being the second."""
+def _chi_square(after: NDArray[np.int64], expected: Floats) -> Floats:
+    """χ² (P,) of P tables of two rows with these margins, `after` (P, K) being their second rows."""
     deviation = (after - expected[1]) ** 2
-    return float((deviation / expected[1] + deviation / expected[0]).sum())
+    return np.asarray((deviation / expected[1] + deviation / expected[0]).sum(axis=1))
 
 
 def _sample(side: Floats, *, rng: np.random.Generator) -> Floats:
@@ -166,10 +162,8 @@ def _energy_test(before: Floats, after: Floats, *, rng: np.random.Generator) -> 
     pooled = np.concatenate([before, after])
     distances = spatial.distance.cdist(pooled, pooled)
     n, m = len(before), len(after)
-    inside = np.zeros((PERMUTATIONS + 1, n + m))
-    inside[0, n:] = 1.0
-    for row in range(1, PERMUTATIONS + 1):
-        inside[row, rng.permutation(n + m)[:m]] = 1.0
+    inside = np.tile(np.repeat([0.0, 1.0], [n, m]), (PERMUTATIONS + 1, 1))
+    inside[1:] = rng.permuted(inside[1:], axis=1)
     total = distances.sum()
     to_after = inside @ distances  # (P, n + m): from each case to those called "after"
     after_after = np.einsum("pi,pi->p", to_after, inside)

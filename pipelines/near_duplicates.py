@@ -184,7 +184,7 @@ def _blocks(n: int, *, askers: int, radius: int) -> int:
 def _seconds(n: int, askers: int, radius: int, blocks: int) -> float:
     tables = math.comb(blocks, radius)
     run = n / 2.0 ** (perceptual.BITS * (blocks - radius) / blocks)
-    return tables * (n * _SORTING + askers * run * _COMPARING)
+    return float(tables * (n * _SORTING + askers * run * _COMPARING))
 
 
 def _check(radius: int) -> None:

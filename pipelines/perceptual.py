@@ -105,19 +105,20 @@ def _areas(length: int) -> Floats:
     pixels = np.arange(length)
     overlap = np.minimum(edges[1:, None], pixels + 1.0) - np.maximum(edges[:-1, None], pixels)
     weights = np.clip(overlap, 0.0, None) * (SIDE / length)
-    return weights.astype(np.float32)
+    return np.asarray(weights, dtype=np.float32)
 
 
 def _blurring() -> Floats:
     """Weights (SIDE, SIDE) of a Gaussian blur along one side, each row summing to 1."""
     places = np.arange(SIDE)
     weights = np.exp(-0.5 * ((places[:, None] - places) / _BLUR) ** 2)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 _WINDOW = SIDE - 2 * _SHIFT
-_WINDOWS = np.stack([np.arange(SIDE) - start for start in range(2 * _SHIFT + 1)])
-_WINDOWS = ((_WINDOWS >= 0) & (_WINDOWS < _WINDOW)).astype(np.float32)
+_WINDOWS: Floats = np.stack(
+    [(np.arange(SIDE) >= start) & (np.arange(SIDE) < start + _WINDOW) for start in range(2 * _SHIFT + 1)]
+).astype(np.float32)
 """(5, SIDE) which pixels of a side each moved window covers."""
 _COARSE = _blurring()
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,9 +159,11 @@ def look_lines(
         return [QualityLine(name="image_shift", verdict="insufficient", reason=reason, n=int(new.sum()))]
     rng = np.random.default_rng([seed, 1])
     lines = []
-    kinds = [("image_shift", lambda rows: see(fetch, rows).features, shift.FEATURES)]
+    kinds: list[tuple[str, Scores, Sequence[str]]] = [
+        ("image_shift", lambda rows: see(fetch, rows).features, shift.FEATURES)
+    ]
     if scores is not None:
-        kinds.append(("model_shift", lambda rows: np.asarray(scores(rows), dtype=np.float64), ()))
+        kinds.append(("model_shift", scores, ()))
     for kind, features, names in kinds:
         looks: dict[str, shift.Look | str] = {}
         for site in np.unique(table.sites[new].astype(str)).tolist():
@@ -171,7 +173,7 @@ def look_lines(
             if min(map(len, sides)) < rules.minimum_cases:
                 looks[site] = f"{len(sides[1])} new patients against {len(sides[0])} before: too few to tell"
                 continue
-            values = [features(side) for side in sides]
+            values = [np.asarray(features(side), dtype=np.float64) for side in sides]
             looks[site] = shift.look(
                 *values, names=names or [f"output {k}" for k in range(values[0].shape[1])], rng=rng
             )

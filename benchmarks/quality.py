@@ -35,7 +35,7 @@ LIKENESS = 0.95
 
 
 def search(n: int) -> None:
-    """Time the search, in seconds of one core, on even hashes and on hashes whose bits hang together as those of radiographs do."""
+    """Time the search, in seconds of one core, on even hashes and on ones whose bits hang together as radiographs'."""
     rng = np.random.default_rng(0)
     even = rng.integers(1, 2**64, size=n, dtype=np.uint64)
     print("hashes             radius      pairs   all pairs s   100 new s   10,000 new s")

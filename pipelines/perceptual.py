@@ -116,14 +116,11 @@ def _blurring() -> Floats:
 
 
 _WINDOW = SIDE - 2 * _SHIFT
-_WINDOWS: Floats = np.stack(
-    [(np.arange(SIDE) >= start) & (np.arange(SIDE) < start + _WINDOW) for start in range(2 * _SHIFT + 1)]
-).astype(np.float32)
+_WINDOWS = np.array([np.eye(_WINDOW, SIDE, start).sum(axis=0) for start in range(2 * _SHIFT + 1)], dtype=np.float32)
 """(5, SIDE) which pixels of a side each moved window covers."""
 _COARSE = _blurring()
 
 
 def _fine(thumbnails: Floats) -> Floats:
     """A thumbnail without its coarse structure, which all chests share."""
-    fine: Floats = thumbnails - _COARSE @ thumbnails @ _COARSE.T
-    return fine
+    return np.asarray(thumbnails - _COARSE @ thumbnails @ _COARSE.T, dtype=np.float32)

@@ -273,7 +273,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print the document instead of text")
     options = parser.parse_args(arguments)
-    from pipelines.dataset import DatasetError, open_version  # noqa: PLC0415 - dvc comes with it, and arrays need none
+    from pipelines.data_repository import DatasetError  # noqa: PLC0415 - dvc comes with it, and arrays need none
+    from pipelines.dataset import open_version  # noqa: PLC0415 - the same
 
     try:
         protocol = parse(options.protocol.read_text(encoding="utf-8"))

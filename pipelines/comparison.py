@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.protocol import Protocol
+from pipelines.quality_report import QualityReport
 from pipelines.types import Digest
 
 
@@ -69,6 +70,8 @@ class Comparison:
     champion: Scored | None
     opinions: tuple[Opinion, ...]
     placements: tuple[Placement, ...]
+    quality: QualityReport | None = None
+    """Of the dataset version; a protocol that asks for data quality fails without it."""
 
     @property
     def level(self) -> float:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import job, metrics
+from pipelines import data_gates, job, metrics
 from pipelines.comparison import Comparison, Placement, Scored
 from pipelines.protocol import Margin, from_document
 from pipelines.types import Digest, Estimate, GateReport, GateResult, Verdict, digest_of
@@ -33,7 +33,8 @@ SCHEMA_VERSION = 1
 def decide(comparison: Comparison, *, dataset_digest: Digest) -> GateReport:
     """Run every gate that the protocol asks for and join the verdicts: pass only if all pass."""
     protocol, champion = comparison.protocol, comparison.champion
-    results = tuple(row for name, gate in _gates_for(comparison) for row in [_closed(name, gate, comparison)])
+    gates = [*_gates_for(comparison), *data_gates.required(comparison, dataset_digest=dataset_digest)]
+    results = tuple(row for name, gate in gates for row in [_closed(name, gate, comparison)])
     verdicts = {row.verdict for row in results}
     counts = Counter(comparison.sealed.labels.tolist())
     return GateReport(

@@ -157,6 +157,28 @@ class Gates(_Section):
     """Ask for superiority in AUROC over the champion, not only for non-inferiority."""
 
 
+class NearDuplicates(_Section):
+    """When two images count as copies of one another, and what then happens to the newcomer in another split."""
+
+    radius: Annotated[int, Field(ge=0, le=12)] = 6
+    """Bits, of 64, in which the perceptual hashes may differ."""
+    minimum_likeness: Annotated[float, Field(ge=0.5, le=1.0)] = 0.95
+    """Correlation of the pictures' fine structure."""
+    action: Literal["wait", "report"] = "wait"
+
+
+class DataQuality(_Section):
+    """What the cases of a version have to be like before a model is trained on them."""
+
+    maximum_missing_patient_share: Share = 0.2
+    maximum_unreadable_share: Share = 0.02
+    maximum_prior_shift: Share = 0.25
+    """Half the sum of the absolute changes in the classes' shares, against the version before."""
+    near_duplicates: NearDuplicates = NearDuplicates()
+    minimum_cases: Annotated[int, Field(ge=10)] = 30
+    """A side of a comparison with fewer is `insufficient`."""
+
+
 class Approvals(_Section):
     """Who has to sign: distinct people, none the requester, none who submitted more than this share of new labels."""
 
@@ -179,6 +201,8 @@ class Protocol(_Section):
     operating_point: OperatingPointRule = OperatingPointRule()
     triggers: Triggers = Triggers()
     gates: Gates = Gates()
+    data_quality: DataQuality | None = None
+    """None asks nothing of the data; `{}` asks for the defaults."""
     approvals: Approvals = Approvals()
     blind_fraction: Share = 0.05
 

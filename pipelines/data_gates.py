@@ -1,0 +1,100 @@
+"""The gates on data: whether what a candidate learnt from is what its protocol asks for.
+
+Invariant: fail closed. A protocol with a `data_quality` section asks for a quality report of the very dataset version
+that the candidate is measured on, made under these very rules; without one, or with a line missing or not measured,
+each of these gates fails. They hold the report's values against the protocol, and do not rely on its verdicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pipelines.comparison import Comparison
+from pipelines.metrics import MetricError
+from pipelines.protocol import DataQuality
+from pipelines.quality_report import QualityLine, QualityReport
+from pipelines.types import Digest, GateResult
+
+Gate = Callable[[Comparison], GateResult]
+
+
+def required(comparison: Comparison, *, dataset_digest: Digest) -> list[tuple[str, Gate]]:
+    """Return one gate for each requirement of the protocol's `data_quality`; none where it has no such section."""
+    rules = comparison.protocol.data_quality
+    if rules is None:
+        return []
+    gates: dict[str, Callable[[QualityReport, DataQuality], GateResult]] = {
+        "missing_patients": _missing_patients,
+        "unreadable_images": _unreadable_images,
+        "near_duplicates": _near_duplicates,
+        "prior_shift": _prior_shift,
+    }
+    if rules.near_duplicates.action == "report":
+        del gates["near_duplicates"]
+
+    def bound(gate: Callable[[QualityReport, DataQuality], GateResult]) -> Gate:
+        return lambda comparison: gate(_report(comparison, rules=rules, dataset_digest=dataset_digest), rules)
+
+    return [(name, bound(gate)) for name, gate in gates.items()]
+
+
+def _missing_patients(report: QualityReport, rules: DataQuality) -> GateResult:
+    maximum = rules.maximum_missing_patient_share
+    words = f"at most {maximum:.0%} of the cases without a patient"
+    return _held("missing_patients", _line(report, "missing_patient"), maximum=maximum, words=words)
+
+
+def _unreadable_images(report: QualityReport, rules: DataQuality) -> GateResult:
+    maximum = rules.maximum_unreadable_share
+    words = f"at most {maximum:.0%} of the confirmed cases with an image that cannot be read"
+    return _held("unreadable_images", _line(report, "unreadable_images"), maximum=maximum, words=words)
+
+
+def _near_duplicates(report: QualityReport, rules: DataQuality) -> GateResult:
+    rule = rules.near_duplicates
+    words = f"no image in two splits, nor a copy (within {rule.radius} bits, likeness {rule.minimum_likeness:g})"
+    lines = [_line(report, f"{kind}_duplicates_across_splits") for kind in ("exact", "near")]
+    return _held("near_duplicates", max(lines, key=_value), maximum=0.0, words=words)
+
+
+def _prior_shift(report: QualityReport, rules: DataQuality) -> GateResult:
+    maximum, line = rules.maximum_prior_shift, _line(report, "prior_shift")
+    words = f"the classes' shares changed by at most {maximum:g} since the version before"
+    if report.previous_digest is None:
+        return GateResult(name="prior_shift", requirement=words, verdict="pass", reason="there is no version before")
+    return _held("prior_shift", line, maximum=maximum, words=words)
+
+
+def _report(comparison: Comparison, *, rules: DataQuality, dataset_digest: Digest) -> QualityReport:
+    report = comparison.quality
+    if report is None:
+        raise MetricError("there is no quality report of the dataset version: make it first")
+    if report.dataset_digest != dataset_digest:
+        raise MetricError(f"the quality report is of another dataset version ({report.dataset_digest[:12]})")
+    if dict(report.rules) != rules.model_dump(mode="json"):
+        raise MetricError("the quality report was made under other rules than this protocol's: make it anew")
+    return report
+
+
+def _held(name: str, line: QualityLine, *, maximum: float, words: str) -> GateResult:
+    value = _value(line)
+    return GateResult(
+        name=name,
+        requirement=words,
+        verdict="fail" if value > maximum else "pass",
+        reason=line.reason,
+        details={"value": value, "maximum": maximum, "n": line.n, "cases": list(line.examples)},
+    )
+
+
+def _line(report: QualityReport, name: str) -> QualityLine:
+    try:
+        return report.named(name)
+    except KeyError as error:
+        raise MetricError(str(error.args[0])) from error
+
+
+def _value(line: QualityLine) -> float:
+    if line.value is None or line.n == 0:
+        raise MetricError(f"{line.name} was not measured: {line.reason}")
+    return line.value

@@ -49,6 +49,7 @@ SCHEMA = pa.schema(
         ("image_digest", pa.binary(32)),
         ("shard", pa.int32()),
         ("row", pa.int32()),
+        ("phash", pa.uint64()),
         ("group", pa.string()),
         ("split", pa.string()),
         ("finding", pa.string()),
@@ -81,6 +82,8 @@ class CaseRow:
     case: ConfirmedCase
     outcome: Example | Waiting
     place: Place | None
+    phash: int | None
+    """Perceptual hash of the pixels, where they have a place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +128,7 @@ def rows_of(table: Any) -> Iterator[CaseRow]:
                 case_id=row["case_id"], reason=row["waiting"], split=row["split"], added_in=row["added_in"]
             )
         place = None if row["shard"] is None else Place(row["shard"], row["row"])
-        yield CaseRow(case=case, outcome=outcome, place=place)
+        yield CaseRow(case=case, outcome=outcome, place=place, phash=row["phash"])
 
 
 def write_part(directory: Path, *, part: int, table: Any) -> Part:
@@ -198,5 +201,5 @@ def _plain(row: CaseRow) -> Mapping[str, Any]:
     plain |= {"group": case.group, "image_digest": bytes.fromhex(case.image_digest)}
     plain |= {"confirmations": [asdict(item) for item in case.confirmations]}
     if row.place is not None:
-        plain |= {"shard": row.place.shard, "row": row.place.row}
+        plain |= {"shard": row.place.shard, "row": row.place.row, "phash": row.phash}
     return plain

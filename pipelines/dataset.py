@@ -80,6 +80,32 @@ class DatasetVersion:
         column = self.columns("image_digest", "waiting").column("image_digest")
         return tuple(Digest(value.hex()) for value in column.to_pylist())
 
+    @cached_property
+    def phashes(self) -> NDArray[np.uint64]:
+        """(N,) perceptual hash of each image, 64 bits."""
+        found: NDArray[np.uint64] = self.columns("phash", "waiting").column("phash").to_numpy()
+        return found
+
+    @cached_property
+    def scanners(self) -> NDArray[Any]:
+        """(N,) text or None."""
+        return _text(self.columns("scanner", "waiting"), "scanner")
+
+    @cached_property
+    def sexes(self) -> NDArray[Any]:
+        """(N,) text or None."""
+        return _text(self.columns("sex", "waiting"), "sex")
+
+    @cached_property
+    def age_bands(self) -> NDArray[Any]:
+        """(N,) text or None."""
+        return _text(self.columns("age_band", "waiting"), "age_band")
+
+    @property
+    def waiting_counts(self) -> dict[str, int]:
+        """Cases that wait, by the first words of the reason."""
+        return dict(self.manifest["waiting"])
+
     def columns(self, *names: str) -> Any:
         """Columns of the examples as an Arrow table; `waiting` has to be among them."""
         return pa.concat_tables(

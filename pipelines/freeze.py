@@ -16,10 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
+
 from pipelines import case_table, job, shards
 from pipelines.case_table import CaseRow
 from pipelines.contents import Contents
 from pipelines.data_repository import DataRepository, DatasetError, FreezeRefused, VersionDamaged, tag_of, writing
+from pipelines.dataset import DatasetVersion
+from pipelines.perceptual import perceptual_hash
 from pipelines.protocol import Protocol, from_document
 from pipelines.seals import Seals
 from pipelines.settling import UNREADABLE, Change, PartChange, settle_changes
@@ -57,7 +62,11 @@ def freeze(
         before = previous_version(held, line=line, number=previous, seals=seals)
         tell("settling confirmations and writing images")
         changes = settle_changes(before, change, protocol=protocol, split_key=split_key, number=number)
-        contents, differs = _write(before, changes, blobs=blobs, keep_going=keep_going)
+        contents, every, differs = _write(before, changes, blobs=blobs, keep_going=keep_going)
+        if protocol.data_quality is not None and protocol.data_quality.near_duplicates.action == "wait":
+            tell("looking for copies in other splits")
+            contents = keep_apart(contents, every, before=before, protocol=protocol, number=number)
+        contents = tidy(contents, every)
         described = summary(contents, classes=protocol.classes, number=number)
         _refuse_if_useless(described, protocol=protocol, differs=differs or "edition" in before.document)
         document = {
@@ -169,8 +178,8 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 def _write(
     before: Contents, changes: Iterator[PartChange], *, blobs: Path, keep_going: Callable[[], None]
-) -> tuple[Contents, bool]:
-    """Write the images and parts that changed; returns the contents of the new version, and whether an example did."""
+) -> tuple[Contents, list[Shard], bool]:
+    """Write the images and parts that changed; returns the contents, all shards there are, and if an example differs."""
     directory = before.directory
     directory.mkdir(exist_ok=True)
     writer = ShardWriter(directory / "shards", first_id=_next_id(before.shards))
@@ -187,7 +196,55 @@ def _write(
         differs = differs or change.differs
     every = [*before.shards, *writer.close()]
     ordered = tuple(parts[part] for part in sorted(parts))
-    return tidy(Contents(directory=directory, parts=ordered), every), differs
+    return Contents(directory=directory, parts=ordered), every, differs
+
+
+def keep_apart(
+    contents: Contents, every: Sequence[Shard], *, before: Contents, protocol: Protocol, number: int
+) -> Contents:
+    """Let newcomers wait whose picture is a near duplicate of one in another split: it must not be on two sides."""
+    from pipelines import near_duplicates, quality  # noqa: PLC0415 - statistics take a second, and few freezes ask
+
+    assert protocol.data_quality is not None, "it says what a near duplicate is"
+    head = {"line": protocol.line, "number": number, "classes": list(protocol.classes)}
+    version = DatasetVersion(replace(contents, shards=tuple(every), document=head))
+    inside = [table.filter(pc.is_null(table.column("waiting"))) for table in before.tables("case_id", "waiting")]
+    known = np.concatenate([np.empty(0, dtype=np.int64), *(table.column("case_id").to_numpy() for table in inside)])
+    incumbent = np.isin(version.case_ids, known)
+    table = quality.table_of(version)
+    pairs = quality.find_near_duplicates(
+        table, new=np.flatnonzero(~incumbent), rules=protocol.data_quality, fetch=version.images
+    )
+    twins = near_duplicates.across_splits(pairs, splits=table.splits, incumbent=incumbent, order=table.case_ids)
+    reasons = {
+        int(table.case_ids[twin.row]): f"near duplicate of another: case {table.case_ids[twin.other]} in "
+        f"{table.splits[twin.other]}, {twin.distance} of 64 bits apart"
+        for twin in twins
+    }
+    parts = {part.part: part for part in contents.parts}
+    for number_of_part in sorted({case_table.part_of(case_id) for case_id in reasons}):
+        held = contents.table(number_of_part)
+        rows = [
+            _waits(row, reasons[row.case.case_id]) for row in case_table.rows_of(case_table.with_ids(held, reasons))
+        ]
+        table_now = case_table.merged(held, case_table.table_of(rows), without=reasons)
+        parts[number_of_part] = case_table.write_part(
+            contents.directory / "cases", part=number_of_part, table=table_now
+        )
+    return replace(contents, parts=tuple(parts[part] for part in sorted(parts)))
+
+
+def _waits(row: CaseRow, reason: str) -> CaseRow:
+    """A case that was about to come in, and waits; it has not been on a side yet, unless it was before."""
+    assert isinstance(row.outcome, Example)
+    was = row.outcome.added_in != row.outcome.label_since
+    waiting = Waiting(
+        case_id=row.case.case_id,
+        reason=reason,
+        split=row.outcome.split if was else None,
+        added_in=row.outcome.added_in if was else None,
+    )
+    return replace(row, outcome=waiting, place=None, phash=None)
 
 
 def tidy(contents: Contents, every: Sequence[Shard]) -> Contents:
@@ -219,7 +276,8 @@ def _stored(row: CaseRow, writer: ShardWriter, *, blobs: Path, keep_going: Calla
     except VersionDamaged as error:
         reason = f"{UNREADABLE}: {error}"
         return replace(row, outcome=Waiting(case_id=row.case.case_id, reason=reason, split=row.outcome.split))
-    return replace(row, place=writer.add(row.case.image_digest, pixels, spacing_mm=row.case.spacing_mm))
+    place = writer.add(row.case.image_digest, pixels, spacing_mm=row.case.spacing_mm)
+    return replace(row, place=place, phash=perceptual_hash(pixels))
 
 
 def _result(held: DataRepository, *, line: str, number: int, protocol: Protocol) -> dict[str, Any]:

@@ -190,8 +190,8 @@ def report_of(
     """
     rules = rules or DataQuality()
     lines = assess(
-        _table(version),
-        previous=None if previous is None else _table(previous),
+        table_of(version),
+        previous=None if previous is None else table_of(previous),
         rules=rules,
         waiting=version.waiting_counts,
         fetch=version.images,
@@ -276,7 +276,7 @@ def _features(pixels: NDArray[Any]) -> NDArray[np.float64]:
     return features
 
 
-def _table(version: Any) -> Table:
+def table_of(version: Any) -> Table:
     """Read the columns of an opened dataset version: the one place that knows what they are called there."""
     return Table(
         number=version.number,

@@ -21,7 +21,6 @@ from pipelines.case_table import CaseRow, part_of
 from pipelines.contents import Contents
 from pipelines.manifest import Outcome
 from pipelines.protocol import Protocol
-from pipelines.shards import Place
 from pipelines.types import CaseId, ConfirmedCase, Digest, Example, Split, Waiting
 
 UNREADABLE = "image unreadable"
@@ -86,8 +85,8 @@ def settle_changes(
             before={case_id: row.outcome for case_id, row in known.items()},
             kept_splits=survey.kept_splits,
         )
-        places = {row.case.image_digest: row.place for row in known.values() if row.place is not None}
-        return {case.case_id: _row(case, outcomes[case.case_id], places) for case in cases}
+        stored = {row.case.image_digest: row for row in known.values() if row.place is not None}
+        return {case.case_id: _row(case, outcomes[case.case_id], stored) for case in cases}
 
     def is_together(case: ConfirmedCase) -> bool:
         return case_table.prefix(case.image_digest) in survey.together
@@ -186,9 +185,14 @@ def _known(table: Any, ids: Iterable[int]) -> Iterator[CaseRow]:
     return iter(()) if table is None else case_table.rows_of(case_table.with_ids(table, list(ids)))
 
 
-def _row(case: ConfirmedCase, outcome: Outcome, places: Mapping[Digest, Place]) -> CaseRow:
-    place = places.get(case.image_digest) if isinstance(outcome, Example) else None
-    return CaseRow(case=case, outcome=outcome, place=place)
+def _row(case: ConfirmedCase, outcome: Outcome, stored: Mapping[Digest, CaseRow]) -> CaseRow:
+    twin = stored.get(case.image_digest) if isinstance(outcome, Example) else None
+    return CaseRow(
+        case=case,
+        outcome=outcome,
+        place=None if twin is None else twin.place,
+        phash=None if twin is None else twin.phash,
+    )
 
 
 def _with_gaps(

@@ -99,6 +99,17 @@ def get(conn: Connection, dataset_version_id: int) -> DatasetVersion:
     return version
 
 
+def before(conn: Connection, version: DatasetVersion) -> DatasetVersion | None:
+    """Return the version that a version followed, None for the first, or where an erasure took its files."""
+    return fetch_one(
+        conn,
+        DatasetVersion,
+        "SELECT * FROM dataset_versions WHERE line_id = %s AND number < %s AND NOT EXISTS (SELECT FROM erasure_effects"
+        " WHERE subject = 'dataset_version' AND subject_id = dataset_version_id) ORDER BY number DESC LIMIT 1",
+        (version.line_id, version.number),
+    )
+
+
 def list_versions(conn: Connection, line_id: int) -> list[DatasetVersion]:
     """All versions of a line, newest first."""
     return fetch_all(

@@ -53,9 +53,9 @@ def train_candidate(workshop: Workshop, *, job_id: int) -> None:
         run_id, name = int(lease.job.payload["run_id"]), f"train_candidate-{lease.job.payload['run_id']}"
         with workshop.transaction() as connection:
             run = runs.get(connection, run_id)
-        dataset = _check_out(lease, dataset_version_id=run.dataset_version_id)
+        data = _check_out(lease, dataset_version_id=run.dataset_version_id)
         with workshop.transaction() as connection:
-            config = translate.train_config(connection, run=run, dataset=dataset, settings=workshop.settings)
+            config = translate.train_config(connection, run=run, settings=workshop.settings) | data
         result = lease.run("pipelines.train", name=name, config=config, note=_showing(run_id))
         with lease.recording() as connection:
             _record_candidate(connection, run_id=run_id, result=result, blob_root=workshop.settings.blob_root)
@@ -69,7 +69,7 @@ def gate_candidate(workshop: Workshop, *, job_id: int) -> None:
         candidate_id, name = lease.job.payload["candidate_id"], f"gate_candidate-{lease.job.payload['candidate_id']}"
         with workshop.transaction() as connection:
             candidate = candidates.get(connection, candidate_id)
-        dataset = _check_out(lease, dataset_version_id=candidate.dataset_version_id)
+        data = _check_out(lease, dataset_version_id=candidate.dataset_version_id)
         with workshop.transaction() as connection:
             champion = promotions.champion(connection, candidate.line_id)
             config = translate.gate_config(
@@ -147,15 +147,23 @@ def _wait_for_stopped(connection: db.Connection, *, line_id: int) -> None:
         raise NotYet("a job of this line is being stopped; what it wrote goes with the rest")
 
 
-def _check_out(lease: Lease, *, dataset_version_id: int | None) -> str:
+def _check_out(lease: Lease, *, dataset_version_id: int | None) -> dict[str, str | None]:
+    """Bring a version's files here, and those of the one before it, with which its data are compared."""
     assert dataset_version_id is not None, "a run that trains has its data"
     with lease.workshop.transaction() as connection:
-        config = translate.check_out_config(connection, dataset_version_id=dataset_version_id, settings=lease.settings)
-    if (here := translate.checked_out(config)) is not None:
-        return str(here)
-    name = f"check_out-{lease.job.job_id}"
-    path: str = lease.run("workers.errands", name=name, config=config)["path"]
-    return path
+        version = datasets.get(connection, dataset_version_id)
+        wanted = {"dataset": version, "previous_dataset": datasets.before(connection, version)}
+        configs = {
+            name: translate.check_out_config(connection, version=found, settings=lease.settings)
+            for name, found in wanted.items()
+            if found is not None
+        }
+    paths: dict[str, str | None] = dict.fromkeys(wanted)
+    for name, config in configs.items():
+        here = translate.checked_out(config)
+        job_name = f"check_out-{lease.job.job_id}-{config['number']}"
+        paths[name] = str(here) if here else lease.run("workers.errands", name=job_name, config=config)["path"]
+    return paths
 
 
 def _showing(run_id: int) -> Callable[[db.Connection, list[Row]], None]:

@@ -129,9 +129,10 @@ def version_row(run: runs.Run, *, result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_out_config(connection: db.Connection, *, dataset_version_id: int, settings: WorkerSettings) -> dict[str, Any]:
+def check_out_config(
+    connection: db.Connection, *, version: datasets.DatasetVersion, settings: WorkerSettings
+) -> dict[str, Any]:
     """Say which dataset version's files are needed here."""
-    version = datasets.get(connection, dataset_version_id)
     return {
         "errand": "check_out",
         "repository": str(settings.data_repository),
@@ -183,8 +184,8 @@ def copies_of_erased(
     ]
 
 
-def train_config(connection: db.Connection, *, run: runs.Run, dataset: str, settings: WorkerSettings) -> dict[str, Any]:
-    """Say what a run's training has to do."""
+def train_config(connection: db.Connection, *, run: runs.Run, settings: WorkerSettings) -> dict[str, Any]:
+    """Say what a run's training has to do; with `dataset` and `previous_dataset` it is whole."""
     base = None
     if run.base_candidate_id is not None:
         candidate = candidates.get(connection, run.base_candidate_id)
@@ -195,7 +196,6 @@ def train_config(connection: db.Connection, *, run: runs.Run, dataset: str, sett
         }
     document = lines.protocol(connection, run.protocol_id).document
     return {
-        "dataset": dataset,
         "protocol": document,
         "strategy": run.strategy,
         "seed": run.seed,

@@ -127,7 +127,7 @@ def test_with_a_version_before_only_new_images_and_what_they_are_compared_with_a
     quality.report_of(later, previous=first(), rules=rules)
     assert set(range(160, 240)) <= set(later.read)
     assert len(set(later.read) - set(range(160, 240))) <= 3 + len(
-        quality.find_near_duplicates(quality._table(later), new=np.arange(160, 240), rules=rules, fetch=later.images)
+        quality.find_near_duplicates(quality.table_of(later), new=np.arange(160, 240), rules=rules, fetch=later.images)
     )
 
 

@@ -165,4 +165,4 @@ def row(number: int, picture: Pixels, place: Place) -> CaseRow:
         added_in=1,
         label_since=1,
     )
-    return CaseRow(case=case, outcome=example, place=place)
+    return CaseRow(case=case, outcome=example, place=place, phash=number)

@@ -5,7 +5,8 @@ Invariant: plain arrays and values, no torch, no files; `pipelines.evaluate` mak
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ class Sealed:
     """(N,) index into the protocol's classes."""
     groups: NDArray[Any]
     """(N,) patient, or the image where the patient is unknown."""
+    traits: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """By attribute (site, scanner, sex, age_band), (N,) its value in each case, "" where it is unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -69,6 +72,8 @@ class Comparison:
     champion: Scored | None
     opinions: tuple[Opinion, ...]
     placements: tuple[Placement, ...]
+    approved: tuple[Scored, ...] = ()
+    """Models approved before the champion that the candidate must not fall below either, the original first."""
 
     @property
     def level(self) -> float:

@@ -194,6 +194,9 @@ def gate_config(
         "protocol": lines.protocol(connection, candidate.protocol_id).document,
         "candidate": model_files(candidate, settings=settings),
         "champion": model_files(champion, settings=settings) if champion else None,
+        "approved": [
+            model_files(earlier, settings=settings) for earlier in promotions.approved(connection, candidate.line_id)
+        ],
     }
 
 

@@ -213,7 +213,8 @@ class _Ranked:
         ours = weights[:, self.positives]
         won = np.einsum("rp,rp->r", ours, cumulative[:, self.below] + cumulative[:, self.up_to]) / 2.0
         pairs = ours.sum(axis=1) * cumulative[:, -1]
-        return np.divide(won, pairs, out=np.full(len(weights), np.nan), where=pairs > 0.0)
+        areas: Floats = np.divide(won, pairs, out=np.full(len(weights), np.nan), where=pairs > 0.0)
+        return areas
 
 
 def _clusters(groups: NDArray[Any] | None, n: int) -> tuple[NDArray[np.intp], int]:

@@ -51,5 +51,5 @@ def _week_of_z_alarm(wrong: np.ndarray) -> float:
     """The first week in which the mean so far is significantly above the limit."""
     n = np.arange(1, WEEKS + 1) * LABELS
     mean = np.cumsum(wrong)[LABELS - 1 :: LABELS] / n
-    over = np.flatnonzero(mean - normal_quantile(1.0 - ALPHA) * np.sqrt(mean * (1.0 - mean) / n) > LIMIT)
+    over = np.flatnonzero(mean - normal_quantile(1.0 - ALPHA) * np.sqrt(LIMIT * (1.0 - LIMIT) / n) > LIMIT)
     return float(over[0] + 1) if len(over) else np.inf

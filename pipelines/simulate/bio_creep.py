@@ -106,4 +106,4 @@ def _chain(steps: list[float], *, rng: np.random.Generator, start: float = ACCUR
 
 
 def _differences(right: Right) -> NDArray[np.float64]:
-    return right[-1].astype(np.float64) - right[:-1].astype(np.float64)
+    return np.asarray(right[-1].astype(np.float64) - right[:-1], dtype=np.float64)

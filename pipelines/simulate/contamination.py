@@ -70,7 +70,7 @@ def _shares(gain: float, differ: float) -> list[float]:
 
 
 def _paired(right: NDArray[np.bool_]) -> NDArray[np.float64]:
-    return right[0].astype(np.float64) - right[1].astype(np.float64)
+    return np.asarray(right[0].astype(np.float64) - right[1], dtype=np.float64)
 
 
 def _sealed(

@@ -139,7 +139,9 @@ def _developer(*, every: int, rng: np.random.Generator) -> tuple[int, tuple[floa
     train, truth = _cases(BATCH, weights=weights, rng=rng), _cases(20_000, weights=weights, rng=rng)
     tune, sealed = _cases(500, weights=weights, rng=rng), _cases(SEALED, weights=weights, rng=rng)
     first = champion = _fit(*train)
-    made, answers, approved = [], [], 0
+    made: list[Floats] = []
+    answers: list[bool] = []
+    approved = 0
     for cycle in range(1, CYCLES + 1):
         more = _cases(BATCH, weights=weights, rng=rng)
         train = (np.concatenate([train[0], more[0]]), np.concatenate([train[1], more[1]]))

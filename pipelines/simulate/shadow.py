@@ -9,7 +9,8 @@ from pipelines import shadow
 from pipelines.metrics import normal_quantile
 from pipelines.simulate.table import Row, Table, median, share
 
-MARGIN, ALPHA, DISCORDANCE, HORIZON, PEEK = 0.02, 0.05, 0.06, 5000, 20
+MARGIN, ALPHA, DISCORDANCE, HORIZON = 0.02, 0.05, 0.06, 5000
+FIRST, PEEK = 100, 20
 MEDIANS = {0.0: 1068.0, 0.01: 428.0, 0.02: 252.0}
 
 
@@ -46,11 +47,11 @@ def differences(better: float, *, rng: np.random.Generator, n: int = HORIZON) ->
 
 
 def _z(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The z statistic of "not worse by the margin" at every look."""
+    """The z statistic of "not worse by the margin" at every look, the first after `FIRST` cases."""
     n = np.arange(1, len(values) + 1)
     mean = np.cumsum(values) / n
     variance = np.maximum(np.cumsum(values**2) / n - mean**2, 1e-12)
-    looks = slice(PEEK - 1, None, PEEK)
+    looks = slice(FIRST - 1, None, PEEK)
     seen = np.cumsum(values != 0.0)[looks] > 0
     return np.asarray(np.where(seen, ((mean + MARGIN) / np.sqrt(variance / n))[looks], 0.0), dtype=np.float64)
 

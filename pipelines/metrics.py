@@ -247,22 +247,35 @@ def normal_quantile(probability: float) -> float:
 
 
 def _placements(positive: Bools, scores: Floats) -> tuple[float, Floats]:
-    """AUROC and each case's term of its influence: the squared terms sum to DeLong's variance."""
-    cases, controls = scores[positive], scores[~positive]
+    """AUROC and each case's term of its influence: the squared terms sum to DeLong's variance.
+
+    One sort does it: a case's placement is the share of the other class that scores lower, those tied counted half.
+    """
+    order = np.argsort(scores)
+    ordered, truth = scores.take(order), positive.take(order)
+    cases, controls = np.flatnonzero(truth), np.flatnonzero(~truth)  # places in the order
     m, n = len(cases), len(controls)
-    ordered_controls, ordered_cases = np.sort(controls), np.sort(cases)
-    above = (np.searchsorted(ordered_controls, cases, "left") + np.searchsorted(ordered_controls, cases, "right")) / (
-        2 * n
-    )
-    below = 1 - (
-        np.searchsorted(ordered_cases, controls, "left") + np.searchsorted(ordered_cases, controls, "right")
-    ) / (2 * m)
+    if (ordered[1:] == ordered[:-1]).any():
+        lower = _lower(ordered, truth)
+        above, below = lower[0].take(cases) / n, 1 - lower[1].take(controls) / m
+    else:
+        above, below = (cases - np.arange(m)) / n, 1 - (controls - np.arange(n)) / m
     area = float(above.mean())
     terms = np.empty(m + n)
     # m (m - 1): each class's sample variance over its size. A class of one case has none and adds nothing.
-    terms[positive] = (above - area) / np.sqrt(m * max(m - 1, 1))
-    terms[~positive] = (below - area) / np.sqrt(n * max(n - 1, 1))
+    terms[order.take(cases)] = (above - area) / np.sqrt(m * max(m - 1, 1))
+    terms[order.take(controls)] = (below - area) / np.sqrt(n * max(n - 1, 1))
     return area, terms
+
+
+def _lower(ordered: Floats, truth: Bools) -> tuple[Floats, Floats]:
+    """For each place in the order, how many controls and how many cases score lower, those tied counted half."""
+    bounds = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))  # of runs of equal scores
+    run = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
+    controls = np.concatenate([[0], np.cumsum(~truth)])[bounds]
+    before = np.stack([controls, bounds - controls])
+    first, second = ((before[:, :-1] + before[:, 1:]) / 2).take(run, axis=1)
+    return first, second
 
 
 def _macro(labels: NDArray[Any], scores: NDArray[Any]) -> tuple[float, Floats]:
@@ -302,14 +315,14 @@ def _binary(labels: NDArray[Any], scores: NDArray[Any]) -> tuple[Bools, Floats]:
 
 def _flags(values: NDArray[Any]) -> Bools:
     array = np.asarray(values)
-    if array.ndim != 1 or not np.isin(array, (0, 1)).all():
+    if array.ndim != 1 or not ((array == 0) | (array == 1)).all():
         raise MetricError("labels and decisions must be one-dimensional, 0 or 1")
     return array.astype(bool)
 
 
 def _scores(values: NDArray[Any]) -> Floats:
     array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not (np.isfinite(array).all() and (array >= 0).all() and (array <= 1).all()):
+    if array.ndim != 1 or not ((array >= 0) & (array <= 1)).all():  # not true of NaN either
         raise MetricError("scores must be one-dimensional, finite and in [0, 1]")
     return array
 

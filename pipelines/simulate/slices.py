@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pipelines import subgroups
 from pipelines.paired import mean_difference, non_inferior
 from pipelines.simulate.table import Row, Table, share
+from pipelines.types import Verdict
 
 SLICES, CRITICAL, MARGIN, OVERALL, ALPHA, DISCORDANCE, HARM = 12, 2, 0.05, 0.02, 0.05, 0.06, 0.08
 EXPECTED = {100: 0.994, 200: 0.74, 400: 0.08}
@@ -28,7 +29,7 @@ def simulate(*, repeats: int, rng: np.random.Generator) -> Table:
         for name, harmful in (("watched", watched), ("critical", critical)):
             let = [_tiers(one, size=size) == "pass" for one in harmful]
             rows.append(share("tiers", f"{HARM:g} worse in a {name} slice let through, {size} a slice", let))
-            overall = [_overall(one) for one in harmful]
+            overall = [_overall(one) == "pass" for one in harmful]
             rows.append(share("overall only", f"{HARM:g} worse in a {name} slice let through, {size} a slice", overall))
     return Table(
         title="Subgroups (G9)",
@@ -60,14 +61,14 @@ def _all_pass(differences: NDArray[np.float64], *, size: int) -> bool:
     )
 
 
-def _overall(differences: NDArray[np.float64]) -> bool:
+def _overall(differences: NDArray[np.float64]) -> Verdict:
     estimate = mean_difference(differences, level=1.0 - 2.0 * ALPHA)
-    return non_inferior(estimate, margin=OVERALL).verdict == "pass"
+    return non_inferior(estimate, margin=OVERALL).verdict
 
 
-def _tiers(differences: NDArray[np.float64], *, size: int) -> str:
-    if not _overall(differences):
-        return "fail"
+def _tiers(differences: NDArray[np.float64], *, size: int) -> Verdict:
+    if (overall := _overall(differences)) != "pass":
+        return overall
     slices = [
         subgroups.Slice(name=str(k), members=one, tier="critical" if k < CRITICAL else "watched")
         for k, one in enumerate(_members(size))

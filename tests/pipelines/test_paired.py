@@ -180,9 +180,10 @@ def test_the_vectorised_bootstrap_of_auroc_gives_the_numbers_of_a_loop_over_scik
     found = paired.bootstrap_auroc_difference(
         labels, candidate, champion, groups=patients, rng=np.random.default_rng(0), resamples=100, level=0.9
     )
-    rng, draws = np.random.default_rng(0), []
-    counts = np.concatenate([rng.multinomial(40, np.full(40, 1 / 40), size=size) for size in (64, 36)])
-    for drawn in counts:
+    counts, draws = np.hstack(list(paired._draws(40, resamples=100, rng=np.random.default_rng(0)))), []
+    assert counts.shape == (40, 100)
+    assert (counts.sum(axis=0) == 40).all()
+    for drawn in counts.T:
         weights = drawn[patients]
         draws.append(
             roc_auc_score(labels, candidate, sample_weight=weights)

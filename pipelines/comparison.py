@@ -5,7 +5,8 @@ Invariant: plain arrays and values, no torch, no files; `pipelines.evaluate` mak
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ class Sealed:
     """(N,) index into the protocol's classes."""
     groups: NDArray[Any]
     """(N,) patient, or the image where the patient is unknown."""
+    traits: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """By attribute (site, scanner, sex, age_band), (N,) its value in each case, "" where it is unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,6 +75,8 @@ class Comparison:
     placements: tuple[Placement, ...]
     quality: QualityReport | None = None
     """Of the dataset version; a protocol that asks for data quality fails without it."""
+    approved: tuple[Scored, ...] = ()
+    """Models approved before the champion that the candidate must not fall below either, the original first."""
 
     @property
     def level(self) -> float:

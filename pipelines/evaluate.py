@@ -7,18 +7,20 @@ point, and weights are used only if their bytes match their digest. Nothing here
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import job, network
+from pipelines.approved import held_against
 from pipelines.comparison import Comparison, Opinion, Placement, Scored, Sealed
 from pipelines.dataset import DatasetVersion, open_version
 from pipelines.predict import Model
-from pipelines.protocol import Protocol
+from pipelines.protocol import Attribute, Protocol
+from pipelines.quality import report_of
 from pipelines.types import EVIDENCE_RANK, CaseId, Confirmation, Digest
 
 
@@ -28,13 +30,17 @@ def gather(
     protocol: Protocol,
     candidate: Mapping[str, Any],
     champion: Mapping[str, Any] | None,
+    approved: Sequence[Mapping[str, Any]] = (),
+    previous: Path | None = None,
     keep_going: Callable[[], None] = lambda: None,
     tell: Callable[[str], None] = lambda _stage: None,
 ) -> tuple[Comparison, Digest]:
     """Score the sealed test of a checked-out version; returns the comparison and the version's digest.
 
-    `candidate` and `champion` are {"weights": path, "weights_digest": hex, "metadata": document}. A champion with other
-    classes cannot be compared. Raises Refused where a model cannot be used.
+    `previous` is the checked-out version before it, with which its data are compared; None for the first.
+    `candidate` and `champion` are {"weights": path, "weights_digest": hex, "metadata": document}, and so is each of
+    `approved`, every model that was ever champion, oldest first. A model with other classes cannot be compared. Raises
+    Refused where a model cannot be used.
     """
     version = open_version(dataset)
     images = version.prepared(protocol.input)
@@ -52,10 +58,20 @@ def gather(
         opinions_of_champion = dict(
             zip(fresh.tolist(), model.decision(model.scores(images[fresh])) if len(fresh) else [], strict=True)
         )
+    earlier = []
+    for document in _before(champion, approved=approved, window=protocol.gates.approved_window):
+        keep_going()
+        tell("scoring models approved earlier")
+        earlier.append(_scored(_model(document, protocol=protocol), document, images=images[rows]))
+    quality = None
+    if protocol.data_quality is not None:
+        tell("looking at the data")
+        before = None if previous is None else open_version(previous)
+        quality = report_of(version, previous=before, rules=protocol.data_quality)
     tell("deciding")
     comparison = Comparison(
         protocol=protocol,
-        sealed=Sealed(labels=version.labels[rows], groups=version.groups[rows]),
+        sealed=Sealed(labels=version.labels[rows], groups=version.groups[rows], traits=_traits(version, rows=rows)),
         candidate=first,
         champion=second,
         opinions=tuple(opinions(version, rows=fresh.tolist(), champion=opinions_of_champion)),
@@ -65,6 +81,8 @@ def gather(
                 version.image_digests, version.groups.tolist(), version.splits.tolist(), strict=True
             )
         ),
+        approved=tuple(earlier),
+        quality=quality,
     )
     return comparison, version.digest
 
@@ -131,6 +149,22 @@ def _model(document: Mapping[str, Any], *, protocol: Protocol) -> Model:
         )
     except network.NetworkError as error:
         raise job.Refused(f"a model cannot be loaded: {error}") from error
+
+
+def _before(
+    champion: Mapping[str, Any] | None, *, approved: Sequence[Mapping[str, Any]], window: int
+) -> list[Mapping[str, Any]]:
+    """The approved models that the candidate is held against besides the champion."""
+    reigning = None if champion is None else champion["weights_digest"]
+    return [document for document in held_against(approved, window=window) if document["weights_digest"] != reigning]
+
+
+def _traits(version: DatasetVersion, *, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    table = version.columns(*get_args(Attribute), "waiting").take(rows)
+    return {
+        name: np.array([value or "" for value in table.column(name).to_pylist()], dtype=str)
+        for name in get_args(Attribute)
+    }
 
 
 def _scored(model: Model, document: Mapping[str, Any], *, images: NDArray[np.float32]) -> Scored:

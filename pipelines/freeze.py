@@ -179,7 +179,7 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
 def _write(
     before: Contents, changes: Iterator[PartChange], *, blobs: Path, keep_going: Callable[[], None]
 ) -> tuple[Contents, list[Shard], bool]:
-    """Write the images and parts that changed; returns the contents, all shards there are, and if an example differs."""
+    """Write the images and parts that changed; returns contents, all shards there are, and if an example differs."""
     directory = before.directory
     directory.mkdir(exist_ok=True)
     writer = ShardWriter(directory / "shards", first_id=_next_id(before.shards))

@@ -4,8 +4,8 @@ Invariant: fail closed. A gate passes only where the requirement has been shown 
 few cases to show it the verdict is `insufficient`, where it is not met `fail`, and a gate that cannot be computed fails
 with the reason in words. `decide` is a pure function: the same cases and scores give the same report.
 
-References: DeLong et al., Biometrics 1988; McNemar, Psychometrika 1947; Holm, Scand J Stat 1979; non-inferiority
-margins as in FDA, "Non-Inferiority Clinical Trials", 2016.
+References: DeLong et al., Biometrics 1988; McNemar, Psychometrika 1947; Holm, Scand J Stat 1979; Feng, Emerson, Simon,
+Biometrics 2021 (every approved model); non-inferiority margins as in FDA, "Non-Inferiority Clinical Trials", 2016.
 
     python -m pipelines.gates JOB_DIR        # config.json in; result.json out
 """
@@ -16,14 +16,25 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipelines import data_gates, job, metrics
+from pipelines import data_gates, job, metrics, subgroups
+from pipelines.approved import acceptable
 from pipelines.comparison import Comparison, Placement, Scored
+from pipelines.endpoints import (
+    Decision,
+    among,
+    area,
+    area_difference,
+    decision_difference,
+    decisions_of,
+    right,
+    rule_of,
+)
 from pipelines.protocol import Margin, from_document
 from pipelines.types import Digest, Estimate, GateReport, GateResult, Verdict, digest_of
 
@@ -52,6 +63,7 @@ def decide(comparison: Comparison, *, dataset_digest: Digest) -> GateReport:
             "alpha": protocol.gates.alpha,
             "candidate_threshold": comparison.candidate.threshold,
             "champion_threshold": None if champion is None else champion.threshold,
+            "data_quality": None if comparison.quality is None else comparison.quality.document(),
             "not_passed": [row.name for row in results if row.verdict != "pass"],
         },
     )
@@ -69,10 +81,11 @@ def _gates_for(comparison: Comparison) -> list[tuple[str, Gate]]:
     gates: list[tuple[str, Gate]] = [("minimum_cases", _minimum_cases), ("auroc", _auroc)]
     if comparison.champion is not None and comparison.protocol.gates.require_improvement:
         gates.append(("improvement", _improvement))
-    if comparison.protocol.positive is None:
-        gates.append(("accuracy", _accuracy))
-    else:
-        gates += [("sensitivity", _sensitivity), ("specificity", _specificity)]
+    gates += [(name, partial(_decided, endpoint=name)) for name in decisions_of(comparison)]
+    if comparison.approved:
+        gates.append(("approved_models", _approved_models))
+    if comparison.champion is not None and comparison.protocol.gates.subgroups is not None:
+        gates.append(("subgroups", _subgroups))
     return [*gates, ("calibration", _calibration), ("leakage", _leakage), ("submitters", _submitters)]
 
 
@@ -108,15 +121,15 @@ def _minimum_cases(comparison: Comparison) -> GateResult:
 
 def _auroc(comparison: Comparison) -> GateResult:
     rule = comparison.protocol.gates.auroc
-    champion = None if comparison.champion is None else _area(comparison, comparison.champion)
-    difference = None if comparison.champion is None else _area_difference(comparison, comparison.champion)
-    candidate = _area(comparison, comparison.candidate)
+    champion = None if comparison.champion is None else area(comparison, comparison.champion)
+    difference = None if comparison.champion is None else area_difference(comparison, comparison.champion)
+    candidate = area(comparison, comparison.candidate)
     return _floor_and_margin("auroc", rule, candidate=candidate, champion=champion, difference=difference)
 
 
 def _improvement(comparison: Comparison) -> GateResult:
     assert comparison.champion is not None, "there is something to improve on only with a champion"
-    difference = _area_difference(comparison, comparison.champion)
+    difference = area_difference(comparison, comparison.champion)
     verdict: Verdict = "pass" if difference.low > 0.0 else "insufficient" if difference.value > 0.0 else "fail"
     reason = {
         "pass": "better than the champion",
@@ -128,75 +141,94 @@ def _improvement(comparison: Comparison) -> GateResult:
         requirement=f"AUROC above the champion's (one-sided, alpha {comparison.protocol.gates.alpha:g})",
         verdict=verdict,
         reason=reason,
-        candidate=_area(comparison, comparison.candidate),
-        champion=_area(comparison, comparison.champion),
+        candidate=area(comparison, comparison.candidate),
+        champion=area(comparison, comparison.champion),
         difference=difference,
     )
 
 
-def _accuracy(comparison: Comparison) -> GateResult:
-    every = np.ones(len(comparison.sealed.labels), dtype=bool)
-    right = [
-        None if model is None else model.decided == comparison.sealed.labels
-        for model in (comparison.candidate, comparison.champion)
-    ]
-    # A protocol without a positive class has its one floor for decisions under `sensitivity`.
-    return _decisions(
-        "accuracy", comparison.protocol.gates.sensitivity, right=right, among=every, comparison=comparison
-    )
-
-
-def _sensitivity(comparison: Comparison) -> GateResult:
-    return _at_operating_point(
-        "sensitivity", comparison.protocol.gates.sensitivity, positives=True, comparison=comparison
-    )
-
-
-def _specificity(comparison: Comparison) -> GateResult:
-    return _at_operating_point(
-        "specificity", comparison.protocol.gates.specificity, positives=False, comparison=comparison
-    )
-
-
-def _at_operating_point(name: str, rule: Margin, *, positives: bool, comparison: Comparison) -> GateResult:
-    if comparison.candidate.threshold is None:
+def _decided(comparison: Comparison, *, endpoint: Decision) -> GateResult:
+    """Hold the share of right decisions against the floor, and against the champion's."""
+    rule, counted = rule_of(comparison, endpoint), among(comparison, endpoint)
+    if endpoint != "accuracy" and comparison.candidate.threshold is None:
         return GateResult(
-            name=name,
-            requirement=f"{name} at the operating point at least {rule.floor:g}",
+            name=endpoint,
+            requirement=f"{endpoint} at the operating point at least {rule.floor:g}",
             verdict="fail",
             reason="the candidate has no operating point: no threshold met the rule on the tune split",
         )
-    index = comparison.protocol.positive_index
-    right = [
-        None if model is None else (model.decided == index) == positives
-        for model in (comparison.candidate, comparison.champion)
-    ]
-    among = comparison.truth if positives else ~comparison.truth
-    return _decisions(name, rule, right=right, among=among, comparison=comparison)
-
-
-def _decisions(
-    name: str, rule: Margin, *, right: list[NDArray[np.bool_] | None], among: NDArray[np.bool_], comparison: Comparison
-) -> GateResult:
-    """Hold the share of right decisions `among` some cases against the floor, and against the champion's."""
-    first, second = right
-    assert first is not None, "a candidate always has decisions"
-    n = int(among.sum())
-    candidate = metrics.clopper_pearson(int(first[among].sum()), n, level=comparison.level)
-    if second is None:
-        return _floor_and_margin(name, rule, candidate=candidate, champion=None, difference=None)
-    test = metrics.mcnemar(first[among], second[among], groups=comparison.sealed.groups[among], level=comparison.level)
+    first, n = right(comparison, comparison.candidate, endpoint)[counted], int(counted.sum())
+    candidate = metrics.clopper_pearson(int(first.sum()), n, level=comparison.level)
+    if comparison.champion is None:
+        return _floor_and_margin(endpoint, rule, candidate=candidate, champion=None, difference=None)
+    second, groups = right(comparison, comparison.champion, endpoint)[counted], comparison.sealed.groups[counted]
+    test = metrics.mcnemar(first, second, groups=groups, level=comparison.level)
     return _floor_and_margin(
-        name,
+        endpoint,
         rule,
         candidate=candidate,
-        champion=metrics.clopper_pearson(int(second[among].sum()), n, level=comparison.level),
+        champion=metrics.clopper_pearson(int(second.sum()), n, level=comparison.level),
         difference=test.difference,
         details={
             "only_candidate_right": test.only_candidate,
             "only_champion_right": test.only_champion,
             "mcnemar_exact_p": test.p_value,
         },
+    )
+
+
+def _approved_models(comparison: Comparison) -> GateResult:
+    """Hold the candidate against every model approved before the champion, on every endpoint."""
+    margins = {name: rule_of(comparison, name).margin for name in ("auroc", *decisions_of(comparison))}
+    names = [model.digest[:12] for model in comparison.approved]
+    differences = {"auroc": {model.digest[:12]: area_difference(comparison, model) for model in comparison.approved}}
+    for endpoint in decisions_of(comparison):
+        found = [decision_difference(comparison, model, endpoint) for model in comparison.approved]
+        differences[endpoint] = dict(zip(names, found, strict=True))
+    judged = acceptable(differences, margins=margins)
+    return GateResult(
+        name="approved_models",
+        requirement="not worse, by the margin of each endpoint, than the original and every model approved since",
+        verdict=judged.verdict,
+        reason=judged.reason,
+        details={
+            "comparisons": [
+                {"endpoint": endpoint, "model": model, "verdict": one.verdict, "power": one.power}
+                | ({} if one.difference is None else {"difference": asdict(one.difference)})
+                for (endpoint, model), one in judged.comparisons.items()
+            ]
+        },
+    )
+
+
+def _subgroups(comparison: Comparison) -> GateResult:
+    """Look for harm in each slice, among its positives and among its negatives, against the champion."""
+    rule, champion = comparison.protocol.gates.subgroups, comparison.champion
+    assert rule is not None, "the protocol asks for subgroups"
+    assert champion is not None, "harm is harm compared with a champion"
+    slices, differences = [], np.zeros(len(comparison.sealed.labels))
+    for endpoint in decisions_of(comparison):
+        counted = among(comparison, endpoint)
+        candidate_right = right(comparison, comparison.candidate, endpoint).astype(np.float64)
+        differences[counted] = (candidate_right - right(comparison, champion, endpoint))[counted]
+        slices += [
+            subgroups.Slice(name=f"{name} {endpoint}", members=members & counted, tier=tier)
+            for name, members, tier in subgroups.declared(comparison.sealed.traits, rule.attributes, rule.critical)
+        ]
+    judged = subgroups.judge(
+        differences,
+        slices,
+        margin=rule.margin,
+        alpha=comparison.protocol.gates.alpha,
+        minimum=rule.minimum_cases,
+        groups=comparison.sealed.groups,
+    )
+    return GateResult(
+        name="subgroups",
+        requirement=f"critical slices not worse by {rule.margin:g}; no significant harm in any other",
+        verdict=judged.verdict,
+        reason=judged.reason,
+        details={"slices": [asdict(one) for one in judged.slices]},
     )
 
 
@@ -321,27 +353,6 @@ def _shown(estimate: Estimate, *, above: float) -> Verdict:
     return "insufficient" if estimate.value >= above else "fail"
 
 
-def _area(comparison: Comparison, model: Scored) -> Estimate:
-    index, sealed = comparison.protocol.positive_index, comparison.sealed
-    if index is None:
-        return metrics.macro_auroc_estimate(sealed.labels, model.scores, groups=sealed.groups, level=comparison.level)
-    return metrics.auroc_estimate(
-        comparison.truth, model.scores[:, index], groups=sealed.groups, level=comparison.level
-    )
-
-
-def _area_difference(comparison: Comparison, champion: Scored) -> Estimate:
-    index, sealed = comparison.protocol.positive_index, comparison.sealed
-    first, second = comparison.candidate.scores, champion.scores
-    if index is None:
-        return metrics.paired_macro_auroc_difference(
-            sealed.labels, first, second, groups=sealed.groups, level=comparison.level
-        )
-    return metrics.paired_auroc_difference(
-        comparison.truth, first[:, index], second[:, index], groups=sealed.groups, level=comparison.level
-    )
-
-
 def _calibration_error(comparison: Comparison, model: Scored) -> Estimate:
     index, rng = comparison.protocol.positive_index, np.random.default_rng(0)
     if index is None:
@@ -366,6 +377,8 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
         protocol=protocol,
         candidate=config["candidate"],
         champion=config.get("champion"),
+        approved=config.get("approved", ()),
+        previous=Path(config["previous_dataset"]) if config.get("previous_dataset") else None,
         keep_going=job.orphan_watch(),
         tell=lambda stage: job.append_progress(directory, {"stage": stage}),
     )

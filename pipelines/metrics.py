@@ -53,7 +53,7 @@ def auroc_estimate(
     `groups` (N,) names the cluster (patient) of each case; the standard error is then taken over cluster totals.
     """
     area, terms = _placements(*_binary(labels, scores))
-    return _interval(area, terms, groups=groups, level=level, low=0.0, high=1.0)
+    return interval(area, terms, groups=groups, level=level, low=0.0, high=1.0)
 
 
 def paired_auroc_difference(
@@ -70,7 +70,7 @@ def paired_auroc_difference(
     """
     area, terms = _placements(*_binary(labels, candidate))
     other_area, other_terms = _placements(*_binary(labels, champion))
-    return _interval(area - other_area, terms - other_terms, groups=groups, level=level, low=-1.0, high=1.0)
+    return interval(area - other_area, terms - other_terms, groups=groups, level=level, low=-1.0, high=1.0)
 
 
 def macro_auroc_estimate(
@@ -78,7 +78,7 @@ def macro_auroc_estimate(
 ) -> Estimate:
     """Return the mean one-vs-rest AUROC of `scores` (N, K) for `labels` (N,) in 0..K-1, with its DeLong interval."""
     area, terms = _macro(labels, scores)
-    return _interval(area, terms, groups=groups, level=level, low=0.0, high=1.0)
+    return interval(area, terms, groups=groups, level=level, low=0.0, high=1.0)
 
 
 def paired_macro_auroc_difference(
@@ -92,7 +92,39 @@ def paired_macro_auroc_difference(
     """Return the paired difference of the mean one-vs-rest AUROC; arguments as in `macro_auroc_estimate`."""
     area, terms = _macro(labels, candidate)
     other_area, other_terms = _macro(labels, champion)
-    return _interval(area - other_area, terms - other_terms, groups=groups, level=level, low=-1.0, high=1.0)
+    return interval(area - other_area, terms - other_terms, groups=groups, level=level, low=-1.0, high=1.0)
+
+
+def interval(
+    value: float, terms: Floats, *, groups: NDArray[Any] | None, level: float, low: float, high: float
+) -> Estimate:
+    """Return `value` with the normal interval at `level` of an estimator whose variance is the sum of squared `terms`.
+
+    `terms` (N,) are summed within `groups` (N,) first, so that cases of one patient count together; the interval is cut
+    to [`low`, `high`].
+    """
+    totals: Floats = terms
+    if groups is not None:
+        _same_length(terms, groups)
+        _, inverse = np.unique(np.asarray(groups), return_inverse=True)
+        totals = np.bincount(inverse, weights=terms).astype(np.float64)
+    half = normal_quantile(0.5 + level / 2.0) * float(np.sqrt(np.sum(totals**2)))
+    return Estimate(
+        value=float(value),
+        low=max(low, float(value - half)),
+        high=min(high, float(value + half)),
+        n=len(terms),
+        level=level,
+    )
+
+
+def auroc_influence(labels: NDArray[Any], scores: NDArray[Any]) -> tuple[float, Floats]:
+    """Return AUROC and the influence (N,) of each case on it: the terms sum to 0, their squares to DeLong's variance.
+
+    `labels` (N,) bool or 0/1, `scores` (N,) in [0, 1]. Ask once a model where many comparisons share it. Raises
+    MetricError unless both classes are there.
+    """
+    return _placements(*_binary(labels, scores))
 
 
 def clopper_pearson(successes: int, n: int, *, level: float = 0.95) -> Estimate:
@@ -155,7 +187,7 @@ def mcnemar(
     low, high = _newcombe(first, second, level=level)
     if groups is not None and len(np.unique(groups)) < n:
         paired = first.astype(float) - second.astype(float)
-        wald = _interval(paired.mean(), (paired - paired.mean()) / n, groups=groups, level=level, low=-1.0, high=1.0)
+        wald = interval(paired.mean(), (paired - paired.mean()) / n, groups=groups, level=level, low=-1.0, high=1.0)
         low, high = min(low, wald.low), max(high, wald.high)
     difference = Estimate(value=(gained - lost) / n, low=low, high=high, n=n, level=level)
     return McNemar(only_candidate=gained, only_champion=lost, p_value=p_value, difference=difference)
@@ -215,22 +247,35 @@ def normal_quantile(probability: float) -> float:
 
 
 def _placements(positive: Bools, scores: Floats) -> tuple[float, Floats]:
-    """AUROC and each case's term of its influence: the squared terms sum to DeLong's variance."""
-    cases, controls = scores[positive], scores[~positive]
+    """AUROC and each case's term of its influence: the squared terms sum to DeLong's variance.
+
+    One sort does it: a case's placement is the share of the other class that scores lower, those tied counted half.
+    """
+    order = np.argsort(scores)
+    ordered, truth = scores.take(order), positive.take(order)
+    cases, controls = np.flatnonzero(truth), np.flatnonzero(~truth)  # places in the order
     m, n = len(cases), len(controls)
-    ordered_controls, ordered_cases = np.sort(controls), np.sort(cases)
-    above = (np.searchsorted(ordered_controls, cases, "left") + np.searchsorted(ordered_controls, cases, "right")) / (
-        2 * n
-    )
-    below = 1 - (
-        np.searchsorted(ordered_cases, controls, "left") + np.searchsorted(ordered_cases, controls, "right")
-    ) / (2 * m)
+    if (ordered[1:] == ordered[:-1]).any():
+        lower = _lower(ordered, truth)
+        above, below = lower[0].take(cases) / n, 1 - lower[1].take(controls) / m
+    else:
+        above, below = (cases - np.arange(m)) / n, 1 - (controls - np.arange(n)) / m
     area = float(above.mean())
     terms = np.empty(m + n)
     # m (m - 1): each class's sample variance over its size. A class of one case has none and adds nothing.
-    terms[positive] = (above - area) / np.sqrt(m * max(m - 1, 1))
-    terms[~positive] = (below - area) / np.sqrt(n * max(n - 1, 1))
+    terms[order.take(cases)] = (above - area) / np.sqrt(m * max(m - 1, 1))
+    terms[order.take(controls)] = (below - area) / np.sqrt(n * max(n - 1, 1))
     return area, terms
+
+
+def _lower(ordered: Floats, truth: Bools) -> tuple[Floats, Floats]:
+    """For each place in the order, how many controls and how many cases score lower, those tied counted half."""
+    bounds = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))  # of runs of equal scores
+    run = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
+    controls = np.concatenate([[0], np.cumsum(~truth)])[bounds]
+    before = np.stack([controls, bounds - controls])
+    first, second = ((before[:, :-1] + before[:, 1:]) / 2).take(run, axis=1)
+    return first, second
 
 
 def _macro(labels: NDArray[Any], scores: NDArray[Any]) -> tuple[float, Floats]:
@@ -239,24 +284,6 @@ def _macro(labels: NDArray[Any], scores: NDArray[Any]) -> tuple[float, Floats]:
         raise MetricError("scores of many classes must have shape (cases, classes)")
     parts = [_placements(*_binary(np.asarray(labels) == k, table[:, k])) for k in range(table.shape[1])]
     return float(np.mean([area for area, _ in parts])), np.mean([terms for _, terms in parts], axis=0)
-
-
-def _interval(
-    value: float, terms: Floats, *, groups: NDArray[Any] | None, level: float, low: float, high: float
-) -> Estimate:
-    totals: Floats = terms
-    if groups is not None:
-        _same_length(terms, groups)
-        _, inverse = np.unique(np.asarray(groups), return_inverse=True)
-        totals = np.bincount(inverse, weights=terms).astype(np.float64)
-    half = normal_quantile(0.5 + level / 2.0) * float(np.sqrt(np.sum(totals**2)))
-    return Estimate(
-        value=float(value),
-        low=max(low, float(value - half)),
-        high=min(high, float(value + half)),
-        n=len(terms),
-        level=level,
-    )
 
 
 def _newcombe(first: Bools, second: Bools, *, level: float) -> tuple[float, float]:
@@ -288,14 +315,14 @@ def _binary(labels: NDArray[Any], scores: NDArray[Any]) -> tuple[Bools, Floats]:
 
 def _flags(values: NDArray[Any]) -> Bools:
     array = np.asarray(values)
-    if array.ndim != 1 or not np.isin(array, (0, 1)).all():
+    if array.ndim != 1 or not ((array == 0) | (array == 1)).all():
         raise MetricError("labels and decisions must be one-dimensional, 0 or 1")
     return array.astype(bool)
 
 
 def _scores(values: NDArray[Any]) -> Floats:
     array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not (np.isfinite(array).all() and (array >= 0).all() and (array <= 1).all()):
+    if array.ndim != 1 or not ((array >= 0) & (array <= 1)).all():  # not true of NaN either
         raise MetricError("scores must be one-dimensional, finite and in [0, 1]")
     return array
 

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pipelines.types import EVIDENCE_RANK, AiExposure, Digest, Evidence, Strategy, digest_of
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Attribute = Literal["site", "scanner", "sex", "age_band"]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*([_-][a-z0-9]+)*$", max_length=60)]
 
 
@@ -143,6 +144,17 @@ class SubmitterGate(_Section):
     minimum_labels: Annotated[int, Field(ge=5)] = 15
 
 
+class SubgroupGate(_Section):
+    """Slices by attribute: a critical one has to be shown not worse by `margin`, any other must not be harmed."""
+
+    attributes: tuple[Attribute, ...] = ("site", "scanner", "sex", "age_band")
+    critical: tuple[Annotated[str, Field(pattern=r"^(site|scanner|sex|age_band)=\S.*$")], ...] = ()
+    """Slices by name, for instance `sex=F`."""
+    margin: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.10
+    minimum_cases: Annotated[int, Field(ge=20)] = 50
+    """Positives (for sensitivity) or negatives (for specificity) below which a slice has insufficient data."""
+
+
 class Gates(_Section):
     """The pre-stated requirements; `docs/protocol.md` gives the reason and source of each default."""
 
@@ -153,6 +165,9 @@ class Gates(_Section):
     specificity: Margin = Margin(floor=0.60, margin=0.10)
     calibration: CalibrationGate = CalibrationGate()
     submitters: SubmitterGate = SubmitterGate()
+    subgroups: SubgroupGate | None = None
+    approved_window: Annotated[int, Field(ge=1, le=100)] = 15
+    """Besides the original, how many approved models, newest first, a candidate must not fall below."""
     require_improvement: bool = True
     """Ask for superiority in AUROC over the champion, not only for non-inferiority."""
 

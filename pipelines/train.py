@@ -32,9 +32,11 @@ from torch import nn
 from torch.nn import functional
 
 from pipelines import augment, calibrate, checkpoint, job, network, predict, strategies
-from pipelines.dataset import open_version
+from pipelines.dataset import DatasetVersion, open_version
 from pipelines.metrics import auroc_estimate, macro_auroc_estimate
 from pipelines.protocol import Protocol, from_document
+from pipelines.quality import report_of
+from pipelines.quality_report import QualityReport, render_text
 from pipelines.types import Digest, OperatingPoint, Strategy, digest_of
 
 
@@ -246,6 +248,9 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
     version = open_version(Path(config["dataset"]))
     if version.classes != protocol.classes:
         raise TrainingRefused("the dataset version has other classes than the protocol: freeze a new version")
+    quality = _quality(version, config.get("previous_dataset"), protocol=protocol)
+    if quality is not None:
+        job.append_progress(directory, {"stage": f"the data: {quality.verdict}", "text": render_text(quality)})
     prepared = version.prepared(protocol.input)
     splits = [
         Cases(
@@ -272,7 +277,11 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
     data = network.save_weights(trained.module)
     weights = directory / "weights.safetensors"
     job.write_atomically(weights, data)
-    metadata = {**trained.metadata, "dataset_number": version.number}
+    metadata = {
+        **trained.metadata,
+        "dataset_number": version.number,
+        "data_quality": None if quality is None else quality.document(),
+    }
     job.write_atomically(directory / "metadata.json", json.dumps(metadata, allow_nan=False, indent=1).encode())
     return {
         "weights": str(weights),
@@ -280,6 +289,14 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
         "metadata": metadata,
         "history": trained.history,
     }
+
+
+def _quality(version: DatasetVersion, previous: str | None, *, protocol: Protocol) -> QualityReport | None:
+    """Look at the data before anything is learned from them; the gates decide by the same report."""
+    if protocol.data_quality is None:
+        return None
+    before = None if previous is None else open_version(Path(previous))
+    return report_of(version, previous=before, rules=protocol.data_quality)
 
 
 def _base(document: Mapping[str, Any] | None) -> Base | None:

@@ -66,6 +66,18 @@ def previous(conn: Connection, line_id: int) -> Candidate | None:
     )
 
 
+def approved(conn: Connection, line_id: int) -> list[Candidate]:
+    """Every candidate of a line that was ever promoted, in the order in which people approved them."""
+    return fetch_all(
+        conn,
+        Candidate,
+        "SELECT candidates.* FROM candidates JOIN (SELECT candidate_id, min(promotion_id) AS earliest FROM promotions"
+        " WHERE line_id = %s AND kind = 'promotion' GROUP BY candidate_id) AS approvals USING (candidate_id)"
+        " ORDER BY earliest",
+        (line_id,),
+    )
+
+
 def promote(
     conn: Connection, *, candidate_id: int, expected_champion_id: int | None, actor: User, reason: str
 ) -> Promotion:

@@ -72,8 +72,8 @@ def gate_candidate(workshop: Workshop, *, job_id: int) -> None:
         data = _check_out(lease, dataset_version_id=candidate.dataset_version_id)
         with workshop.transaction() as connection:
             champion = promotions.champion(connection, candidate.line_id)
-            config = translate.gate_config(
-                connection, candidate=candidate, champion=champion, dataset=dataset, settings=workshop.settings
+            config = data | translate.gate_config(
+                connection, candidate=candidate, champion=champion, settings=workshop.settings
             )
         result = lease.run("pipelines.gates", name=name, config=config)
         with lease.recording() as connection:

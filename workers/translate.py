@@ -209,15 +209,16 @@ def gate_config(
     *,
     candidate: candidates.Candidate,
     champion: candidates.Candidate | None,
-    dataset: str,
     settings: WorkerSettings,
 ) -> dict[str, Any]:
-    """Say what is measured against what, on which data."""
+    """Say what is measured against what; with `dataset` and `previous_dataset` it is whole."""
     return {
-        "dataset": dataset,
         "protocol": lines.protocol(connection, candidate.protocol_id).document,
         "candidate": model_files(candidate, settings=settings),
         "champion": model_files(champion, settings=settings) if champion else None,
+        "approved": [
+            model_files(earlier, settings=settings) for earlier in promotions.approved(connection, candidate.line_id)
+        ],
     }
 
 

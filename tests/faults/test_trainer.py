@@ -122,7 +122,7 @@ def test_a_trainer_killed_mid_epoch_ends_with_the_weights_of_an_unbroken_run(
     version = datasets.latest(record, line.line_id)
     assert version is not None
     dataset = str(settings.checkouts / version.git_tag)
-    config = translate.train_config(record, run=runs.get(record, run.run_id), dataset=dataset, settings=settings)
+    config = {"dataset": dataset} | translate.train_config(record, run=runs.get(record, run.run_id), settings=settings)
     record.rollback()
     TASKS["train_candidate"](workshop, job_id=job.job_id)
     workshop.close()

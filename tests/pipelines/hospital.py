@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from pipelines import images, synthetic
+from pipelines.images import Pixels
 from pipelines.protocol import parse
 from pipelines.types import CaseId, Confirmation, ConfirmedCase
 
 ROOT = Path(__file__).resolve().parents[2]
-PROTOCOL = parse((ROOT / "pipelines" / "protocols" / "cxr-pneumonia.yaml").read_text(encoding="utf-8"))
+PROTOCOL_TEXT = (ROOT / "pipelines" / "protocols" / "cxr-pneumonia.yaml").read_text(encoding="utf-8")
+PROTOCOL = parse(PROTOCOL_TEXT)
 LINE = PROTOCOL.line
 
 
@@ -30,10 +32,18 @@ class Hospital:
         self.pictures, self.labels = synthetic.radiographs(140, rng=np.random.default_rng(0))
         self.repository, self.remote, self.blobs = home / "data", home / "remote", home / "blobs"
         for picture in self.pictures:
-            data = images.npy_bytes(picture)
-            digest = hashlib.sha256(data).hexdigest()
-            (self.blobs / digest[:2]).mkdir(parents=True, exist_ok=True)
-            (self.blobs / digest[:2] / digest).write_bytes(data)
+            self._keep(picture)
+
+    def replace(self, index: int, picture: Pixels) -> None:
+        """Let a case have another picture from the start."""
+        self.pictures[index] = picture
+        self._keep(picture)
+
+    def _keep(self, picture: Pixels) -> None:
+        data = images.npy_bytes(picture)
+        digest = hashlib.sha256(data).hexdigest()
+        (self.blobs / digest[:2]).mkdir(parents=True, exist_ok=True)
+        (self.blobs / digest[:2] / digest).write_bytes(data)
 
     def case(self, index: int) -> ConfirmedCase:
         said = Confirmation(

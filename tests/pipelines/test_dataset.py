@@ -20,9 +20,9 @@ import pytest
 from pipelines import dataset, images
 from pipelines.data_repository import VersionDamaged, VersionUnknown
 from pipelines.difference import difference
-from pipelines.protocol import InputSpec
+from pipelines.protocol import InputSpec, parse
 from pipelines.types import CaseId, digest_of
-from tests.pipelines.hospital import LINE, ROOT, Hospital, moved, start
+from tests.pipelines.hospital import LINE, PROTOCOL_TEXT, ROOT, Hospital, moved, start
 
 SPEC = InputSpec(channels=1, rows=28, columns=28)
 
@@ -166,6 +166,26 @@ def test_a_changed_byte_in_a_checkout_is_found(frozen: Frozen, tmp_path: Path, n
     file.write_bytes(data)
     with pytest.raises(VersionDamaged):
         dataset.open_version(path).prepared(SPEC)
+
+
+def test_a_near_duplicate_of_a_case_in_another_split_waits(first_home: Path, tmp_path: Path) -> None:
+    hospital = moved(first_home, tmp_path / "home")
+    protocol = parse(PROTOCOL_TEXT + "\ndata_quality: {}\n").document()
+    first = dataset.open_version(dataset.checkout(hospital.repository, line=LINE, number=1, into=tmp_path / "out"))
+    (original,) = first.indices("train")[:1].tolist()
+    for index in range(100, 140):  # copies, a little brighter, under other patients: some would be in other splits
+        hospital.replace(index, np.clip(hospital.pictures[original] * 1.0 + (index - 98), 0, 255).astype(np.uint8))
+    hospital.freeze(2, n=140, previous=1, protocol=protocol, whole=True)
+    version = dataset.open_version(dataset.checkout(hospital.repository, line=LINE, number=2, into=tmp_path / "out"))
+    copies = [example for example in version.examples() if example.case_id > 100]
+    reasons = [row.reason for row in version.waiting()]
+    assert len(copies) + len(reasons) == 40
+    assert {example.split for example in copies} == {"train"}
+    words = f"near duplicate of another: case {first.case_ids[original]} in train"
+    assert reasons
+    assert all(reason.startswith("near duplicate of another: case") for reason in reasons)
+    assert words in {reason.partition(",")[0] for reason in reasons}
+    assert version.manifest["waiting"] == {"near duplicate of another": len(reasons)}
 
 
 def test_nothing_new_is_refused_in_words(frozen: Frozen) -> None:

@@ -337,6 +337,14 @@ def test_freeze_train_and_gate_as_the_worker_runs_them(tmp_path: Path) -> None:
     assert "north contradicts stronger evidence" in by_name["submitters"]["reason"]
     assert decided["text"].startswith("Gate report · toy")
 
+    compared, _ = gather(version, protocol=PROTOCOL, candidate=model, champion=None, approved=[model])
+    assert [earlier.digest for earlier in compared.approved] == [trained["weights_digest"]]
+    assert (compared.approved[0].scores == compared.candidate.scores).all()
+    assert set(compared.sealed.traits) == {"site", "scanner", "sex", "age_band"}
+    assert set(compared.sealed.traits["site"].tolist()) == {"a"}
+    reigning, _ = gather(version, protocol=PROTOCOL, candidate=model, champion=model, approved=[model])
+    assert reigning.approved == ()  # the champion is compared with already
+
     other = {**model, "weights_digest": "0" * 64}
     with pytest.raises(job.Refused, match="cannot be loaded"):
         gather(version, protocol=PROTOCOL, candidate=other, champion=None)

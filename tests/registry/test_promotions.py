@@ -57,6 +57,23 @@ def test_the_next_champion_retires_the_one_before(db: Connection) -> None:
     assert oldest.ended_at is not None
 
 
+def test_every_candidate_that_people_approved_is_remembered_in_order_and_once(db: Connection) -> None:
+    line, other = factories.line(db), factories.line(db)
+    assert promotions.approved(db, line.line_id) == []
+    first, second = factories.champion(db, line), factories.champion(db, line)
+    factories.champion(db, other)
+    factories.approved_candidate(db, line)
+    promotions.roll_back(
+        db,
+        line_id=line.line_id,
+        expected_champion_id=second.candidate_id,
+        actor=factories.user(db, "approver"),
+        reason="it was not better after all",
+    )
+    found = [candidate.candidate_id for candidate in promotions.approved(db, line.line_id)]
+    assert found == [first.candidate_id, second.candidate_id]
+
+
 def test_twenty_racing_promotions_leave_one_champion(fresh_database: str) -> None:
     racers = 20
     with connect(fresh_database) as conn:

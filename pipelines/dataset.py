@@ -75,10 +75,10 @@ class DatasetVersion:
         return _text(self.columns("group", "waiting"), "group")
 
     @cached_property
-    def image_digests(self) -> tuple[Digest, ...]:
-        """(N,) SHA-256 of each image."""
+    def image_digests(self) -> NDArray[np.object_]:
+        """(N,) SHA-256 of each image, in hexadecimal."""
         column = self.columns("image_digest", "waiting").column("image_digest")
-        return tuple(Digest(value.hex()) for value in column.to_pylist())
+        return np.array([Digest(value.hex()) for value in column.to_pylist()], dtype=object)
 
     @cached_property
     def phashes(self) -> NDArray[np.uint64]:

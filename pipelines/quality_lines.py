@@ -107,7 +107,7 @@ def waiting(table: Table, counts: Mapping[str, int], rules: DataQuality) -> list
 
 def exact_duplicates(table: Table) -> list[QualityLine]:
     """Find cases with the same pixels as another: within a split they count twice, across splits they leak."""
-    _, head, inverse = np.unique(table.image_digests.astype(str), return_index=True, return_inverse=True)
+    _, head, inverse = np.unique(table.image_digests.astype("S64"), return_index=True, return_inverse=True)
     # Each with the first of its kind, so that a picture there n times makes n - 1 pairs.
     first = head[inverse]
     second = np.flatnonzero(first != np.arange(len(table)))

@@ -3,7 +3,11 @@
     python -m pipelines.versions REPOSITORY checkout LINE NUMBER --into DIR
     python -m pipelines.versions REPOSITORY diff LINE OLD NEW
     python -m pipelines.versions REPOSITORY verify LINE NUMBER --remote DIR
+    python -m pipelines.versions REPOSITORY quality LINE NUMBER --into DIR
+    python -m pipelines.versions REPOSITORY agreement LINE NUMBER --into DIR
     python -m pipelines.versions REPOSITORY gc --remote DIR
+
+`quality` and `agreement` check the version out first (and the one before it), and print their report.
 
 Prints one JSON object. Exit code 2: a version is damaged, and named; 1: it cannot be done, with the reason.
 """
@@ -17,8 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import stored
-from pipelines.data_repository import DataRepository, DatasetError, VersionDamaged, VersionUnknown, tag_of, writing
-from pipelines.dataset import checkout
+from pipelines.agreement import agreement_report
+from pipelines.case_table import rows_of
+from pipelines.data_repository import (
+    DataRepository,
+    DatasetError,
+    VersionDamaged,
+    VersionErased,
+    VersionUnknown,
+    tag_of,
+    writing,
+)
+from pipelines.dataset import checkout, open_version
 from pipelines.difference import difference
 from pipelines.types import digest_of
 
@@ -28,13 +42,14 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("repository", type=Path)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, numbers in (("checkout", ["number"]), ("diff", ["old", "new"]), ("verify", ["number"]), ("gc", [])):
+    for name in ("checkout", "diff", "verify", "quality", "agreement", "gc"):
         command = commands.add_parser(name)
+        numbers = {"diff": ["old", "new"], "gc": []}.get(name, ["number"])
         if numbers:
             command.add_argument("line")
         for number in numbers:
             command.add_argument(number, type=int)
-        if name == "checkout":
+        if name in {"checkout", "quality", "agreement"}:
             command.add_argument("--into", type=Path, required=True)
         if name in {"verify", "gc"}:
             command.add_argument("--remote", required=True)
@@ -55,10 +70,30 @@ def _do(asked: argparse.Namespace) -> dict[str, Any]:
         path = checkout(asked.repository, line=asked.line, number=asked.number, into=asked.into)
         document = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         return {"path": str(path), "digest": digest_of(document), "examples": document["examples"]}
+    if asked.command == "quality":
+        return _quality(asked.repository, line=asked.line, number=asked.number, into=asked.into)
+    if asked.command == "agreement":
+        path = checkout(asked.repository, line=asked.line, number=asked.number, into=asked.into)
+        tables = open_version(path).contents.tables()
+        return agreement_report(row.case for table in tables for row in rows_of(table))
     if asked.command == "verify":
         return _verified(asked.repository, remote=asked.remote, line=asked.line, number=asked.number)
     with writing(asked.repository, remote=asked.remote) as held:
         return {"freed_bytes": held.collect_garbage()}
+
+
+def _quality(repository: Path, *, line: str, number: int, into: Path) -> dict[str, Any]:
+    """The report of a version against the one before it, by the defaults: the protocol's own is in the gate report."""
+    from pipelines import quality, quality_report  # noqa: PLC0415 - statistics take a second, and only this needs them
+
+    version = open_version(checkout(repository, line=line, number=number, into=into))
+    before = version.manifest["previous"]
+    try:
+        previous = before and open_version(checkout(repository, line=line, number=before["number"], into=into))
+    except VersionErased:
+        previous = None
+    report = quality.report_of(version, previous=previous)
+    return {**report.document(), "text": quality_report.render_text(report)}
 
 
 def _verified(repository: Path, *, remote: str, line: str, number: int) -> dict[str, Any]:

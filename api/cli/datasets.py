@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -122,6 +123,54 @@ def checkout_dataset(
     answer(found, as_json=as_json)
 
 
+@datasets.command("quality")
+def assess_dataset(
+    *,
+    line: LineArgument,
+    number: NumberArgument,
+    repository: RepositoryOption = None,
+    home: HomeOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Look for copies, shifts, gaps and unreadable images in a version, against the one before it.
+
+    Example: overread dataset quality cxr-pneumonia 7
+    """
+    with tempfile.TemporaryDirectory() as folder, screen().status("looking at every image that is new ..."):
+        found = _ask(_repository(repository, home), "quality", line, str(number), "--into", folder)
+    if as_json:
+        answer(found, as_json=True)
+    else:
+        typer.echo(found["text"])
+
+
+@datasets.command("agreement")
+def show_agreement(
+    *,
+    line: LineArgument,
+    number: NumberArgument,
+    repository: RepositoryOption = None,
+    home: HomeOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Say how far readers agree beyond chance: all, blind and aided reads apart, and each pair of readers.
+
+    Example: overread dataset agreement cxr-pneumonia 7
+    """
+    with tempfile.TemporaryDirectory() as folder, screen().status("comparing readers ..."):
+        found = _ask(_repository(repository, home), "agreement", line, str(number), "--into", folder)
+    if as_json:
+        answer(found, as_json=True)
+        return
+    for reads in ("all", "blind", "aided"):
+        _show_agreement(f"{reads} reads", found[reads], statistic="alpha")
+    for pair in found["pairs"]:
+        _show_agreement(" and ".join(pair["readers"]), pair, statistic="kappa")
+    if found["pairs_with_too_few_cases"]:
+        say(f"{found['pairs_with_too_few_cases']} pairs of readers have too few cases in common")
+    say(found["note"])
+
+
 @datasets.command("verify")
 def verify_dataset(
     *,
@@ -175,6 +224,15 @@ def _ask(repository: Path, *arguments: str) -> dict[str, Any]:
         raise Refused(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "it failed without a word")
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def _show_agreement(who: str, found: dict[str, Any] | None, *, statistic: str) -> None:
+    if found is None:
+        say(f"{who}: no case has two")
+        return
+    value, agreed = found[statistic], found["agreement"]
+    beyond = "–" if value is None else f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    say(f"{who}: {statistic} {beyond}, {agreed['value']:.1%} agree, {agreed['n']} cases")
 
 
 def _show_counts(table: dict[str, dict[str, int]], *, title: str) -> None:

@@ -78,7 +78,7 @@ DECLARE
 BEGIN
     SELECT array_agg(DISTINCT added.case_id) INTO concerned FROM added CROSS JOIN LATERAL
         (SELECT FROM confirmations other WHERE other.case_id = added.case_id
-         AND other.confirmation_id <> added.confirmation_id LIMIT 1) others;
+         AND other.finding IS DISTINCT FROM added.finding LIMIT 1) others;
     IF concerned IS NOT NULL THEN
         PERFORM follow_discordances(concerned);
     END IF;
@@ -86,8 +86,9 @@ BEGIN
 END $$;
 
 CREATE FUNCTION public.follow_discordances(concerned bigint[]) RETURNS void
-    LANGUAGE sql
+    LANGUAGE plpgsql
     AS $$
+BEGIN
     WITH said AS MATERIALIZED (
         SELECT this.*, array_position(ARRAY['report_text','single_read','consensus','follow_up','pathology'], evidence) AS rank
         FROM unnest(concerned) AS asked (case_id)
@@ -115,8 +116,8 @@ CREATE FUNCTION public.follow_discordances(concerned bigint[]) RETURNS void
     )
     INSERT INTO discordances (case_id, line_id, since)
     SELECT case_id, line_id, max(confirmation_id) FROM said JOIN waiting USING (case_id) GROUP BY case_id, line_id
-    ON CONFLICT (case_id) DO NOTHING
-$$;
+    ON CONFLICT ON CONSTRAINT discordances_pkey DO NOTHING;
+END $$;
 
 CREATE FUNCTION public.follow_protocol() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER

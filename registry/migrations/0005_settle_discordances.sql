@@ -28,7 +28,8 @@ GRANT SELECT ON discordances TO overread_app;
 -- The same rule as pipelines/reference_standard.py: among what stands and is of an accepted AI exposure, the newest
 -- adjudication decides until stronger evidence contradicts it; without one, the latest vote of each reader at the strongest
 -- tier. Two different votes there are a discordance, also where the majority settles the case meanwhile.
-CREATE FUNCTION follow_discordances(concerned bigint[]) RETURNS void LANGUAGE sql VOLATILE AS $$
+CREATE FUNCTION follow_discordances(concerned bigint[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
     WITH said AS MATERIALIZED (
         SELECT this.*, array_position(ARRAY['report_text','single_read','consensus','follow_up','pathology'], evidence) AS rank
         FROM unnest(concerned) AS asked (case_id)
@@ -56,11 +57,11 @@ CREATE FUNCTION follow_discordances(concerned bigint[]) RETURNS void LANGUAGE sq
     )
     INSERT INTO discordances (case_id, line_id, since)
     SELECT case_id, line_id, max(confirmation_id) FROM said JOIN waiting USING (case_id) GROUP BY case_id, line_id
-    ON CONFLICT (case_id) DO NOTHING
-$$;
+    ON CONFLICT ON CONSTRAINT discordances_pkey DO NOTHING;
+END $$;
 REVOKE EXECUTE ON FUNCTION follow_discordances FROM PUBLIC;
 
--- A case with one row cannot be discordant, and most cases have one.
+-- A case of which every row says the same neither is discordant nor was; most cases have one row.
 CREATE FUNCTION follow_confirmations() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
@@ -68,7 +69,7 @@ DECLARE
 BEGIN
     SELECT array_agg(DISTINCT added.case_id) INTO concerned FROM added CROSS JOIN LATERAL
         (SELECT FROM confirmations other WHERE other.case_id = added.case_id
-         AND other.confirmation_id <> added.confirmation_id LIMIT 1) others;
+         AND other.finding IS DISTINCT FROM added.finding LIMIT 1) others;
     IF concerned IS NOT NULL THEN
         PERFORM follow_discordances(concerned);
     END IF;

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -13,6 +16,7 @@ from registry import passwords, users
 from tests.api.pictures import png
 from tests.api.service import PASSWORD, Service
 from tests.api.test_confirmations import confirm
+from tests.cli.test_commands import overread
 
 DECISION = {"finding": "pneumonia", "ai_exposure": "blind", "reason": "The lateral view shows it."}
 
@@ -161,3 +165,34 @@ def test_the_queue_is_paged(submitter: httpx.Client, line: str, case: int) -> No
     assert (first["case_id"], second["case_id"]) == (case, other)
     assert submitter.get(path, params={"after": second["since"]}).json() == []
     assert submitter.get("/v1/lines/no-such-line/discordances").status_code == 404
+
+
+@pytest.mark.usefixtures("rita")
+def test_a_reviewer_lists_decides_and_takes_back_from_the_command_line(
+    *, service: Service, submitter: httpx.Client, line: str, case: int, tmp_path: Path
+) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        key = {"OVERREAD_API_KEY": service.keys["rita"], "OVERREAD_API_URL": service.url}
+        return overread("case", *arguments, home=tmp_path, **key)
+
+    listed = run("discordant", "--line", line)
+    assert listed.returncode == 0, listed.stderr
+    assert f"{case} " in listed.stdout
+    assert "normal (single_read, radiologist-4, blind)" in listed.stdout
+    last = newest(submitter, case)
+    decided = ("adjudicate", str(case), "--last-seen", str(last), "--reason", "The lateral view shows it", "--json")
+    neither = run(*decided)
+    assert neither.returncode != 0
+    assert "give --finding or --no-answer" in neither.stderr
+    made = run(*decided, "--finding", "pneumonia")
+    assert made.returncode == 0, made.stderr
+    adjudication = json.loads(made.stdout)
+    assert (adjudication["kind"], adjudication["reader"]) == ("adjudication", "rita")
+    assert "No readers disagree." in run("discordant", "--line", line).stderr
+    again = run(*decided, "--no-answer")
+    assert again.returncode != 0
+    assert "has come in since" in again.stderr
+    back = run("retract", str(adjudication["confirmation_id"]), "--reason", "Of another case", "--json")
+    assert json.loads(back.stdout)["supersedes"] == adjudication["confirmation_id"]
+    (waiting,) = json.loads(run("discordant", "--line", line, "--json").stdout)
+    assert waiting["case_id"] == case

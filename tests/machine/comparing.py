@@ -58,12 +58,17 @@ def _tables(model: Model) -> dict[str, tuple[str, str, dict[Any, tuple[Any, ...]
             },
         ),
         "confirmations": (
-            "confirmation_id, case_id, line_id, finding, submitted_by, supersedes",
+            "confirmation_id, case_id, line_id, kind, finding, submitted_by, supersedes",
             " FROM confirmations",
             {
-                key: (c.case, model.cases[c.case].line, c.finding, people[c.submitter], c.supersedes)
+                key: (c.case, model.cases[c.case].line, c.kind, c.finding, people[c.submitter], c.supersedes)
                 for key, c in model.confirmations.items()
             },
+        ),
+        "discordances": (
+            "case_id, line_id",
+            " FROM discordances",
+            {case: (line,) for case, line in model.discordant().items()},
         ),
         "idempotency keys": (
             "(user_id, key)::text, request_digest, response_body",

@@ -99,6 +99,8 @@ class Confirm:
                 return "not-found"
             if earlier.case != self.case:
                 return "wrong-line"
+            if earlier.kind == "adjudication":
+                return "invalid"
             if model.superseded_by(self.supersedes) is not None:
                 return "already-superseded"
             if earlier.submitter != actor.name and "reviewer" not in actor.roles:

@@ -13,14 +13,18 @@ from tests.machine.confirming import Confirm, MakeKey, RevokeKey, SubmitCase
 from tests.machine.deciding import Promote, RollBack, Sign
 from tests.machine.learning import Beat, CancelRun, Claim, GiveUp, Reap, Record, Relay, StartRun
 from tests.machine.model import CLASSES, UNFINISHED_RUN, Holding, Model
+from tests.machine.overruling import Adjudicate, Retract
 from tests.machine.step import Step, pick
 
 Kind = Literal[
-    "submit", "confirm", "repeat", "correct", "key",
+    "submit", "confirm", "repeat", "correct", "retract", "adjudicate", "key",
     "start", "cancel", "claim", "beat", "record", "give up", "reap", "relay",
     "sign", "promote", "roll back",
 ]  # fmt: skip
-SENDING: tuple[Kind, ...] = ("submit", "confirm", "repeat", "correct", "correct", "key")
+SENDING: tuple[Kind, ...] = (
+    *("submit", "confirm", "repeat", "correct", "correct", "key", "submit", "confirm", "repeat", "correct", "key"),
+    *("retract", "adjudicate"),
+)
 WORKING: tuple[Kind, ...] = ("start", "cancel", "claim", "beat", "record", "give up", "reap", "relay")
 DECIDING: tuple[Kind, ...] = ("sign", "promote", "promote", "roll back", "record")
 Numbers = tuple[int, int, int, int]
@@ -40,6 +44,8 @@ class Drawing:
             "confirm": self._confirm,
             "repeat": self._repeat,
             "correct": self._correct,
+            "retract": self._retract,
+            "adjudicate": self._adjudicate,
             "key": self._key,
             "start": lambda n: StartRun(line=self.line(n[0]), actor=self._person(n[1])),
             "cancel": self._cancel,
@@ -121,6 +127,28 @@ class Drawing:
                 finding=CLASSES[n[2] % 2],
                 supersedes=target if n[3] % 13 else 10**9,
             )
+        )
+
+    def _retract(self, n: Numbers) -> Step | None:
+        target = pick(list(self.model.confirmations)[-6:], n[0])
+        if target is None:
+            return None
+        sender = self.model.confirmations[target].submitter
+        actor = self._person(n[1], sender, sender, "reviewer", "south")
+        return Retract(actor=actor, confirmation=target if n[2] % 13 else 10**9)
+
+    def _adjudicate(self, n: Numbers) -> Step | None:
+        waiting = list(self.model.discordant()) if n[0] % 3 else []
+        case = pick(waiting or list(self.model.cases)[-6:], n[1])
+        said = [key for key, row in self.model.confirmations.items() if row.case == case]
+        if case is None or not self.model.confirmations:
+            return None
+        stale = said[-2] if len(said) > 1 and n[2] % 3 else list(self.model.confirmations)[-1]
+        return Adjudicate(
+            actor=self._person(n[3], *["reviewer"] * 6, "north"),
+            case=case,
+            finding=(*CLASSES, *CLASSES, None, "tumour")[n[2] % 6],
+            last_seen=stale if n[0] % 5 == 0 or not said else said[-1],
         )
 
     def _remember(self, step: Confirm) -> Confirm:

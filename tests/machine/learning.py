@@ -170,7 +170,7 @@ class Record:
         run = runs.get(conn, run_id)
         before = datasets.latest(conn, run.line_id)
         number, since = (1, 0) if before is None else (before.number + 1, before.last_confirmation_id)
-        rows = confirmations.standing_for_line(conn, line_id=run.line_id, up_to=self.holding.up_to)
+        rows = list(confirmations.standing_for_line(conn, line_id=run.line_id, up_to=self.holding.up_to))
         digest = audit.digest_of([run.line_id, number])
         version = datasets.record_version(
             conn,

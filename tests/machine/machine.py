@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from registry import audit, users
+from registry import audit, passwords, users
 from registry.db import connect
 from tests import factories
 from tests.conftest import as_superuser
@@ -129,6 +129,15 @@ class RecordMachine(RuleBasedStateMachine):
     def somebody_sends_a_case_with_its_diagnosis(self, first: Numbers, second: Numbers, ending: Ending | int) -> None:
         self.draw_and_perform("submit", first)
         self.draw_and_perform("confirm", second, ending)
+
+    @rule(first=numbers, second=numbers, kind=one_of(("retract", "adjudicate")), then=numbers, ending=ending)
+    def readers_differ_and_somebody_overrules(
+        self, first: Numbers, second: Numbers, kind: Kind, then: Numbers, ending: Ending | int
+    ) -> None:
+        """Two say something about the same case, then one row is taken back, or the case is decided."""
+        self.draw_and_perform("confirm", first)
+        self.draw_and_perform("confirm", (second[0], first[1], *second[2:]))
+        self.draw_and_perform(kind, then, ending)
 
     @rule(kind=one_of(WORKING), numbers=numbers, ending=ending)
     def somebody_works(self, kind: Kind, numbers: Numbers, ending: Ending | int) -> None:
@@ -309,6 +318,7 @@ def steps_performed(counts: Counter[tuple[str, str]]) -> int:
 
 def _beginning(conn: Any) -> Model:
     people = {name: factories.user(conn, *roles, name=name) for name, roles in PEOPLE.items()}
+    passwords.set_password(conn, user=people["reviewer"], password="four words do well")  # to be known as a person
     lines = [
         factories.line(conn, approvals={"required": 2, "maximum_submitter_share": MAXIMUM_SHARE}).line_id
         for _ in range(2)

@@ -37,7 +37,8 @@ class Confirmation:
     """A confirmation; it stands while nothing supersedes it."""
 
     case: int
-    finding: str
+    kind: str = "confirmation"
+    finding: str | None
     submitter: str
     supersedes: int | None
 
@@ -175,6 +176,17 @@ class Model:
         gone = {value.supersedes for value in known.values()}
         stand = [key for key, value in known.items() if key not in gone and self.cases[value.case].line == line]
         return sorted(stand, key=lambda key: (known[key].case, key))
+
+    def discordant(self) -> dict[int, int]:
+        """The cases that wait for an adjudication, with their lines; everybody here gives blind single reads."""
+        found = {}
+        for case in self.cases:
+            rows = [self.confirmations[key] for key in self.standing(self.cases[case].line, up_to=2**62)]
+            rows = [row for row in rows if row.case == case and row.kind != "retraction"]
+            votes = {row.submitter: row.finding for row in rows}
+            if len(set(votes.values())) > 1 and all(row.kind != "adjudication" for row in rows):
+                found[case] = self.cases[case].line
+        return found
 
     def last(self, line: int) -> int:
         """The newest confirmation of a line, 0 before the first."""

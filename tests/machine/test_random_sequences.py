@@ -15,6 +15,7 @@ from tests.machine.machine import RecordMachine, profile, steps_performed
 STEPS = 2000
 MUST_HAPPEN = {
     ("Confirm", "done"), ("Confirm", "already-superseded"), ("Confirm", "idempotency-key-reused"),
+    ("Retract", "done"), ("Retract", "already-superseded"), ("Adjudicate", "done"), ("Adjudicate", "record-moved"),
     ("Record", "done"), ("Record", "lease-lost"), ("Beat", "nothing"), ("GiveUp", "done"), ("CancelRun", "done"),
     ("Promote", "done"), ("Promote", "champion-moved"), ("Promote", "approval-missing"), ("RollBack", "done"),
     ("Sign", "not-distinct-approver"), ("Sign", "already-signed"), ("Promote", "cut"),

@@ -16,7 +16,7 @@ import pytest
 from hypothesis.errors import Flaky
 from hypothesis.stateful import run_state_machine_as_test
 
-from registry import approvals, confirmations, idempotency, jobs, promotions
+from registry import adjudications, approvals, confirmations, idempotency, jobs, promotions
 from registry.db import Connection
 from tests.machine.machine import RecordMachine, profile, steps_performed
 
@@ -46,6 +46,10 @@ def _store_the_last_answer(conn: Connection, *, user_id: int, key: str, **values
         _STORE(conn, user_id=user_id, key=key, **values)
 
 
+def _without_a_look_at_what_came_in(*_: Any, **__: Any) -> str:
+    return "single_read"
+
+
 def _whatever_was_signed(conn: Connection, candidate_id: int) -> list[approvals.Approval]:
     return [given for given in approvals.list_for_candidate(conn, candidate_id) if given.decision == "approve"]
 
@@ -60,6 +64,10 @@ TWINS = {
     "a repeat is done again": Twin(
         code={(idempotency, "begin"): _nothing, (idempotency, "finish"): _store_the_last_answer}
     ),
+    "an adjudication does not look at what has come in": Twin(
+        code={(adjudications, "_strongest"): _without_a_look_at_what_came_in}
+    ),
+    "the queue is not kept": Twin(sql="DROP TRIGGER confirmations_are_followed ON confirmations"),
     "a heartbeat does not look at the fence": Twin(code={(jobs, "heartbeat"): _heartbeat_of_anybody}),
     "void signatures count": Twin(code={(approvals, "standing"): _whatever_was_signed}),
     "promotions take no turns": Twin(

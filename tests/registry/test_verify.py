@@ -8,7 +8,7 @@ from typing import Any, LiteralString
 
 import pytest
 
-from registry import audit, blobs, checkpoints, erasures, notes, promotions, rows, verify
+from registry import adjudications, audit, blobs, checkpoints, confirmations, erasures, notes, promotions, rows, verify
 from registry.db import Connection
 from registry.errors import NoteRefused, TrailDamaged
 from registry.notes import Signer
@@ -123,6 +123,43 @@ def test_a_row_rewritten_by_a_superuser_is_named(
         "SELECT audit_event_id FROM audit_events WHERE details ->> 'row' = %s", (f"{table}/{number}",)
     ).fetchone() or (0,)
     assert f"audit event {event}" in found[table.replace("_", " ")]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE confirmations SET kind = 'confirmation', reason = NULL, finding = 'normal' WHERE confirmation_id = %s",
+        "UPDATE confirmations SET reason = 'a better reason' WHERE confirmation_id = %s",
+        "UPDATE confirmations SET kind = 'adjudication', supersedes = NULL WHERE confirmation_id = %s",
+    ],
+)
+def test_a_retraction_undone_or_reworded_by_a_superuser_is_named(
+    filled: Connection, tmp_path: Path, signer: Signer, statement: LiteralString
+) -> None:
+    newest = filled.execute("SELECT max(confirmation_id) FROM confirmations").fetchone() or (0,)
+    reviewer = factories.user(filled, "reviewer")
+    made = adjudications.retract(filled, confirmation_id=newest[0], reason="another patient", actor=reviewer)
+    assert damaged(filled, tmp_path / "c", signer) == {}
+    tamper(filled, statement, (made.confirmation_id,))
+    found = damaged(filled, tmp_path / "c", signer)
+    assert found["confirmations"].startswith(f"confirmations/{made.confirmation_id} is not what audit event")
+
+
+def test_a_confirmation_that_is_made_an_adjudication_by_a_superuser_is_named(
+    filled: Connection, tmp_path: Path, signer: Signer
+) -> None:
+    tamper(filled, "UPDATE confirmations SET kind = 'adjudication', reason = 'why' WHERE supersedes IS NULL")
+    assert "is not what audit event" in damaged(filled, tmp_path / "c", signer)["confirmations"]
+
+
+def test_rows_that_are_older_than_a_column_keep_their_digests(db: Connection) -> None:
+    made = factories.confirmation(db, factories.case(db, factories.line(db)))
+    told = json.loads(str(rows.text(db, f"confirmations/{made.confirmation_id}")))
+    assert {"kind", "reason"}.isdisjoint(told)
+    assert set(told) == set(confirmations.Confirmation.__slots__) - {
+        *("kind", "reason", "supersedes"),  # as before there were kinds, and empty
+        *("submitter", "superseded_by"),  # of other rows
+    }
 
 
 def test_a_row_slipped_in_by_a_superuser_is_named(filled: Connection, tmp_path: Path, signer: Signer) -> None:

@@ -31,8 +31,10 @@ MAX_RADIUS = 12
 MAX_PAIRS = 20_000_000
 _COMPARED_AT_ONCE = 256
 """Pairs whose pixels are held in memory together."""
-_SORTING, _COMPARING = 1e-7, 1.2e-8
-"""Seconds to sort one hash, and to compare one pair, on the machine of docs/benchmarks.md; only their ratio matters."""
+_SORTING, _COMPARING, _PASSING = 3e-7, 1.2e-8, 2.5e-9
+"""Seconds to sort one hash, to compare one pair in a table, and to compare one pair in passing; their ratios matter."""
+_SAMPLE = 100_000
+"""Hashes that a plan is made by."""
 
 
 class TooAlike(ValueError):
@@ -70,8 +72,8 @@ def near_duplicates(new_hashes: Hashes, all_hashes: Hashes, *, radius: int) -> P
     `first` counts in `new_hashes`, `second` in `all_hashes`. The cost is linear in N. Raises as `all_pairs` does.
     """
     _check(radius)
-    blocks = _blocks(len(all_hashes), askers=len(new_hashes), radius=radius)
-    if len(new_hashes) * len(all_hashes) * 2e-9 > _seconds(len(all_hashes), len(new_hashes), radius, blocks):
+    one_by_one = len(new_hashes) * len(all_hashes) * _PASSING
+    if one_by_one > 0.5 and one_by_one > _plan(all_hashes, askers=len(new_hashes), radius=radius)[1]:
         found = _in_tables(np.concatenate([new_hashes, all_hashes]), askers=len(new_hashes), radius=radius)
         across = found.where(found.second >= len(new_hashes))
         return Pairs(first=across.first, second=across.second - len(new_hashes), distance=across.distance)
@@ -134,10 +136,10 @@ def across_splits(pairs: Pairs, *, splits: NDArray[Any], incumbent: NDArray[np.b
 def _in_tables(hashes: Hashes, *, askers: int, radius: int) -> Pairs:
     """All pairs within the radius of which at least one is among the first `askers` rows; `first` < `second`."""
     _check(radius)
-    blocks = _blocks(len(hashes), askers=askers, radius=radius)
-    masks = [sum(1 << bit for bit in range(block, perceptual.BITS, blocks)) for block in range(blocks)]
     rows = np.flatnonzero(hashes != 0)
     told = hashes[rows]
+    blocks, _ = _plan(told, askers=askers, radius=radius)
+    masks = _cut(blocks)
     parts: list[tuple[Rows, Rows, NDArray[np.uint8]]] = []
     found = 0
     for chosen in combinations(masks, blocks - radius):
@@ -175,16 +177,27 @@ def _joined(parts: list[tuple[Rows, Rows, NDArray[np.uint8]]]) -> Pairs:
     return Pairs(first=first[kept], second=second[kept], distance=distance[kept].astype(np.uint8))
 
 
-def _blocks(n: int, *, askers: int, radius: int) -> int:
-    """How many blocks make the search shortest, hashes being spread evenly."""
-    choices = range(radius + 1, radius + 5)
-    return min(choices, key=lambda blocks: _seconds(n, askers, radius, blocks))
+def _cut(blocks: int) -> list[int]:
+    """Cut the bits into blocks, as masks. Neighbouring bits, which hang together, are put into different blocks."""
+    return [sum(1 << bit for bit in range(block, perceptual.BITS, blocks)) for block in range(blocks)]
 
 
-def _seconds(n: int, askers: int, radius: int, blocks: int) -> float:
-    tables = math.comb(blocks, radius)
-    run = n / 2.0 ** (perceptual.BITS * (blocks - radius) / blocks)
-    return float(tables * (n * _SORTING + askers * run * _COMPARING))
+def _plan(hashes: Hashes, *, askers: int, radius: int) -> tuple[int, float]:
+    """How many blocks make the search shortest, and its seconds, judged by how often these hashes agree in a block.
+
+    Hashes of one kind of image agree far more often than chance has it.
+    """
+    sample = hashes[:: max(1, len(hashes) // _SAMPLE)]
+    plans = []
+    for blocks in range(radius + 1, radius + 5):
+        _, runs = np.unique(sample & np.uint64(sum(_cut(blocks)[: blocks - radius])), return_counts=True)
+        agree = float((runs.astype(np.float64) * (runs - 1)).sum()) / max(1, len(sample) * (len(sample) - 1))
+        # Not less than chance: a sample does not show what is rare.
+        agree = max(agree, 2.0 ** (-perceptual.BITS * (blocks - radius) / blocks))
+        one = len(hashes) * _SORTING + askers * len(hashes) * agree * _COMPARING
+        plans.append((math.comb(blocks, radius) * one, blocks))
+    seconds, blocks = min(plans)
+    return blocks, seconds
 
 
 def _check(radius: int) -> None:

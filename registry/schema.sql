@@ -900,7 +900,6 @@ ALTER TABLE ONLY public.sessions
 GRANT USAGE ON SCHEMA public TO overread_app;
 
 REVOKE ALL ON FUNCTION public.erase_patient(whom text, on_line text, why text, up_to timestamp with time zone) FROM PUBLIC;
-GRANT ALL ON FUNCTION public.erase_patient(whom text, on_line text, why text, up_to timestamp with time zone) TO overread_app;
 
 GRANT SELECT,INSERT ON TABLE public.api_keys TO overread_app;
 

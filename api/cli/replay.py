@@ -62,7 +62,7 @@ def replay(
     Raises:
         SetupError: the home is not empty, or the stream does not reach `until`.
         BackupDamaged: the base or a file is missing or damaged; what was restored so far is not a service.
-        NotTheSame: the audit trail does not fit, or ends before what was signed.
+        NotTheSame: the audit trail does not fit.
     """
     facts, folder = facts_of(store, name), store.root / "streams" / name
     if until is not None and until < datetime.fromisoformat(facts["taken_at"]):
@@ -157,14 +157,18 @@ def _complete(
     inventory = recovery.take_inventory(connection)
     reached = db.fetch_value(connection, "SELECT max(at) FROM audit_events")
     signed = {entry.place: _size_of(entry) for entry in entries if entry.place.endswith(checkpoints.SUFFIX)}
-    _check(connection, last=inventory.last_audit_event, signed=0 if until else max(signed.values(), default=0))
+    last, newest = inventory.last_audit_event, max(signed.values(), default=0)
+    if (broken := audit.first_broken(connection)) is not None:
+        raise NotTheSame(f"the audit trail does not fit at event {broken}", fix="do not use it; restore another stream")
     erased = erasures.erase_again(connection, [*store.erasures(), *erased_elsewhere])
     needed = recovery.stored_files(connection)
     here = [Entry(place=f"blobs/{digest[:2]}/{digest}", sha256=digest, size=size) for digest, size in needed]
     missing = [f"stored file {entry.sha256}" for entry in here if not store.holds(entry.sha256, size=entry.size)]
+    if until is None and last < newest:
+        missing.insert(0, f"the end of the audit trail, events {last + 1} to {newest}, which was signed,")
     wanted = [entry for entry in here if store.holds(entry.sha256, size=entry.size)]
     # A checkpoint of events that are not here would keep the service from ever signing another.
-    wanted += [entry for entry in entries if signed.get(entry.place, 0) <= inventory.last_audit_event]
+    wanted += [entry for entry in entries if signed.get(entry.place, 0) <= last]
     place_files(store, wanted, needed={digest for digest, _size in needed}, home=home, tell=tell)
     versions = recovery.dataset_versions(connection)
     bundle = next((entry for entry in entries if entry.place == BUNDLE), None)
@@ -172,28 +176,18 @@ def _complete(
         store.place(bundle, home.root / BUNDLE)
         unbundle(home.root / BUNDLE, home=home, final=final, versions=versions)
         (home.root / BUNDLE).unlink()
-    details = {"stream": stream, "until": str(reached), "erased_again": erased, "files_missing": len(missing)}
+    details = {"stream": stream, "until": str(reached), "erased_again": erased, "missing": len(missing)}
     recovery.mark_restored(connection, details=details)
     return Restored(
         name=stream,
         taken_at=reached or datetime.now(UTC),
         rows=sum(inventory.rows.values()),
         files=len(wanted),
-        last_audit_event=inventory.last_audit_event,
+        last_audit_event=last,
         champions=inventory.champions,
         missing=tuple(missing),
         erased_again=erased,
     )
-
-
-def _check(connection: db.Connection, *, last: int, signed: int) -> None:
-    wrong = []
-    if (broken := audit.first_broken(connection)) is not None:
-        wrong.append(f"the audit trail does not fit at event {broken}")
-    if last < signed:
-        wrong.append(f"it ends with event {last}, and a checkpoint was signed for {signed}")
-    if wrong:
-        raise NotTheSame(f"the record is not what was written: {'; '.join(wrong)}", fix="restore another stream")
 
 
 def _size_of(checkpoint: Entry) -> int:

@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -110,14 +111,14 @@ class Stream:
         _replace(self.folder / "stream.json", json.dumps({**facts, "taken_at": taken_at}, indent=1) + "\n")
         os.sync()
 
-    def round(self) -> bool:
+    def round(self, *, everything: bool = False) -> bool:
         """Fetch the files that came since the last round; false while the record is away.
 
-        Raises GapInTheLog: this stream ends here, and stays good up to here.
+        Raises GapInTheLog: this stream ends here, and stays good up to here. SetupError: the folder cannot be written.
         """
         try:
             new_versions = self._has_new_versions()
-            if new_versions or time.monotonic() >= self._slow_at:
+            if everything or new_versions or time.monotonic() >= self._slow_at:
                 self._slow_round(new_versions=new_versions)
             else:
                 with db.connect(self.places.database_url) as connection, self.store.writing():
@@ -127,6 +128,10 @@ class Stream:
             return True  # the next round fetches what this one would have
         except (psycopg.OperationalError, NotRunning):
             return False
+        except OSError as error:
+            raise SetupError(
+                f"{self.folder} cannot be written: {error.strerror}", fix="make room, or mend it"
+            ) from error
         return True
 
     def close(self) -> None:
@@ -221,7 +226,7 @@ def follow(
         while not stopping.is_set():
             following = Stream(places, store, url=url)
             try:
-                following.begin(meanwhile=current.round if current else lambda: None)
+                following.begin(meanwhile=partial(_go_on, current))
             except (CliError, psycopg.Error) as error:
                 following.close()
                 shutil.rmtree(following.folder, ignore_errors=True)
@@ -248,8 +253,15 @@ def follow(
     finally:
         if current is not None:
             with contextlib.suppress(CliError):
-                current.round()
+                current.round(everything=True)
             current.close()
+
+
+def _go_on(current: Stream | None) -> None:
+    """Keep the old stream going while the base of a new one is taken; one that has ended stays as it is."""
+    if current is not None:
+        with contextlib.suppress(GapInTheLog):
+            current.round()
 
 
 def streams(store: Store) -> list[str]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -209,3 +210,32 @@ def test_a_stream_that_is_damaged_is_refused_and_one_cut_short_says_so(folder: P
         replay(store, name, home_at(folder / "damaged"), tell=quietly)
     with pytest.raises(SetupError, match="holds no stream"):
         choose(Store(folder / "void"), None)
+
+
+def test_a_copy_torn_away_while_people_confirm_has_what_they_were_told_is_safe(folder: Path) -> None:
+    store, stop, told = Store(folder / "backups"), threading.Event(), list[tuple[object, ...]]()
+    with Stack(folder / "home", {}, processes=RECORD_ONLY) as stack:
+        hospital = Hospital(stack)
+
+        def work() -> None:
+            while not stop.is_set():
+                hospital.confirm(1)
+                told[:] = hospital.confirmations()
+
+        with following(hospital.places, store):
+            busy = threading.Thread(target=work)
+            busy.start()
+            try:
+                wait_for(lambda: len(told) >= 20, "people at work")
+                safe, torn_at = list(told), datetime.now(UTC)
+                subprocess.run(["cp", "-r", str(store.root), str(folder / "torn")], check=False)  # and no more came
+            finally:
+                stop.set()
+                busy.join()
+    torn, home = Store(folder / "torn"), home_at(folder / "back")
+    restored = replay(torn, choose(torn, None), home, tell=quietly)
+    with restored_record(home), db.connect(owner_url(home)) as record:
+        back = confirmations_in(record)
+    behind = (torn_at - restored.taken_at).total_seconds()
+    print(f"{len(safe)} told, {len(back)} back, {len(restored.missing)} images missing, {behind:.2f} s behind")
+    assert back[: len(safe)] == safe

@@ -119,8 +119,12 @@ def record_gate_report(
     """Record the verdict on a candidate and, if its run still waits for it, finish the run.
 
     Anything but "pass" makes the candidate `gates_failed`. Raises EvidenceMismatch if the document does not name
-    exactly these things or has another digest, StateMoved.
+    exactly these things or has another digest, StateMoved where the run was cancelled or broke off: whoever stopped it
+    was told that nothing more comes of it.
     """
+    run = runs.lock(conn, get(conn, candidate_id).run_id)
+    if run.state not in {"gating", "finished"}:
+        raise StateMoved(f"run {run.run_id} is {run.state}; its candidate gets no gate report", state=run.state)
     candidate = lock(conn, candidate_id)
     champion = None if champion_candidate_id is None else get(conn, champion_candidate_id)
     named = {
@@ -157,8 +161,8 @@ def record_gate_report(
     )
     assert report is not None
     set_state(conn, candidate, "gates_passed" if verdict == "pass" else "gates_failed")
-    if runs.get(conn, candidate.run_id).state == "gating":
-        runs.finish(conn, run_id=candidate.run_id, outcome=f"candidate {candidate.number}: gates {verdict}")
+    if run.state == "gating":
+        runs.finish(conn, run_id=run.run_id, outcome=f"candidate {candidate.number}: gates {verdict}")
     audit.record(
         conn,
         actor=audit.SYSTEM,

@@ -3,7 +3,7 @@
 Invariant: afterwards no row leads to the patient, and every row that told what happened still stands: a finding of a
 case without pixels, pseudonym or attributes is nobody's. `erase` names all that was learned from these cases, stops
 what is learning from them now, and asks for the job that removes the bytes. The audit trail goes on over it unbroken;
-it never held a patient.
+it never held a patient. Only the owner of the record erases; the service has no right to (`erase_patient`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import psycopg
 
 from registry import audit, blobs, jobs, promotions, runs
 from registry.db import Connection, fetch_all, fetch_one, fetch_value
-from registry.errors import NotFound, RunInProgress
+from registry.errors import Forbidden, NotFound, RunInProgress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,16 +63,22 @@ def erase(
     """Erase the cases of a patient sent until now (or `until`), on one line or on all.
 
     Unfinished runs that read them are cancelled, what was learned from them is noted, and the removal of the bytes is
-    asked for on each line concerned. Raises NotFound where there is no case of this patient.
+    asked for on each line concerned. Raises NotFound where there is no case of this patient, Forbidden unless `conn`
+    is the owner's.
     """
     moment = until or fetch_value(conn, "SELECT clock_timestamp()")
     try:
         with conn.transaction():
+            conn.execute("LOCK TABLE runs IN EXCLUSIVE MODE")  # runs before all else: whoever holds one is waited for
             erasure_id = fetch_value(
                 conn, "SELECT erase_patient(%s, %s, %s, %s)", (patient_digest, line, reason, moment)
             )
     except (psycopg.errors.NoDataFound, psycopg.errors.ForeignKeyViolation):  # no such case, no such line
         raise NotFound("there is no case of this patient" + (f" on {line}" if line else "")) from None
+    except psycopg.errors.InsufficientPrivilege:
+        raise Forbidden(
+            f"{conn.info.user} may not erase; only the owner of the record may: OVERREAD_OWNER_DATABASE_URL"
+        ) from None
     found = concerned(conn, erasure_id)
     for run in found:
         if run.subject == "run":

@@ -1,7 +1,8 @@
 """What must hold of a database before the service goes on: it loses nothing, and nobody in here can rewrite history.
 
 Three locks stand before the history: triggers refuse every change (even as a replica, even TRUNCATE), the service signs
-in as somebody who owns nothing and so cannot drop them, and the chain of audit events shows what was done all the same.
+in as somebody who owns nothing and so cannot drop them, nor erase a patient, and the chain of audit events shows what
+was done all the same.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def assert_append_only(conn: Connection) -> None:
 
 
 def assert_not_owner(conn: Connection) -> None:
-    """Refuse a login that could take the triggers away. Raises NotGuarded."""
+    """Refuse a login that could take the triggers away, or erase. Raises NotGuarded."""
     name, holds = conn.execute(
         "SELECT current_user, rolsuper OR EXISTS (SELECT FROM pg_class WHERE relkind = 'r'"
         " AND relnamespace = 'public'::regnamespace AND pg_has_role(relowner, 'MEMBER'))"
@@ -58,6 +59,12 @@ def assert_not_owner(conn: Connection) -> None:
         raise NotGuarded(
             f"the service signs in as {name}, who owns the record and could rewrite it. Give OVERREAD_DATABASE_URL a "
             "login of its own (CREATE ROLE overread_service LOGIN PASSWORD '...' IN ROLE overread_app) and keep the "
-            "owner's in OVERREAD_OWNER_DATABASE_URL, for migrations only.",
+            "owner's in OVERREAD_OWNER_DATABASE_URL, for migrations and erasures only.",
+            login=name,
+        )
+    if fetch_value(conn, "SELECT has_function_privilege(to_regproc('erase_patient'), 'EXECUTE')"):
+        raise NotGuarded(
+            f"the service signs in as {name}, who may erase patients. As the owner: "
+            f"REVOKE EXECUTE ON FUNCTION erase_patient FROM {name}, overread_app, PUBLIC;",
             login=name,
         )

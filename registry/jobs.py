@@ -2,7 +2,7 @@
 
 A job is inserted with its cause (outbox: `sent_at IS NULL`), sent by the relay, claimed by a worker under a lease that
 it keeps alive, and finished under the fence it was claimed with: a holder whose lease was taken over updates no row,
-so its effect, recorded in the same transaction, is rolled back. Lost nudges and dead holders are put back by `reap`.
+so its effect, recorded in the same transaction, is rolled back. `reap` and `resend` put back what got lost.
 All times are the database's.
 """
 
@@ -193,29 +193,41 @@ def release(conn: Connection, *, job_id: int, fence: int) -> bool:
     return row is not None
 
 
-def reap(conn: Connection, *, resend_after_seconds: float) -> list[Job]:
-    """Put back what got lost; return the jobs changed, as they are now.
-
-    A lease that ran out: queued again, failed at the attempts' cap, or cancelled if that was asked for. A nudge sent
-    and not answered for `resend_after_seconds`: to be sent again.
-    """
+def list_expired(conn: Connection) -> list[Job]:
+    """Return jobs whose lease ran out, oldest first; nothing is locked."""
     return fetch_all(
+        conn, Job, "SELECT * FROM jobs WHERE state = 'running' AND lease_expires_at < clock_timestamp() ORDER BY job_id"
+    )
+
+
+def reap(conn: Connection, *, job_id: int) -> Job | None:
+    """Take a job back whose lease ran out: queued again, failed at the attempts' cap, or cancelled if that was asked.
+
+    Returns the job as it is now; None: its holder is alive, or somebody else has it just now.
+    """
+    return fetch_one(
         conn,
         Job,
-        "WITH dead AS (SELECT job_id FROM jobs WHERE state = 'running' AND lease_expires_at < clock_timestamp()"
-        " FOR UPDATE SKIP LOCKED)"
+        "WITH dead AS (SELECT job_id FROM jobs WHERE job_id = %s AND state = 'running'"
+        " AND lease_expires_at < clock_timestamp() FOR UPDATE SKIP LOCKED)"
         " UPDATE jobs SET state = CASE WHEN cancel_requested THEN 'cancelled'"
         " WHEN attempts < maximum_attempts THEN 'queued' ELSE 'failed' END,"
         " finished_at = CASE WHEN cancel_requested OR attempts >= maximum_attempts THEN clock_timestamp() END,"
         " error = 'the worker ' || lease_owner || ' stopped answering', lease_owner = NULL, lease_expires_at = NULL,"
         " sent_at = NULL, run_after = clock_timestamp() FROM dead WHERE jobs.job_id = dead.job_id RETURNING jobs.*",
-    ) + fetch_all(
+        (job_id,),
+    )
+
+
+def resend(conn: Connection, *, after_seconds: float) -> list[Job]:
+    """Have nudges that nobody answered for `after_seconds` sent again; return the jobs changed, as they are now."""
+    return fetch_all(
         conn,
         Job,
         "WITH lost AS (SELECT job_id FROM jobs WHERE state = 'queued'"
         " AND sent_at < clock_timestamp() - make_interval(secs => %s) FOR UPDATE SKIP LOCKED)"
         " UPDATE jobs SET sent_at = NULL FROM lost WHERE jobs.job_id = lost.job_id RETURNING jobs.*",
-        (resend_after_seconds,),
+        (after_seconds,),
     )
 
 

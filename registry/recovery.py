@@ -72,6 +72,23 @@ def stored_files(conn: Connection) -> list[tuple[str, int]]:
     return [(str(digest), int(size)) for digest, size in rows]
 
 
+def stored_files_since(conn: Connection, *, after: int) -> list[tuple[str, int]]:
+    """Digest and size of the stored files that audit events with an id above `after` brought in; none that was erased.
+
+    Events have their ids in the order in which they are committed, so that nothing comes in unseen below the last one.
+    """
+    rows = conn.execute(
+        "WITH news AS MATERIALIZED (SELECT action, split_part(subject, '/', 2)::bigint AS id FROM audit_events"
+        " WHERE audit_event_id > %s AND action IN ('case:submit', 'candidate:train'))"
+        " SELECT digest, size_bytes FROM blobs WHERE NOT blob_is_erased(digest) AND digest IN ("
+        " SELECT image_digest FROM cases JOIN news ON id = case_id AND action = 'case:submit' UNION ALL"
+        " SELECT unnest(ARRAY[weights_digest, metadata_digest]) FROM candidates"
+        " JOIN news ON id = candidate_id AND action = 'candidate:train') ORDER BY digest",
+        (after,),
+    ).fetchall()
+    return [(str(digest), int(size)) for digest, size in rows]
+
+
 def dataset_versions(conn: Connection) -> dict[str, str]:
     """Map the git tag of every dataset version on record to its commit."""
     rows = conn.execute("SELECT git_tag, git_commit FROM dataset_versions").fetchall()

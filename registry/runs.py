@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, LiteralString
 
 from psycopg.types.json import Jsonb
 
@@ -139,11 +139,13 @@ def fail(conn: Connection, *, run_id: int, outcome: str) -> Run:
 def fail_for_job(conn: Connection, *, job: jobs.Job) -> Run | None:
     """End the run of a job that failed or was cancelled for good; None where that ends no run.
 
-    Call it with every job that `jobs.fail`, `jobs.finish_cancelled` and `jobs.reap` return.
+    Call it with every job that `jobs.fail`, `jobs.finish_cancelled` and `jobs.reap` return, having called
+    `lock_for_job` before them.
     """
-    if job.state not in {"failed", "cancelled"} or job.kind.startswith("mirror_") or "run_id" not in job.payload:
+    run_id = _run_of(job)
+    if job.state not in {"failed", "cancelled"} or run_id is None:
         return None
-    run = _lock(conn, int(job.payload["run_id"]))
+    run = lock(conn, run_id)
     if run.state not in lifecycle.UNFINISHED_RUN_STATES:
         return None
     words = job.kind.replace("_", " ")
@@ -184,6 +186,33 @@ def get(conn: Connection, run_id: int) -> Run:
     if run is None:
         raise NotFound(f"there is no run {run_id}")
     return run
+
+
+def lock(conn: Connection, run_id: int) -> Run:
+    """Return a run and keep others from moving it until the transaction ends. Raises NotFound.
+
+    Who comes second goes by what the first left: a cancel must not be refused because a step has just been recorded.
+    """
+    run = fetch_one(conn, Run, "SELECT * FROM runs WHERE run_id = %s FOR NO KEY UPDATE", (run_id,))
+    if run is None:
+        raise NotFound(f"there is no run {run_id}")
+    return run
+
+
+def lock_for_job(conn: Connection, *, job: jobs.Job, wait: bool = True) -> bool:
+    """Lock the run that ends with this job, if one does, before the job itself is changed.
+
+    Runs before jobs, everywhere: who cancels a run goes on to its jobs. False, with `wait` false only: somebody else
+    has the run just now.
+    """
+    run_id = _run_of(job)
+    if run_id is None:
+        return True
+    if wait:
+        lock(conn, run_id)
+        return True
+    query: LiteralString = "SELECT run_id FROM runs WHERE run_id = %s FOR NO KEY UPDATE SKIP LOCKED"
+    return fetch_value(conn, query, (run_id,)) is not None
 
 
 def list_runs(conn: Connection, line_id: int, *, limit: int = 100) -> list[Run]:
@@ -244,16 +273,12 @@ def _ask(conn: Connection, run: Run, kind: jobs.JobKind) -> None:
     )
 
 
-def _lock(conn: Connection, run_id: int) -> Run:
-    # Who comes second goes by what the first left: a cancel must not be refused because a step has just been recorded.
-    run = fetch_one(conn, Run, "SELECT * FROM runs WHERE run_id = %s FOR NO KEY UPDATE", (run_id,))
-    if run is None:
-        raise NotFound(f"there is no run {run_id}")
-    return run
+def _run_of(job: jobs.Job) -> int | None:
+    return None if job.kind.startswith("mirror_") or "run_id" not in job.payload else int(job.payload["run_id"])
 
 
 def _move(conn: Connection, run_id: int, target: str) -> Run:
-    current = _lock(conn, run_id).state
+    current = lock(conn, run_id).state
     moved = fetch_one(
         conn,
         Run,

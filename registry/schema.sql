@@ -986,7 +986,6 @@ ALTER TABLE ONLY public.sessions
 GRANT USAGE ON SCHEMA public TO overread_app;
 
 REVOKE ALL ON FUNCTION public.erase_patient(whom text, on_line text, why text, up_to timestamp with time zone) FROM PUBLIC;
-GRANT ALL ON FUNCTION public.erase_patient(whom text, on_line text, why text, up_to timestamp with time zone) TO overread_app;
 
 REVOKE ALL ON FUNCTION public.follow_discordances(concerned bigint[]) FROM PUBLIC;
 

@@ -197,6 +197,7 @@ def claimed(workshop: Workshop, *, job_id: int) -> Iterator[Lease | None]:
 
 def _end_cancelled(lease: Lease) -> None:
     with lease.workshop.transaction() as connection:
+        runs.lock_for_job(connection, job=lease.job)
         job = jobs.finish_cancelled(connection, job_id=lease.job.job_id, fence=lease.job.fence)
         if job is not None:
             runs.fail_for_job(connection, job=job)
@@ -212,6 +213,7 @@ def _release(lease: Lease) -> None:
 
 def _fail(lease: Lease, error: str) -> None:
     with lease.workshop.transaction() as connection:
+        runs.lock_for_job(connection, job=lease.job)
         job = jobs.fail(connection, job_id=lease.job.job_id, fence=lease.job.fence, error=error, retry=True)
         if job is not None:
             runs.fail_for_job(connection, job=_cancel_if_asked(connection, job))

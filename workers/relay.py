@@ -68,13 +68,20 @@ def send_unsent(connection: db.Connection, celery: Celery) -> int:
 def put_back(connection: db.Connection, *, resend_seconds: float) -> list[jobs.Job]:
     """Queue again what a dead worker held or the broker lost, and end the runs of jobs that are out of attempts.
 
-    Commits. Returns the jobs changed.
+    Commits job by job, and waits for no lock: what somebody else works on just now has its turn the next time.
+    Returns the jobs changed.
     """
-    changed = jobs.reap(connection, resend_after_seconds=resend_seconds)
-    for job in changed:
-        runs.fail_for_job(connection, job=job)
-    sys.audit("overread.fault", "reaper.commit.before")
+    changed = jobs.resend(connection, after_seconds=resend_seconds)
+    expired = jobs.list_expired(connection)
     connection.commit()
+    for job in expired:
+        if runs.lock_for_job(connection, job=job, wait=False):
+            reaped = jobs.reap(connection, job_id=job.job_id)
+            if reaped is not None:
+                runs.fail_for_job(connection, job=reaped)
+                changed.append(reaped)
+        sys.audit("overread.fault", "reaper.commit.before")
+        connection.commit()
     for job in changed:
         log.warning("job %s (%s) is %s again: %s", job.job_id, job.kind, job.state, job.error or "no worker took it")
     return changed

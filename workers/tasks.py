@@ -34,7 +34,7 @@ def freeze_dataset(workshop: Workshop, *, job_id: int) -> None:
             config = translate.freeze_config(connection, run_id=run_id, directory=directory, settings=workshop.settings)
         result = lease.run("pipelines.freeze", name=name, config=config)
         with lease.recording() as connection:
-            run = runs.get(connection, run_id)
+            run = runs.lock(connection, run_id)  # before the audit trail, which a cancel locks after it
             version = datasets.record_version(connection, **translate.version_row(run, result=result))
             champion = promotions.champion(connection, run.line_id) if run.strategy != "full" else None
             runs.attach_dataset(

@@ -118,8 +118,8 @@ def take(places: Places, store: Store, *, tell: Tell) -> Taken:
         work = Path(scratch)
         known = store.names()
         before = {entry.place: entry for entry in store.entries(known[-1])} if known else {}
-        entries = _folder(places.checkpoints, below="checkpoints", store=store, before={}, tell=tell)
-        with _snapshot(places.database_url) as (connection, snapshot, taken_at):
+        entries = copy_folder(places.checkpoints, below="checkpoints", store=store, before={}, tell=tell)
+        with snapshot_of(places.database_url) as (connection, snapshot, taken_at):
             tell("record", 0, 1)
             _dump(places.database_url, snapshot=snapshot, target=work / DUMP)
             inventory = recovery.take_inventory(connection)
@@ -128,11 +128,11 @@ def take(places: Places, store: Store, *, tell: Tell) -> Taken:
             erased = erasures.as_list(connection)
         entries.append(store.add(work / DUMP, place=DUMP))
         tell("record", 1, 1)
-        blobs, lost = _blobs(places, wanted, store=store, tell=tell)
+        blobs, lost = copy_blobs(places, wanted, store=store, tell=tell)
         entries += blobs
         if places.dvc_folder is not None:
-            entries += _folder(places.dvc_folder, below="dvc-remote", store=store, before=before, tell=tell)
-        tags = _bundle(places.data_repository, target=work / BUNDLE)
+            entries += copy_folder(places.dvc_folder, below="dvc-remote", store=store, before=before, tell=tell)
+        tags = bundle_versions(places.data_repository, target=work / BUNDLE)
         if tags:
             entries.append(store.add(work / BUNDLE, place=BUNDLE))
         damaged = [f"stored file {digest}" for digest in _still_needed(places, lost)]
@@ -161,12 +161,7 @@ def take(places: Places, store: Store, *, tell: Tell) -> Taken:
 
 def run_postgres_program(name: str, *arguments: str, url: str) -> None:
     """Run one of PostgreSQL's client programs on a database. Raises SetupError with what it said."""
-    parts = {key: str(value) for key, value in conninfo_to_dict(url).items()}
-    password = parts.pop("password", None)  # in the environment, for `ps` shows command lines to everybody
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PG", "OVERREAD_"))}
-    if password:
-        environment["PGPASSWORD"] = password
-    command = [str(programs() / name), *arguments, "--dbname", make_conninfo(**parts)]
+    command, environment = postgres_command(name, *arguments, url=url)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SetupError(
@@ -175,8 +170,18 @@ def run_postgres_program(name: str, *arguments: str, url: str) -> None:
         )
 
 
+def postgres_command(name: str, *arguments: str, url: str) -> tuple[list[str], dict[str, str]]:
+    """Give the command and the environment of one of PostgreSQL's client programs on a database."""
+    parts = {key: str(value) for key, value in conninfo_to_dict(url).items()}
+    password = parts.pop("password", None)  # in the environment, for `ps` shows command lines to everybody
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PG", "OVERREAD_"))}
+    if password:
+        environment["PGPASSWORD"] = password
+    return [str(programs() / name), *arguments, "--dbname", make_conninfo(**parts)], environment
+
+
 @contextlib.contextmanager
-def _snapshot(url: str) -> Iterator[tuple[db.Connection, str, datetime]]:
+def snapshot_of(url: str) -> Iterator[tuple[db.Connection, str, datetime]]:
     """Hold one state of the record for reading; its name lets pg_dump see the same."""
     try:
         connection = db.connect(url)
@@ -195,7 +200,7 @@ def _dump(url: str, *, snapshot: str, target: Path) -> None:
     run_postgres_program("pg_dump", "--format=custom", f"--snapshot={snapshot}", f"--file={target}", url=url)
 
 
-def _blobs(
+def copy_blobs(
     places: Places, wanted: Sequence[tuple[str, int]], *, store: Store, tell: Tell
 ) -> tuple[list[Entry], list[str]]:
     """Copy the stored files that are not in the store yet; the second answer names those that cannot be copied."""
@@ -218,12 +223,12 @@ def _still_needed(places: Places, digests: Sequence[str]) -> list[str]:
     """Leave out what an erasure has removed since the record was dumped: that is no damage."""
     if not digests:
         return []
-    with _snapshot(places.database_url) as (connection, _name, _at):
+    with snapshot_of(places.database_url) as (connection, _name, _at):
         needed = {digest for digest, _size in recovery.stored_files(connection)}
     return [digest for digest in digests if digest in needed]
 
 
-def _folder(root: Path, *, below: str, store: Store, before: Mapping[str, Entry], tell: Tell) -> list[Entry]:
+def copy_folder(root: Path, *, below: str, store: Store, before: Mapping[str, Entry], tell: Tell) -> list[Entry]:
     """Copy a folder; what `before` names and is as long as then is not read again, for its name is its content."""
     files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else []
     entries = []
@@ -241,7 +246,7 @@ def _folder(root: Path, *, below: str, store: Store, before: Mapping[str, Entry]
     return entries
 
 
-def _bundle(repository: Path, *, target: Path) -> set[str]:
+def bundle_versions(repository: Path, *, target: Path) -> set[str]:
     """Pack git's part of the dataset versions into one file; return the tags in it, none while there are none."""
     if not (repository / ".git" / "HEAD").exists():
         return set()

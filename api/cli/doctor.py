@@ -15,51 +15,20 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
 
-from api.cli.errors import CliError, SetupError
-from api.cli.home import Home, StackFile, read_secrets, read_stack_file
+from api.cli.errors import SetupError
+from api.cli.home import Home
+from api.cli.patient import LOOPBACK_NAMES, Finding, Patient, Wrong, ask, last_line, patient_of, record_of
 from api.cli.stack import alive
-
-if TYPE_CHECKING:
-    from psycopg import Connection
 
 LEAST_FREE_BYTES = 2_000_000_000
 LONGEST_UNSENT_SECONDS = 30.0
-LOOPBACK_NAMES = {"127.0.0.1", "::1", "localhost"}
+LONGEST_UNSIGNED_SECONDS = 300.0
 WEAK_WORDS = ("change", "default", "example", "password", "secret", "test")
-
-
-class Wrong(Exception):
-    """A check failed; `fix` says what to do."""
-
-    def __init__(self, detail: str, *, fix: str) -> None:
-        super().__init__(detail)
-        self.detail = detail
-        self.fix = fix
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """What one check found."""
-
-    name: str
-    good: bool
-    detail: str
-    fix: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patient:
-    """What is examined: a home, what its stack file says, and the settings in force."""
-
-    home: Home
-    stack: StackFile | None
-    settings: Mapping[str, str]
 
 
 def examine(home: Home, *, only: str | None = None) -> list[Finding]:
@@ -70,7 +39,7 @@ def examine(home: Home, *, only: str | None = None) -> list[Finding]:
     """
     if only is not None and only not in CHECKS:
         raise SetupError(f"there is no check named {only}", fix=f"one of: {', '.join(CHECKS)}")
-    patient = _patient(home)
+    patient = patient_of(home)
     return [_found(name, check, patient) for name, check in CHECKS.items() if only in {None, name}]
 
 
@@ -140,7 +109,7 @@ def check_processes(patient: Patient) -> str:
 
 def check_database(patient: Patient) -> str:
     """The record answers."""
-    with _record(patient) as connection:
+    with record_of(patient) as connection:
         row = connection.execute(
             "SELECT current_setting('server_version'), pg_size_pretty(pg_database_size(current_database()))"
         )
@@ -152,7 +121,7 @@ def check_migrations(patient: Patient) -> str:
     """The schema is the one this version expects."""
     from registry.migrate import pending  # noqa: PLC0415 - `overread --help` must be quick
 
-    with _record(patient) as connection:
+    with record_of(patient) as connection:
         missing = pending(connection)
     if missing:
         raise Wrong(
@@ -165,7 +134,7 @@ def check_durability(patient: Patient) -> str:
     """What was acknowledged survives a crash."""
     from registry.guard import assert_durable  # noqa: PLC0415 - `overread --help` must be quick
 
-    with _record(patient) as connection, _refusals(fix="set it in postgresql.conf, then SELECT pg_reload_conf()"):
+    with record_of(patient) as connection, _refusals(fix="set it in postgresql.conf, then SELECT pg_reload_conf()"):
         assert_durable(connection)
     return "fsync, full_page_writes and synchronous_commit are on"
 
@@ -174,11 +143,50 @@ def check_append_only(patient: Patient) -> str:
     """The tables that tell what happened still refuse change, and the service cannot make them give in."""
     from registry.guard import APPEND_ONLY, assert_append_only, assert_not_owner  # noqa: PLC0415
 
-    with _record(patient) as connection, _refusals(fix="docs/operating.md, Two logins"):
+    with record_of(patient) as connection, _refusals(fix="docs/operating.md, Two logins"):
         assert_append_only(connection)
         assert_not_owner(connection)
         login = connection.info.user
     return f"{len(APPEND_ONLY)} tables refuse UPDATE, DELETE and TRUNCATE; {login} owns nothing"
+
+
+def check_checkpoints(patient: Patient) -> str:
+    """What is written is signed within minutes: an unsigned end of the trail could be cut off unseen."""
+    from registry import checkpoints  # noqa: PLC0415 - `overread --help` must be quick
+    from registry.errors import NoteRefused  # noqa: PLC0415
+    from registry.notes import Verifier, verifier_path  # noqa: PLC0415
+
+    def place(setting: str, name: str) -> Path:
+        return Path(patient.settings.get(setting) or patient.home.root / name)
+
+    folder = place("OVERREAD_CHECKPOINTS", "checkpoints")
+    key = verifier_path(place("OVERREAD_CHECKPOINT_KEY", "checkpoint.key"))
+    if patient.stack is None and not key.exists() and "OVERREAD_DATABASE_URL" in os.environ:
+        return "none are signed here; where the relay runs, `overread doctor --only checkpoints` tells"
+    try:
+        newest = checkpoints.newest(folder, Verifier.parse(key.read_text(encoding="utf-8"))) if key.exists() else None
+    except (NoteRefused, OSError) as error:
+        raise Wrong(
+            f"no checkpoint can be read: {error}", fix=f"`overread verify`; look at {folder} and {key}"
+        ) from error
+    signed = 0 if newest is None else newest.size
+    with record_of(patient) as connection:
+        last = connection.execute("SELECT coalesce(max(audit_event_id), 0) FROM audit_events").fetchone() or (0,)
+        query = "SELECT extract(epoch FROM clock_timestamp() - at)::float FROM audit_events WHERE audit_event_id = %s"
+        (seconds,) = connection.execute(query, (signed + 1,)).fetchone() or (0.0,)
+    if signed > last[0]:
+        raise Wrong(
+            f"checkpoint {signed} is of more than the {last[0]} events there are",
+            fix="`overread verify` names what is missing; restore it from a backup",
+        )
+    every = float(patient.settings.get("OVERREAD_CHECKPOINT_SECONDS") or 60)
+    if seconds > max(LONGEST_UNSIGNED_SECONDS, 5 * every):
+        kept = "no checkpoint was ever kept" if newest is None else f"the newest checkpoint is of {newest.at:%F %TZ}"
+        raise Wrong(
+            f"{kept}; {last[0] - signed} events since then are not signed, the oldest for {seconds / 60:.0f} minutes",
+            fix=f"is the relay running, and may it write {folder}? See {patient.home.logs}/relay.log",
+        )
+    return f"{signed} of {last[0]} events are signed, none waits for longer than it should"
 
 
 def check_broker(patient: Patient) -> str:
@@ -196,7 +204,7 @@ def check_broker(patient: Patient) -> str:
         try:
             psycopg.connect("postgresql://" + url.partition("://")[2], connect_timeout=3).close()
         except psycopg.OperationalError as error:
-            raise Wrong(_last_line(error), fix=fix) from error
+            raise Wrong(last_line(error), fix=fix) from error
         return "PostgreSQL carries the messages"
     if scheme in {"redis", "rediss"}:
         import redis  # noqa: PLC0415
@@ -204,13 +212,13 @@ def check_broker(patient: Patient) -> str:
         try:
             redis.Redis.from_url(url, socket_connect_timeout=3).ping()
         except redis.RedisError as error:
-            raise Wrong(f"Redis does not answer: {_last_line(error)}", fix=fix) from error
+            raise Wrong(f"Redis does not answer: {last_line(error)}", fix=fix) from error
         return "Redis answers"
     place = urlsplit(url)
     try:
         socket.create_connection((place.hostname or "127.0.0.1", place.port or 5672), timeout=3).close()
     except OSError as error:
-        raise Wrong(f"{place.hostname}:{place.port or 5672} {_last_line(error).lower()}", fix=fix) from error
+        raise Wrong(f"{place.hostname}:{place.port or 5672} {last_line(error).lower()}", fix=fix) from error
     return f"{place.hostname} accepts connections"
 
 
@@ -219,7 +227,7 @@ def check_relay(patient: Patient) -> str:
     query = """
         SELECT count(*), coalesce(extract(epoch FROM max(now() - greatest(created_at, run_after))), 0)::float
         FROM jobs WHERE state = 'queued' AND sent_at IS NULL AND run_after <= now()"""
-    with _record(patient) as connection:
+    with record_of(patient) as connection:
         waiting, oldest_seconds = connection.execute(query).fetchone() or (0, 0.0)
     if oldest_seconds > LONGEST_UNSENT_SECONDS:
         raise Wrong(
@@ -232,7 +240,7 @@ def check_relay(patient: Patient) -> str:
 def check_api(patient: Patient) -> str:
     """The API answers and can reach what it needs."""
     url = patient.settings["OVERREAD_API_URL"]
-    status, body = _ask(
+    status, body = ask(
         f"{url}/health/ready", fix=f"see {patient.home.logs}/api.log; start the service with `overread up`"
     )
     if status != 200:
@@ -246,7 +254,7 @@ def check_api(patient: Patient) -> str:
 def check_inference(patient: Patient) -> str:
     """Predictions and image decoding work."""
     url = patient.settings["OVERREAD_INFERENCE_URL"]
-    status, body = _ask(
+    status, body = ask(
         f"{url}/health", fix=f"see {patient.home.logs}/inference.log; start the service with `overread up`"
     )
     if status != 200:
@@ -261,7 +269,7 @@ def check_inference(patient: Patient) -> str:
 def check_mlflow(patient: Patient) -> str:
     """MLflow answers, and only to this machine or its own network: it asks nobody who they are."""
     url = patient.settings["OVERREAD_MLFLOW_URL"]
-    status, _body = _ask(
+    status, _body = ask(
         f"{url}/health", fix=f"see {patient.home.logs}/mlflow.log; promotions stand meanwhile, the mirror catches up"
     )
     if status != 200:
@@ -283,7 +291,7 @@ def check_data_repository(patient: Patient) -> str:
     folder = patient.home.root / "data-repository"
     if not (folder / ".git").exists():
         return "will be made with the first dataset version"
-    with _record(patient) as connection:
+    with record_of(patient) as connection:
         wanted = {row[0] for row in connection.execute("SELECT git_tag FROM dataset_versions").fetchall()}
     listed = subprocess.run(["git", "-C", folder, "tag", "--list"], capture_output=True, text=True, check=False)
     if listed.returncode != 0:
@@ -306,6 +314,7 @@ CHECKS: Mapping[str, Callable[[Patient], str]] = {
     "migrations": check_migrations,
     "durability": check_durability,
     "append-only": check_append_only,
+    "checkpoints": check_checkpoints,
     "broker": check_broker,
     "relay": check_relay,
     "api": check_api,
@@ -322,42 +331,6 @@ def _found(name: str, check: Callable[[Patient], str], patient: Patient) -> Find
         return Finding(name=name, good=False, detail=wrong.detail, fix=wrong.fix)
 
 
-def _patient(home: Home) -> Patient:
-    stack = read_stack_file(home)
-    settings = {
-        "OVERREAD_API_URL": "http://127.0.0.1:8080",
-        "OVERREAD_INFERENCE_URL": "http://127.0.0.1:8090",
-        "OVERREAD_MLFLOW_URL": "http://127.0.0.1:5000",
-    }
-    try:
-        settings |= read_secrets(home)
-    except CliError as error:
-        settings["unreadable"] = error.message
-    if stack is not None:
-        named = {"API": stack.api_url, "INFERENCE": stack.inference_url, "MLFLOW": stack.mlflow_url}
-        named |= {"DATABASE": stack.database_url or "", "BROKER": stack.broker_url or ""}
-        settings |= {f"OVERREAD_{name}_URL": url for name, url in named.items() if url}
-    settings |= {name: value for name, value in os.environ.items() if name.startswith("OVERREAD_") and value}
-    return Patient(home=home, stack=stack, settings=settings)
-
-
-def _record(patient: Patient) -> Connection[Any]:
-    import psycopg  # noqa: PLC0415 - `overread --help` must be quick
-
-    from registry import db  # noqa: PLC0415
-
-    url = patient.settings.get("OVERREAD_DATABASE_URL")
-    if not url:
-        raise Wrong("not known", fix="start the service with `overread up`, or set OVERREAD_DATABASE_URL")
-    try:
-        return db.connect(url)
-    except psycopg.OperationalError as error:
-        raise Wrong(
-            _last_line(error),
-            fix=f"is PostgreSQL started, and OVERREAD_DATABASE_URL right? See {patient.home.logs}/postgres.log",
-        ) from error
-
-
 @contextlib.contextmanager
 def _refusals(*, fix: str) -> Iterator[None]:
     from registry.errors import Unsafe  # noqa: PLC0415
@@ -366,20 +339,6 @@ def _refusals(*, fix: str) -> Iterator[None]:
         yield
     except Unsafe as refusal:
         raise Wrong(str(refusal), fix=fix) from refusal
-
-
-def _ask(url: str, *, fix: str) -> tuple[int, dict[str, Any]]:
-    import httpx  # noqa: PLC0415 - `overread --help` must be quick
-
-    try:
-        response = httpx.get(url, timeout=5, trust_env=urlsplit(url).hostname not in LOOPBACK_NAMES)
-    except httpx.TransportError as error:
-        raise Wrong(f"nobody answers at {url} ({type(error).__name__})", fix=fix) from error
-    try:
-        body = response.json()
-    except ValueError:
-        body = {}
-    return response.status_code, body if isinstance(body, dict) else {}
 
 
 def _open_addresses(port: int) -> list[str]:
@@ -393,7 +352,3 @@ def _open_addresses(port: int) -> list[str]:
         if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
     }
     return sorted(listening - LOOPBACK_NAMES)
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -1,7 +1,8 @@
 """`overread drill`: lose a whole service while people work, and put it back; say what was lost, and how long it took.
 
-The recovery point is how far behind the newest backup was when everything was killed; the recovery time is from the
-kill to the first prediction by the restored champion. Everything happens in a folder of its own, removed at the end.
+The recovery point is how far behind what came back was when everything was killed: as old as the newest backup, or,
+with a copy that is kept continuously, as the last event that reached it. The recovery time is from the kill to the
+first prediction by the restored champion. Everything happens in a folder of its own, removed at the end.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ from api.cli.backup import owner_url, places_of, take
 from api.cli.demo import FIRST_BATCH, LINE, PROTOCOL
 from api.cli.doors import make_people
 from api.cli.errors import StartFailed
-from api.cli.home import home_at, prepare, read_stack_file
+from api.cli.home import Home, home_at, prepare, read_stack_file
+from api.cli.replay import choose, replay
 from api.cli.restore import NotTheSame, restore
 from api.cli.store import Store
 from api.cli.story import MORE_CASES, MORE_ROUNDS, Story, Xray, find_xrays
+from api.cli.streaming import streams
 from api.cli.supervisor import tail
 from registry import db
 
@@ -67,22 +70,24 @@ class Work:
     told_at: dict[int, datetime] = field(default_factory=dict)
 
 
-def drill(folder: Path, *, screen: Console) -> dict[str, Any]:
+def drill(folder: Path, *, continuous: bool = False, screen: Console) -> dict[str, Any]:
     """Play a loss and a recovery in `folder`, which must not exist; return the figures.
+
+    The copy is a backup taken meanwhile, or a stream that follows the service until it is gone.
 
     Raises:
         NotTheSame: something that was safely in the backup did not come back.
     """
     folder.mkdir(parents=True)
     try:
-        return _play(folder, screen=screen)
+        return _play(folder, continuous=continuous, screen=screen)
     finally:
         for home in (folder / "lost", folder / "back"):
             subprocess.run([sys.executable, "-m", "api.cli", "down", "--home", str(home)], check=False)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _play(folder: Path, *, screen: Console) -> dict[str, Any]:
+def _play(folder: Path, *, continuous: bool, screen: Console) -> dict[str, Any]:
     lost = _up(folder / "lost")
     xrays, source = find_xrays(folder / "xrays", count=FIRST_BATCH + MORE_ROUNDS * MORE_CASES)
     people = make_people(lost)
@@ -91,20 +96,26 @@ def _play(folder: Path, *, screen: Console) -> dict[str, Any]:
     story.create_line(PROTOCOL.read_text(encoding="utf-8"))
     story.sign_and_promote(story.learn_until_shown(FIRST_BATCH, "pacs-north")[-1].candidate)
     champion = story.doors["rita"].get(f"/v1/lines/{LINE}")["champion"]["weights_digest"]
-    store, places = Store(folder / "backups"), places_of(home_at(lost.home))
+    store = Store(folder / "backups")
     with _people_at_work(lost.url, people["pacs-south"].key, xrays) as work:
         time.sleep(WORK_SECONDS)
         safe = dict(work.findings)
         began = time.monotonic()
-        taken = take(places, store, tell=lambda _what, _done, _of: None)
+        follower = _copy(home_at(lost.home), store, continuous=continuous)
         backup_seconds = time.monotonic() - began
         time.sleep(WORK_SECONDS)
         killed_at, began = datetime.now(UTC), time.monotonic()
         processes = lost.kill()
+    if follower is not None:
+        follower.terminate()
+        follower.wait(60)
     story.close()
     shutil.rmtree(lost.home)  # the disk went with it
     restoring = time.monotonic()
-    restored = restore(store, taken.name, home_at(folder / "back"), url=None, tell=lambda _what, _done, _of: None)
+    if continuous:
+        restored = replay(store, choose(store, None), home_at(folder / "back"), tell=_quietly)
+    else:
+        restored = restore(store, store.choose(None), home_at(folder / "back"), url=None, tell=_quietly)
     restore_seconds = time.monotonic() - restoring
     back = _up(folder / "back")
     story = Story(back, people=people, xrays=xrays, screen=screen, line=LINE)
@@ -128,16 +139,36 @@ def _play(folder: Path, *, screen: Console) -> dict[str, Any]:
         "acknowledged_before_the_backup": len(safe),
         "of_these_lost": len(changed),
         "acknowledged_after_it_and_lost": len(gone),
-        "recovery_point_seconds": round((killed_at - taken.taken_at).total_seconds(), 1),
+        "recovery_point_seconds": round((killed_at - restored.taken_at).total_seconds(), 1),
         "oldest_loss_seconds": round((killed_at - oldest).total_seconds(), 1),
         "backup_seconds": round(backup_seconds, 1),
         "restore_seconds": round(restore_seconds, 1),
         "recovery_time_seconds": round(recovery_seconds, 1),
         "rows": restored.rows,
         "files": restored.files,
+        "files_missing": len(restored.missing),
         "audit_events": restored.last_audit_event,
         "champion": champion,
     }
+
+
+def _copy(home: Home, store: Store, *, continuous: bool) -> subprocess.Popen[bytes] | None:
+    """Back a service up, or begin to follow it: the process that does, once all there was until now is safe."""
+    if not continuous:
+        take(places_of(home), store, tell=_quietly)
+        return None
+    command = [sys.executable, "-m", "api.cli", "backup", str(store.root), "--continuous", "--home", str(home.root)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OVERREAD_")}
+    follower = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+    while not streams(store):
+        if follower.poll() is not None:
+            raise StartFailed(f"{' '.join(command)} ended with {follower.returncode}")
+        time.sleep(0.1)
+    return follower
+
+
+def _quietly(_what: str, _done: int, _of: int) -> None:
+    """Tell nobody."""
 
 
 def _alias_is_back(story: Story, champion: dict[str, Any]) -> bool:

@@ -15,7 +15,6 @@ from api.cli.errors import Refused, SetupError
 from api.cli.home import home_at, read_secrets
 from api.cli.options import HomeOption, JsonFlag, ReasonOption
 from api.cli.output import answer, say, screen
-from api.cli.people import record_url
 
 if TYPE_CHECKING:
     from registry.erasures import Concerned
@@ -40,14 +39,16 @@ def erase(
 
     Names every dataset version, run and candidate that has learned from them. Runs that still do are stopped; a line
     whose champion did gets a new run. The bytes are removed by the worker. Backups cannot be reached from here.
+    Needs the database as its owner: the service itself may not erase.
 
     Example: echo 4711 | overread erase --patient - --reason "request of 3 May, file 12"
     """
-    from registry import db, erasures  # noqa: PLC0415 - `overread --help` must be quick
-    from registry.errors import RegistryError  # noqa: PLC0415
+    from api.cli.backup import owner_url  # noqa: PLC0415 - `overread --help` must be quick
+    from registry import db, erasures  # noqa: PLC0415
+    from registry.errors import Forbidden, RegistryError  # noqa: PLC0415
 
     digest = erasures.digest_of_patient(_pseudonym(patient, pseudonym, home=home))
-    url = record_url(home)
+    url = owner_url(home_at(home))
     with db.connect(url) as connection:
         found = erasures.find(connection, patient_digest=digest, line=line)
     if not found:
@@ -60,6 +61,8 @@ def erase(
             actor = f"{getpass.getuser()} (command line)"
             made = erasures.erase(connection, patient_digest=digest, line=line, reason=reason, actor=actor)
             concerned = erasures.concerned(connection, made.erasure_id)
+    except Forbidden as error:
+        raise Refused(str(error), fix="set OVERREAD_OWNER_DATABASE_URL for this one command") from error
     except RegistryError as error:
         raise Refused(str(error)) from error
     if as_json:

@@ -8,13 +8,14 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from api.cli.errors import Refused, SetupError
-from api.cli.home import home_at
+from api.cli.home import Home, home_at
 from api.cli.options import HomeOption, JsonFlag
 from api.cli.output import answer, say, screen
 
@@ -37,6 +38,12 @@ def backup(
     keep: Annotated[
         int | None, typer.Option(min=1, help="Afterwards remove all but the newest so many, and their bytes")
     ] = None,
+    continuous: Annotated[
+        bool, typer.Option("--continuous", help="Go on until stopped: a base, then all that is written, as it is")
+    ] = False,
+    base_hours: Annotated[
+        float, typer.Option(min=0.01, help="With --continuous: take a new base after so long")
+    ] = 24.0,
     as_json: JsonFlag = False,
 ) -> None:
     """Back the running service up: the record, images and weights, dataset versions, checkpoints, secrets.
@@ -44,12 +51,18 @@ def backup(
     The service stays in use. A second backup into the same folder copies only what is new. The folder holds the
     patients' images and the secrets (mode 0600): guard it like the service itself, and copy it to another place.
 
+    With --continuous it runs beside the service and loses a second or two at most, not what came since the last backup;
+    it is started like the service, and keeps one stream unless --keep says more.
+
     Example: overread backup /mnt/backups/overread --keep 30
     """
     from api.cli.backup import places_of, take  # noqa: PLC0415 - `overread --help` must be quick
     from api.cli.store import Store  # noqa: PLC0415
 
     store = Store(folder.expanduser().resolve())
+    if continuous:
+        _follow(store, home_at(home), keep=keep or 1, base_seconds=base_hours * 3600)
+        return
     if verify:
         _verify(store, at=at, as_json=as_json)
         return
@@ -81,6 +94,13 @@ def restore(
         Path | None,
         typer.Option("--erasures", metavar="FILE", help="A list of erasures made after the backup, kept elsewhere"),
     ] = None,
+    continuous: Annotated[
+        bool, typer.Option("--continuous", help="From what `backup --continuous` kept, up to its end")
+    ] = False,
+    until: Annotated[
+        datetime | None,
+        typer.Option(help="With --continuous: only what was committed by then (UTC), to undo what came after"),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Put a backup back into an empty home, check it against its manifest, and have MLflow filled again.
@@ -98,7 +118,16 @@ def restore(
     url = os.environ.get("OVERREAD_OWNER_DATABASE_URL") or os.environ.get("OVERREAD_DATABASE_URL")
     elsewhere = [json.loads(row) for row in erased.read_text(encoding="utf-8").splitlines()] if erased else []
     with _progress() as tell:
-        restored = put_back(store, store.choose(at), places, url=url, erased_elsewhere=elsewhere, tell=tell)
+        if continuous or until:
+            if url:
+                raise SetupError("a stream is put back into a home", fix="unset OVERREAD_DATABASE_URL and its owner's")
+            from api.cli.replay import choose, replay  # noqa: PLC0415
+
+            moment = until.replace(tzinfo=until.tzinfo or UTC) if until else None
+            name = choose(store, at)
+            restored = replay(store, name, places, until=moment, erased_elsewhere=elsewhere, tell=tell)
+        else:
+            restored = put_back(store, store.choose(at), places, url=url, erased_elsewhere=elsewhere, tell=tell)
     if as_json:
         answer(asdict(restored), as_json=True)
     say(
@@ -111,7 +140,7 @@ def restore(
     if restored.erased_again:
         say(f"  {restored.erased_again} erasures made after the backup were made again; their bytes go with `up`.")
     for what in restored.missing:
-        say(f"! {what} was damaged before the backup and is missing")
+        say(f"! {what} is missing: it was damaged before the backup, or came too late for it")
     say(f"Next: overread up --home {places.root}, then overread verify")
 
 
@@ -119,6 +148,9 @@ def drill(
     folder: Annotated[
         Path | None, typer.Option("--folder", metavar="DIR", help="Where it plays; must not exist [default: temporary]")
     ] = None,
+    continuous: Annotated[
+        bool, typer.Option("--continuous", help="Restore from a copy kept continuously, not from a backup")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Lose a whole service while people work, and put it back: prints what was lost and how long it took.
@@ -135,12 +167,26 @@ def drill(
     chosen = folder.expanduser().resolve() if folder else Path(tempfile.mkdtemp(prefix="ovr-")) / "drill"
     if chosen.exists():
         raise SetupError(f"{chosen} exists", fix="name a folder that does not")
-    figures = play(chosen, screen=screen())
+    figures = play(chosen, continuous=continuous, screen=screen())
     if as_json:
         answer(figures, as_json=True)
         return
     answer(figures, as_json=False)
     say("✓ everything that the backup held came back: counts, audit trail, digests, champion, MLflow's alias")
+
+
+def _follow(store: Store, home: Home, *, keep: int, base_seconds: float) -> None:
+    """Keep a copy until SIGINT or SIGTERM."""
+    import signal  # noqa: PLC0415 - only for this
+    import threading  # noqa: PLC0415
+
+    from api.cli.backup import places_of  # noqa: PLC0415 - `overread --help` must be quick
+    from api.cli.streaming import follow  # noqa: PLC0415
+
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    follow(places_of(home), store, stopping=stopping, keep=keep, base_seconds=base_seconds, say=say)
 
 
 def _verify(store: Store, *, at: str | None, as_json: bool) -> None:

@@ -69,12 +69,7 @@ def restore(
         NotTheSame: the restored record is not what the manifest says.
     """
     manifest, entries = store.manifest(name), store.entries(name)
-    if home.root.exists() and any(home.root.iterdir()):
-        raise SetupError(f"{home.root} is not empty", fix="restore into a new folder: --home DIR")
-    unfinished = home_at(home.root.with_name(f"{home.root.name}.unfinished"))
-    if unfinished.root.exists():  # of a restore that was cut off
-        shutil.rmtree(unfinished.root)
-    prepare(unfinished)
+    unfinished = unfinished_home(home)
     erased = _put_back(
         store, name, unfinished, final=home, url=url, erased_elsewhere=erased_elsewhere, tell=tell, say=say
     )
@@ -90,6 +85,17 @@ def restore(
         missing=tuple(manifest["damaged"]),
         erased_again=erased,
     )
+
+
+def unfinished_home(home: Home) -> Home:
+    """Make a folder beside the empty `home`, to get its name once all is there. Raises SetupError."""
+    if home.root.exists() and any(home.root.iterdir()):
+        raise SetupError(f"{home.root} is not empty", fix="restore into a new folder: --home DIR")
+    unfinished = home_at(home.root.with_name(f"{home.root.name}.unfinished"))
+    if unfinished.root.exists():  # of a restore that was cut off
+        shutil.rmtree(unfinished.root)
+    prepare(unfinished)
+    return unfinished
 
 
 def _put_back(
@@ -117,11 +123,11 @@ def _put_back(
             tell("record", 1, 1)
             erased = erasures.erase_again(connection, [*store.erasures(), *erased_elsewhere])
             needed = {digest for digest, _size in recovery.stored_files(connection)}
-            _place_files(store, entries, needed=needed, home=home, tell=tell)
+            place_files(store, entries, needed=needed, home=home, tell=tell)
             versions = recovery.dataset_versions(connection)
             if versions and BUNDLE in by_place:
                 store.place(by_place[BUNDLE], work / BUNDLE)
-                _unbundle(work / BUNDLE, home=home, final=final, versions=versions)
+                unbundle(work / BUNDLE, home=home, final=final, versions=versions)
             details = {"backup": name, "taken_at": manifest["taken_at"], "erased_again": erased}
             recovery.mark_restored(connection, details=details)
     return erased
@@ -157,7 +163,9 @@ def _check(conn: db.Connection, *, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def _place_files(store: Store, entries: Sequence[Entry], *, needed: Set[str], home: Home, tell: Tell) -> None:
+def place_files(store: Store, entries: Sequence[Entry], *, needed: Set[str], home: Home, tell: Tell) -> None:
+    """Copy the files of the home's folders out, images and weights only where their digest is `needed`."""
+
     def is_wanted(entry: Entry) -> bool:
         folder = PurePosixPath(entry.place).parts[0]
         return folder in FOLDERS and (folder != "blobs" or entry.sha256 in needed)  # not those of the erased
@@ -171,7 +179,7 @@ def _place_files(store: Store, entries: Sequence[Entry], *, needed: Set[str], ho
         tell("files", done, len(wanted))
 
 
-def _unbundle(bundle: Path, *, home: Home, final: Home, versions: Mapping[str, str]) -> None:
+def unbundle(bundle: Path, *, home: Home, final: Home, versions: Mapping[str, str]) -> None:
     """Bring back the dataset versions that the record names, and only these; without any, the first freeze begins."""
     repository = home.root / "data-repository"
     git(home.root, "clone", "-q", str(bundle), str(repository))

@@ -3,6 +3,7 @@
     DIR/files/ab/<sha256>                 bytes, shared by all backups, never changed
     DIR/<time>/files.ndjson               one file a row: where it belongs, its digest, its size
     DIR/<time>/manifest.json              what the record held, and the digest of files.ndjson
+    DIR/streams/<time>/                   a copy that goes on growing (`api.cli.streaming`)
     DIR/erasures.ndjson                   who was erased since, by digest: no backup brings them back
 
 Invariants: the manifest is written last and in one step, after everything it names is on disk: a backup without a
@@ -32,6 +33,10 @@ _NAME = re.compile(r"\d{8}T\d{6}Z(-\d+)?")
 _CHUNK = 1 << 20
 
 
+class Busy(SetupError):
+    """Another command writes to this folder just now."""
+
+
 class BackupDamaged(CliError):
     """What the folder holds is not what a backup's manifest says."""
 
@@ -57,7 +62,7 @@ class Store:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the folder for writing, made if absent. Raises SetupError while another backup is being taken."""
+        """Hold the folder for writing, made if absent. Raises SetupError; Busy while another command writes."""
         try:
             self._pool.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.root.chmod(0o700)
@@ -68,7 +73,7 @@ class Store:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise SetupError(f"another backup is being written to {self.root}", fix="wait for it to end") from error
+                raise Busy(f"another backup is being written to {self.root}", fix="wait for it to end") from error
             for left in self._pool.glob(".new-*"):
                 left.unlink()
             for left in self.root.iterdir():
@@ -106,10 +111,10 @@ class Store:
     def entries(self, name: str) -> list[Entry]:
         """Read what a backup is made of, checked against its manifest. Raises BackupDamaged."""
         listing = self.root / name / "files.ndjson"
-        digest = _sha256(listing) if listing.exists() else None
+        digest = sha256_of(listing) if listing.exists() else None
         if digest != self.manifest(name)["files_sha256"]:
             raise BackupDamaged(f"the list of files of backup {name} is not the one made with it", fix="use another")
-        return [Entry(**json.loads(line)) for line in listing.read_text(encoding="utf-8").splitlines()]
+        return rows_of(listing)
 
     def holds(self, sha256: str, *, size: int) -> bool:
         """Say whether the bytes are here, going by their name and size."""
@@ -160,7 +165,7 @@ class Store:
         folder.mkdir(mode=0o700)
         listing = folder / "files.ndjson"
         listing.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in entries), encoding="utf-8")
-        text = json.dumps({"format": FORMAT, "files_sha256": _sha256(listing), **facts}, indent=1, sort_keys=True)
+        text = json.dumps({"format": FORMAT, "files_sha256": sha256_of(listing), **facts}, indent=1, sort_keys=True)
         temporary = folder / ".manifest.json"
         temporary.write_text(text + "\n", encoding="utf-8")
         os.sync()  # one wait for all that was copied, before the name that vouches for it appears
@@ -191,7 +196,7 @@ class Store:
             path = self._path(entry.sha256)
             if not path.exists():
                 found.append(f"{entry.place} is missing ({path})")
-            elif _sha256(path) != entry.sha256:
+            elif sha256_of(path) != entry.sha256:
                 found.append(f"{entry.place} is damaged ({path})")
             tell(position, len(entries))
         return found
@@ -203,14 +208,31 @@ class Store:
             for name in surplus:
                 (self.root / name / "manifest.json").unlink()  # first: half a backup must not look like one
                 shutil.rmtree(self.root / name)
-            named = {entry.sha256 for name in self.names() for entry in self.entries(name)}
-            for path in self._pool.glob("??/*"):
-                if path.name not in named:
-                    path.unlink()
+            self.sweep()
         return len(surplus)
+
+    def sweep(self) -> None:
+        """Remove the bytes that neither a backup nor a stream names; hold the folder for writing meanwhile."""
+        named = {entry.sha256 for name in self.names() for entry in self.entries(name)}
+        named |= {entry.sha256 for listing in self.root.glob("streams/*/*.ndjson") for entry in rows_of(listing)}
+        for path in self._pool.glob("??/*"):
+            if path.name not in named:
+                path.unlink()
 
     def _path(self, sha256: str) -> Path:
         return self._pool / sha256[:2] / sha256
+
+
+def rows_of(listing: Path) -> list[Entry]:
+    """Read a list of files; a last row that was cut off in the middle is none, an absent list is empty."""
+    text = listing.read_text(encoding="utf-8") if listing.exists() else ""
+    return [Entry(**json.loads(line)) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def sha256_of(path: Path) -> str:
+    """Work out the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _copy(source: Path, target: Path) -> tuple[str, int]:
@@ -223,8 +245,3 @@ def _copy(source: Path, target: Path) -> tuple[str, int]:
                 digest.update(chunk)
                 size += writing.write(chunk)
     return digest.hexdigest(), size
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
@@ -15,7 +16,7 @@ from psycopg import sql
 
 from api.cli.doctor import CHECKS, Finding, examine
 from api.cli.home import home_at
-from registry import db, users
+from registry import checkpoints, db, notes, users
 from registry.guard import APPEND_ONLY
 from tests import factories
 from tests.conftest import as_superuser
@@ -88,6 +89,31 @@ def test_jobs_that_nobody_sends_are_noticed(record: str, tmp_path: Path) -> None
     finding = look("relay", tmp_path)
     assert not finding.good
     assert finding.detail.startswith("1 jobs wait to be sent, the oldest for 1")
+
+
+def test_a_trail_that_nobody_signs_is_noticed(record: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert look("checkpoints", tmp_path).good  # no key: it is another machine that signs
+    signer = notes.signer_at(tmp_path / "checkpoint.key")
+    with db.connect(record) as connection:
+        factories.user(connection, "submitter")
+        connection.commit()
+        assert look("checkpoints", tmp_path).good  # a minute may pass
+
+        now = datetime.now(UTC)
+        monkeypatch.setattr("api.cli.doctor.LONGEST_UNSIGNED_SECONDS", -1.0)
+        monkeypatch.setenv("OVERREAD_CHECKPOINT_SECONDS", "0")
+        missing = look("checkpoints", tmp_path)
+        assert "no checkpoint was ever kept; 1 events since then are not signed" in missing.detail
+        assert "relay.log" in (missing.fix or "")
+        assert checkpoints.take(connection, tmp_path / "checkpoints", signer=signer)
+        assert look("checkpoints", tmp_path).good
+        factories.user(connection, "submitter")
+        connection.commit()
+        old = look("checkpoints", tmp_path)
+        assert f"the newest checkpoint is of {now:%F}" in old.detail
+    (file,) = checkpoints.files(tmp_path / "checkpoints")
+    file.write_text("nonsense")
+    assert "no checkpoint can be read: " in look("checkpoints", tmp_path).detail
 
 
 def test_a_lost_dataset_tag_is_named(record: str, tmp_path: Path) -> None:

@@ -89,8 +89,8 @@ KILLED: dict[str, tuple[str, str, tuple[Mutation, ...], str]] = {
             (
                 "workers.relay",
                 "put_back",
-                "for job in changed:\n        runs",
-                "connection.commit()\n    for job in changed:\n        runs",
+                "if reaped is not None:\n                runs",
+                "connection.commit()\n            if reaped is not None:\n                runs",
             ),
         ),
         "unfinished run that nobody works for",
@@ -192,7 +192,7 @@ def test_without_the_fence_a_worker_thought_dead_finishes_anothers_job(
     job = factories.job(record)
     stale = jobs.claim(record, job_id=job.job_id, owner="stopped", lease_seconds=-1.0)
     assert stale is not None
-    jobs.reap(record, resend_after_seconds=60.0)
+    jobs.reap(record, job_id=job.job_id)
     assert jobs.claim(record, job_id=job.job_id, owner="its successor", lease_seconds=60.0)
     assert not jobs.finish(record, job_id=job.job_id, fence=stale.fence)
     without(monkeypatch, "registry.jobs", "_end", "AND fence = %(fence)s ", "")
@@ -286,7 +286,7 @@ def test_without_the_cap_poison_is_tried_for_ever(
     without(monkeypatch, "registry.jobs", "reap", "WHEN attempts < maximum_attempts", "WHEN true")
     for _ in range(job.maximum_attempts + 2):
         assert jobs.claim(record, job_id=job.job_id, owner="a worker that dies", lease_seconds=-1.0)
-        jobs.reap(record, resend_after_seconds=60.0)
+        jobs.reap(record, job_id=job.job_id)
     assert jobs.get_job(record, job.job_id).state == "queued"
 
 
@@ -294,8 +294,9 @@ def test_without_the_resending_a_lost_nudge_is_lost_work(record: Connection, mon
     factories.job(record)
     jobs.mark_sent(record, sent=jobs.list_unsent(record))
     record.execute("UPDATE jobs SET sent_at = now() - interval '1 day'")
-    without(monkeypatch, "registry.jobs", "reap", " AND sent_at < clock_timestamp()", " AND false AND sent_at < now()")
-    assert jobs.reap(record, resend_after_seconds=1.0) == []
+    rule, never = " AND sent_at < clock_timestamp()", " AND false AND sent_at < now()"
+    without(monkeypatch, "registry.jobs", "resend", rule, never)
+    assert jobs.resend(record, after_seconds=1.0) == []
     assert jobs.list_unsent(record) == []
 
 

@@ -135,6 +135,9 @@ class Record:
                 return "state-moved"
         if job.kind == "gate_candidate":
             assert job.candidate is not None
+            assert job.run is not None
+            if model.runs[job.run].state not in {"gating", "finished"}:
+                return "state-moved"
             if model.candidates[job.candidate].state not in {"trained", "gates_passed", "gates_failed"}:
                 return "state-moved"
         return DONE if _held(model, self.holding) else "lease-lost"
@@ -167,7 +170,7 @@ class Record:
             self._note_report(model, job, result)
 
     def _freeze(self, conn: Connection, run_id: int) -> Any:
-        run = runs.get(conn, run_id)
+        run = runs.lock(conn, run_id)
         before = datasets.latest(conn, run.line_id)
         number, since = (1, 0) if before is None else (before.number + 1, before.last_confirmation_id)
         rows = list(confirmations.standing_for_line(conn, line_id=run.line_id, up_to=self.holding.up_to))
@@ -259,6 +262,7 @@ class GiveUp:
 
     def do(self, conn: Connection) -> Any:
         job_id, fence = _id_of(conn, self.holding.job), self.holding.fence
+        runs.lock_for_job(conn, job=jobs.get_job(conn, job_id))
         if self.how == "warm stop":
             if not jobs.release(conn, job_id=job_id, fence=fence):
                 return None
@@ -306,9 +310,12 @@ class Reap:
         return DONE
 
     def do(self, conn: Connection) -> Any:
-        changed = jobs.reap(conn, resend_after_seconds=RESEND_SECONDS)
-        for job in changed:
-            runs.fail_for_job(conn, job=job)
+        changed = jobs.resend(conn, after_seconds=RESEND_SECONDS)
+        for job in jobs.list_expired(conn):
+            reaped = jobs.reap(conn, job_id=job.job_id) if runs.lock_for_job(conn, job=job, wait=False) else None
+            if reaped is not None:
+                runs.fail_for_job(conn, job=reaped)
+                changed.append(reaped)
         return [(job.unique_key, job.state) for job in changed]
 
     def note(self, model: Model, result: Any) -> None:

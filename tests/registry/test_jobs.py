@@ -45,7 +45,7 @@ def test_ten_nudges_at_once_start_the_work_once(fresh_database: str) -> None:
 
 def test_a_stale_holder_changes_nothing(db: Connection) -> None:
     stale = _claimed(db, lease_seconds=-1.0)
-    jobs.reap(db, resend_after_seconds=20.0)
+    jobs.reap(db, job_id=stale.job_id)
     fresh = _claim(db, stale, owner="worker-2")
     assert fresh is not None
     assert fresh.fence == stale.fence + 1
@@ -66,7 +66,8 @@ def test_a_heartbeat_keeps_the_lease_and_shows_progress(db: Connection) -> None:
     beat = jobs.heartbeat(db, job_id=job.job_id, fence=job.fence, lease_seconds=60.0, progress={"epoch": 3})
     assert beat
     assert not beat.cancel_requested
-    assert jobs.reap(db, resend_after_seconds=20.0) == []
+    assert jobs.list_expired(db) == []
+    assert jobs.reap(db, job_id=job.job_id) is None
     assert jobs.heartbeat(db, job_id=job.job_id, fence=job.fence, lease_seconds=60.0)
     assert jobs.get_job(db, job.job_id).progress == {"epoch": 3}
 
@@ -76,7 +77,9 @@ def test_work_that_kills_its_worker_ends_as_failed_after_three_attempts(db: Conn
     states = []
     for _ in range(3):
         assert _claim(db, job, lease_seconds=-1.0) is not None
-        (reaped,) = jobs.reap(db, resend_after_seconds=20.0)
+        assert [found.job_id for found in jobs.list_expired(db)] == [job.job_id]
+        reaped = jobs.reap(db, job_id=job.job_id)
+        assert reaped is not None
         states.append((reaped.state, reaped.attempts))
     assert states == [("queued", 1), ("queued", 2), ("failed", 3)]
     assert "stopped answering" in (jobs.get_job(db, job.job_id).error or "")
@@ -116,9 +119,9 @@ def test_a_lost_nudge_is_sent_again(db: Connection) -> None:
     assert [found.job_id for found in jobs.list_unsent(db, 10)] == [job.job_id]
     jobs.mark_sent(db, sent=[job])
     assert jobs.list_unsent(db, 10) == []
-    assert jobs.reap(db, resend_after_seconds=20.0) == []
+    assert jobs.resend(db, after_seconds=20.0) == []
     db.execute("UPDATE jobs SET sent_at = now() - interval '21 seconds'")
-    assert [found.job_id for found in jobs.reap(db, resend_after_seconds=20.0)] == [job.job_id]
+    assert [found.job_id for found in jobs.resend(db, after_seconds=20.0)] == [job.job_id]
     assert [found.job_id for found in jobs.list_unsent(db, 10)] == [job.job_id]
 
 
@@ -161,7 +164,9 @@ def test_cancelling_stops_waiting_work_at_once_and_running_work_by_heartbeat(db:
 def test_work_that_was_to_stop_is_not_started_again_when_its_worker_dies(db: Connection) -> None:
     job = _claimed(db, lease_seconds=-1.0)
     jobs.request_cancel(db, job.job_id)
-    assert [found.state for found in jobs.reap(db, resend_after_seconds=20.0)] == ["cancelled"]
+    reaped = jobs.reap(db, job_id=job.job_id)
+    assert reaped is not None
+    assert reaped.state == "cancelled"
 
 
 def test_a_mirror_outlasts_a_long_absence_of_mlflow(db: Connection) -> None:

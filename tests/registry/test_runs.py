@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from queue import Queue
@@ -10,7 +11,7 @@ import pytest
 
 from registry import candidates, jobs, lifecycle, runs
 from registry.db import Connection, connect, fetch_value
-from registry.errors import Invalid, RunInProgress, StateMoved
+from registry.errors import GateNotPassed, Invalid, RegistryError, RunInProgress, StateMoved
 from registry.lines import Line
 from tests import factories
 
@@ -79,8 +80,9 @@ def test_a_job_that_failed_for_good_ends_its_run(db: Connection) -> None:
     for _ in range(job.maximum_attempts):
         assert runs.get(db, run.run_id).state == "freezing"
         assert jobs.claim(db, job_id=job.job_id, owner="w", lease_seconds=-1.0) is not None
-        for reaped in jobs.reap(db, resend_after_seconds=20.0):
-            runs.fail_for_job(db, job=reaped)
+        reaped = jobs.reap(db, job_id=job.job_id)
+        assert reaped is not None
+        runs.fail_for_job(db, job=reaped)
     ended = runs.get(db, run.run_id)
     assert ended.state == "failed"
     assert ended.outcome is not None
@@ -114,6 +116,22 @@ def test_cancelling_a_run_stops_its_jobs(db: Connection) -> None:
         )
     with pytest.raises(StateMoved):
         runs.cancel(db, run_id=run.run_id, actor=actor)
+
+
+def test_nothing_comes_of_a_run_once_it_was_cancelled(db: Connection) -> None:
+    candidate = factories.candidate(db, factories.line(db))
+    runs.cancel(db, run_id=candidate.run_id, actor=factories.user(db, "operator"))
+    with pytest.raises(StateMoved, match="is cancelled; its candidate gets no gate report"):
+        factories.gate_report(db, candidate)
+    assert candidates.latest_report(db, candidate.candidate_id) is None
+    assert candidates.get(db, candidate.candidate_id).state == "trained"
+    with pytest.raises(GateNotPassed):
+        factories.signatures(db, candidate, [factories.user(db, "approver")])
+
+
+def test_a_candidate_of_a_finished_run_may_be_gated_again(db: Connection) -> None:
+    candidate = factories.gated_candidate(db, factories.line(db), verdict="fail")
+    assert factories.gate_report(db, candidate).verdict == "pass"
 
 
 def test_a_resumed_training_does_not_repeat_its_history(db: Connection) -> None:
@@ -197,22 +215,15 @@ def test_a_cancel_is_not_refused_because_a_step_is_recorded_just_then(fresh_data
         run = runs.start_run(conn, line_id=line.line_id, requested_by=None, reason="x")
         version = factories.dataset_version(conn, line)
 
-    def cancel(pids: Queue[int]) -> str:
-        with connect(fresh_database) as conn:
-            pids.put(conn.info.backend_pid)
-            return runs.cancel(conn, run_id=run.run_id, actor=operator).state
+    def cancel(conn: Connection) -> str:
+        return runs.cancel(conn, run_id=run.run_id, actor=operator).state
 
-    with connect(fresh_database) as conn, connect(fresh_database) as watcher, ThreadPoolExecutor(1) as other:
-        runs.attach_dataset(
+    def attach(conn: Connection) -> str:
+        return runs.attach_dataset(
             conn, run_id=run.run_id, dataset_version_id=version.dataset_version_id, base_candidate_id=None
-        )
-        pids: Queue[int] = Queue()
-        cancelled, pid = other.submit(cancel, pids), pids.get(timeout=60)
-        watcher.autocommit = True
-        while not (cancelled.done() or fetch_value(watcher, "SELECT pg_blocking_pids(%s) <> '{}'", (pid,))):
-            pass
-        conn.commit()
-        assert cancelled.result(timeout=60) == "cancelled"
+        ).state
+
+    assert _at_once(fresh_database, attach, cancel) == ("training", "cancelled")
     with connect(fresh_database) as conn:
         assert {job.state for job in jobs.list_jobs(conn, line_id=line.line_id)} == {"cancelled"}
 
@@ -240,3 +251,49 @@ def test_the_tables_of_states_match_the_schema(db: Connection) -> None:
 def test_a_state_that_is_over_stays_over(kind: lifecycle.Kind, current: str, target: str) -> None:
     with pytest.raises(StateMoved):
         lifecycle.advance(kind, current, target)
+
+
+@pytest.mark.parametrize("first", ["the cancel", "the report"])
+def test_of_a_cancel_and_a_gate_report_at_once_the_first_counts(fresh_database: str, first: str) -> None:
+    with connect(fresh_database) as conn:
+        line, operator = factories.line(conn), factories.user(conn, "operator")
+        candidate = factories.candidate(conn, line)
+
+    def cancel(conn: Connection) -> str:
+        return runs.cancel(conn, run_id=candidate.run_id, actor=operator).state
+
+    def report(conn: Connection) -> str:
+        return factories.gate_report(conn, candidate).verdict
+
+    done = _at_once(fresh_database, *((cancel, report) if first == "the cancel" else (report, cancel)))
+    with connect(fresh_database) as conn:
+        found = candidates.latest_report(conn, candidate.candidate_id)
+        state, ended = candidates.get(conn, candidate.candidate_id).state, runs.get(conn, candidate.run_id).state
+    if first == "the cancel":
+        assert (done, found, state, ended) == (("cancelled", "state-moved"), None, "trained", "cancelled")
+    else:
+        assert found is not None
+        assert (done, state, ended) == (("pass", "state-moved"), "gates_passed", "finished")
+
+
+def _at_once(url: str, first: Callable[[Connection], str], second: Callable[[Connection], str]) -> tuple[str, str]:
+    """Have `second` begin, and come to wait, while `first` is done and not committed; what each said, or refused."""
+    pids: Queue[int] = Queue()
+
+    def later() -> str:
+        with connect(url) as conn:
+            pids.put(conn.info.backend_pid)
+            try:
+                return second(conn)
+            except RegistryError as refusal:
+                conn.rollback()
+                return refusal.slug
+
+    with connect(url) as conn, connect(url) as watcher, ThreadPoolExecutor(1) as other:
+        said = first(conn)
+        ending, pid = other.submit(later), pids.get(timeout=60)
+        watcher.autocommit = True
+        while not (ending.done() or fetch_value(watcher, "SELECT pg_blocking_pids(%s) <> '{}'", (pid,))):
+            pass
+        conn.commit()
+        return said, ending.result(timeout=60)

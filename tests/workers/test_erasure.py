@@ -22,6 +22,7 @@ from registry import (
     datasets,
     db,
     erasures,
+    guard,
     jobs,
     lines,
     promotions,
@@ -29,7 +30,7 @@ from registry import (
     runs,
     verify,
 )
-from registry.errors import NotFound
+from registry.errors import Forbidden, NotFound, NotGuarded
 from tests import factories
 from workers.lease import Workshop
 from workers.settings import WorkerSettings
@@ -43,9 +44,14 @@ def erase(record: db.Connection, patient: str, **options: object) -> erasures.Er
     """Erase a patient as the command line does."""
     digest = erasures.digest_of_patient(patient)
     values = {"line": None, "reason": "asked for it", "actor": "olga", **options}
-    made = erasures.erase(record, patient_digest=digest, **values)  # type: ignore[arg-type]
     record.commit()
-    return made
+    with as_owner(record) as owner:
+        return erasures.erase(owner, patient_digest=digest, **values)  # type: ignore[arg-type]
+
+
+def as_owner(record: db.Connection) -> db.Connection:
+    """A second connection to the same database, as whoever owns the record."""
+    return db.connect(psycopg.conninfo.make_conninfo(record.info.dsn, user="overread_owner"))
 
 
 def case_of(record: db.Connection, patient: str) -> cases.Case:
@@ -295,7 +301,9 @@ def test_who_comes_back_later_is_asked_anew_and_stays(record: db.Connection) -> 
     assert new.case_id != old.case_id
     record.commit()
     rows = erasures.as_list(record)
-    assert erasures.erase_again(record, rows) == 0  # a list from elsewhere means the cases of then
+    record.commit()
+    with as_owner(record) as owner:
+        assert erasures.erase_again(owner, rows) == 0  # a list from elsewhere means the cases of then
     assert cases.get_case(record, new.case_id).patient == "one"
 
 
@@ -315,7 +323,7 @@ def test_only_the_line_asked_for_is_erased_and_strangers_are_refused(record: db.
         record.rollback()
 
 
-def test_the_service_can_take_a_case_from_its_patient_in_no_other_way(record: db.Connection) -> None:
+def test_the_service_cannot_take_a_case_from_its_patient(record: db.Connection) -> None:
     line = factories.line(record)
     case = factories.case(record, line, patient="one")
     for statement in (
@@ -323,9 +331,18 @@ def test_the_service_can_take_a_case_from_its_patient_in_no_other_way(record: db
         "DELETE FROM cases",
         "INSERT INTO erasures (patient_digest, reason, cases_until) VALUES (repeat('0', 64), 'x', now())",
         "INSERT INTO erasure_effects VALUES (1, 'case', 1)",
+        "SELECT erase_patient(encode(sha256('one'), 'hex'), NULL, 'nobody asked', now())",
     ):
         with pytest.raises(psycopg.errors.InsufficientPrivilege), record.transaction():
             record.execute(statement)  # type: ignore[arg-type]
+    digest = erasures.digest_of_patient("one")
+    with pytest.raises(Forbidden, match="overread_service may not erase; only the owner"):
+        erasures.erase(record, patient_digest=digest, line=None, reason="nobody asked", actor="mallory")
+    assert cases.get_case(record, case.case_id).patient == "one"
+    with as_owner(record) as owner:
+        owner.execute("GRANT EXECUTE ON FUNCTION erase_patient TO overread_app")
+    with pytest.raises(NotGuarded, match="may erase patients"):
+        guard.assert_not_owner(record)
     erase(record, "one")
     with pytest.raises(psycopg.errors.InsufficientPrivilege), record.transaction():
         record.execute("UPDATE cases SET patient = 'one' WHERE case_id = %s", (case.case_id,))

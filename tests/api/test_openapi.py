@@ -31,11 +31,15 @@ from api.v1 import (
     promotions,
     runs,
     session,
+    worklist,
 )
 from tests.api.service import Service
 
 GOLDEN = Path(__file__).with_name("openapi.json")
-MODULES = (audit, bulk, candidates, cases, confirmations, datasets, jobs, lines, predictions, promotions, runs, session)
+MODULES = (
+    audit, bulk, candidates, cases, confirmations, datasets, jobs, lines, predictions, promotions, runs, session,
+    worklist,
+)  # fmt: skip
 
 
 def document() -> dict[str, Any]:

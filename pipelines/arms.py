@@ -166,7 +166,7 @@ def _disagreement(pool: Pool, rows: Rows) -> Rows:
         return rows[:0]
     apart = rows[pool.champion.predicted[rows] != pool.second.predicted[rows]]
     distance = np.abs(pool.champion.scores[apart] - pool.second.scores[apart]).sum(axis=1) / 2.0
-    return apart[np.argsort(-distance, kind="stable")]
+    return np.asarray(apart[np.argsort(-distance, kind="stable")], dtype=np.int64)
 
 
 ORDERS: Mapping[Arm, Callable[[Pool, Rows], Rows]] = {

@@ -48,7 +48,7 @@ def distances(embeddings: NDArray[np.floating], known: NDArray[np.floating]) -> 
         return np.full(len(embeddings), np.inf)
     squares = (embeddings**2).sum(axis=1)[:, None] + (known**2).sum(axis=1)[None, :]
     apart = squares - 2.0 * embeddings @ known.T  # (N, M)
-    return np.maximum(apart.min(axis=1), 0.0).astype(np.float64)
+    return np.asarray(np.maximum(apart.min(axis=1), 0.0), dtype=np.float64)
 
 
 def farthest(embeddings: NDArray[np.floating], nearest: NDArray[np.floating], *, count: int) -> Rows:

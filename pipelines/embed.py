@@ -10,6 +10,7 @@ Reference: Johnson and Lindenstrauss, Contemporary Mathematics 26, 1984.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipelines.data_repository import VersionDamaged
 from pipelines.images import to_network_input
 from pipelines.predict import BATCH, Model
 from pipelines.protocol import InputSpec
-from pipelines.shards import VersionDamaged, read_blob
+from pipelines.shards import read_blob
 
 WIDTH = 64
 
@@ -84,4 +86,4 @@ def _projection(width: int) -> Tensor:
     """(width, 64); narrow layers are left as they are."""
     if width <= WIDTH:
         return torch.eye(width)
-    return torch.randn(width, WIDTH, generator=torch.Generator().manual_seed(0)) / WIDTH**0.5
+    return torch.randn(width, WIDTH, generator=torch.Generator().manual_seed(0)) / math.sqrt(WIDTH)

@@ -97,13 +97,14 @@ def entries(
     if arm is not None and arm not in ARMS:
         raise Invalid(f"no arm is called {arm!r}; there are {', '.join(ARMS)}")
     found: list[Entry] = []
-    asked = {"line_id": line_id, "after": after, "window": max(limit, 100), "site": site, "arm": arm}
+    asked, size = {"line_id": line_id, "site": site, "arm": arm}, max(limit, 100)
     while len(found) < limit:
-        window = fetch_all(conn, Entry, _WINDOWS[site is not None, arm is not None], asked)
+        here = {**asked, "after": after, "window": size}
+        window = fetch_all(conn, Entry, _WINDOWS[site is not None, arm is not None], here)
         found += [entry for entry in window if entry.waits]
-        if len(window) < asked["window"]:
+        if len(window) < size:
             break
-        asked["after"] = window[-1].place
+        after = window[-1].place
     return found[:limit]
 
 

@@ -223,7 +223,7 @@ def worklist_config(
     """Say whom a line's ranking asks about which cases, and put these beside it."""
     line, protocol = lines.line_by_id(connection, line_id), lines.current_protocol(connection, line_id)
     asked = aliases(connection, line_id=line_id)
-    champion_id = asked.champion and asked.champion.candidate_id
+    champion_id = asked.champion.candidate_id if asked.champion else None
     last_case_id, last_confirmation_id = worklists.reach(connection, line_id)
     pool = worklists.pool(connection, line=line, candidate_id=champion_id, limit=LARGEST_POOL)
     return {

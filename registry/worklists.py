@@ -28,7 +28,7 @@ FEWEST_NEWS, MOST_NEWS = 20, 2000
 PAUSE_SECONDS = 600.0
 """A ranking that failed for good is asked for again after so long."""
 KNOWN = 512
-"""Confirmed cases that others are compared with, at most."""
+"""The newest confirmations, with whose cases others are compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +124,7 @@ def is_blind(conn: Connection, *, line: Line, image_digest: str) -> bool:
 
 
 def pool(conn: Connection, *, line: Line, candidate_id: int | None, limit: int) -> list[Unconfirmed]:
-    """Return the cases of a line that wait for their first confirmation; a random `limit` of them where there are more.
+    """Return the cases of a line that wait for their first confirmation; the newest `limit` where there are more.
 
     Scores are those stored of the candidate; erased cases are not among them.
     """
@@ -133,9 +133,9 @@ def pool(conn: Connection, *, line: Line, candidate_id: int | None, limit: int) 
     })  # fmt: skip
 
 
-def known(conn: Connection, *, line: Line) -> list[Known]:
-    """Return confirmed cases to compare others with: all, or a random `KNOWN` of them."""
-    return fetch_all(conn, Known, _KNOWN, {"line_id": line.line_id, "key": line.split_key, "limit": KNOWN})
+def known(conn: Connection, *, line_id: int) -> list[Known]:
+    """Return confirmed cases to compare others with: those of the newest `KNOWN` confirmations."""
+    return fetch_all(conn, Known, _KNOWN, {"line_id": line_id, "limit": KNOWN})
 
 
 def confirmed_by_site(conn: Connection, line_id: int) -> dict[str, int]:
@@ -283,21 +283,20 @@ _IS_BLIND: LiteralString = (
     " WHERE line_id = %(line_id)s ORDER BY version DESC LIMIT 1))"
 )
 
-# Drawn by another key than the lots, or the blind cases would be drawn first.
 _POOL: LiteralString = (
-    "WITH drawn AS (SELECT case_id, image_digest, site, created_at FROM cases WHERE line_id = %(line_id)s AND "
+    "WITH newest AS (SELECT case_id, image_digest, site, created_at FROM cases WHERE line_id = %(line_id)s AND "
     + _UNCONFIRMED
-    + " ORDER BY lot_of_case(sha256(%(key)s), case_id) LIMIT %(limit)s)"
+    + " ORDER BY case_id DESC LIMIT %(limit)s)"
     " SELECT case_id, image_digest, site, extract(epoch FROM now() - created_at)::double precision / 86400 AS age_days,"
-    " lot_of_case(%(key)s, case_id) AS lot, scores FROM drawn"
-    " LEFT JOIN LATERAL (SELECT scores FROM predictions WHERE predictions.case_id = drawn.case_id"
+    " lot_of_case(%(key)s, case_id) AS lot, scores FROM newest"
+    " LEFT JOIN LATERAL (SELECT scores FROM predictions WHERE predictions.case_id = newest.case_id"
     " AND candidate_id = %(candidate_id)s ORDER BY prediction_id DESC LIMIT 1) said ON true ORDER BY case_id"
 )
 
 _KNOWN: LiteralString = (
-    "SELECT image_digest, site FROM cases WHERE line_id = %(line_id)s AND erasure_id IS NULL"
-    " AND EXISTS (SELECT FROM confirmations WHERE confirmations.case_id = cases.case_id)"
-    " ORDER BY lot_of_case(sha256(%(key)s), case_id) LIMIT %(limit)s"
+    "SELECT DISTINCT image_digest, site FROM (SELECT case_id FROM confirmations WHERE line_id = %(line_id)s"
+    " ORDER BY confirmation_id DESC LIMIT %(limit)s) newest JOIN cases USING (case_id) WHERE erasure_id IS NULL"
+    " ORDER BY image_digest, site"
 )
 
 # What the ranking does not know of: cases it never saw, and confirmations of cases that it may list. Only the newest

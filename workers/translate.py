@@ -14,8 +14,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
+from pipelines.arms import Shares
 from pipelines.job import write_atomically
 from pipelines.types import AiExposure, CaseId, Confirmation, ConfirmedCase, Digest, Evidence, digest_of
+from pipelines.worklist import DEFAULT
 from registry import blobs, candidates, confirmations, datasets, db, erasures, lines, promotions, runs, worklists
 from workers.settings import WorkerSettings
 
@@ -23,7 +25,7 @@ DATASET_DIGEST_LENGTH = 36
 """What MLflow allows a dataset's digest; the whole one is among the tags."""
 
 LARGEST_POOL = 100_000
-"""Cases that one ranking looks at; of more that wait, so many at random."""
+"""Cases that one ranking looks at; of more that wait, the newest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,9 +220,9 @@ def report_row(
 
 
 def worklist_config(
-    connection: db.Connection, *, line_id: int, directory: Path, settings: WorkerSettings
+    connection: db.Connection, *, line_id: int, directory: Path, settings: WorkerSettings, shares: Shares = DEFAULT
 ) -> dict[str, Any]:
-    """Say whom a line's ranking asks about which cases, and put these beside it."""
+    """Say whom a line's ranking asks about which cases, and put these beside it; what no arm needs is not read."""
     line, protocol = lines.line_by_id(connection, line_id), lines.current_protocol(connection, line_id)
     asked = aliases(connection, line_id=line_id)
     champion_id = asked.champion.candidate_id if asked.champion else None
@@ -234,11 +236,14 @@ def worklist_config(
         "last_confirmation_id": last_confirmation_id,
         "blind_fraction": protocol.document["blind_fraction"],
         "classes": list(protocol.classes),
-        "confirmed": worklists.confirmed_by_site(connection, line_id),
+        "shares": asdict(shares),
+        "confirmed": worklists.confirmed_by_site(connection, line_id) if shares.coverage else {},
         "champion": asked.champion and model_files(asked.champion, settings=settings),
         "challenger": asked.challenger and model_files(asked.challenger, settings=settings),
         "pool": _beside(directory / "pool.ndjson", pool),
-        "known": _beside(directory / "known.ndjson", worklists.known(connection, line=line)),
+        "known": _beside(
+            directory / "known.ndjson", worklists.known(connection, line_id=line_id) if shares.unlike else ()
+        ),
         "blobs": str(settings.blob_root),
     }
 

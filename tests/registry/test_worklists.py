@@ -123,21 +123,23 @@ def test_the_pool_knows_what_the_champion_said_and_not_what_another_did(db: Conn
     assert pool(db, line)[0].scores is None
 
 
-def test_a_pool_that_is_too_large_is_drawn_at_random_and_always_alike(db: Connection) -> None:
+def test_of_a_pool_that_is_too_large_the_newest_are_taken(db: Connection) -> None:
     line = factories.line(db)
-    first = factories.case(db, line)
-    db.execute(
-        "INSERT INTO cases (line_id, image_digest, site, submitted_by)"
-        " SELECT line_id, image_digest, site, submitted_by FROM cases, generate_series(1, 400) WHERE case_id = %s",
-        (first.case_id,),
-    )
-    everything = pool(db, line, limit=1000)
-    drawn = pool(db, line, limit=100)
-    assert len(everything) == 401
-    assert [case.case_id for case in drawn] == [case.case_id for case in pool(db, line, limit=100)]
-    assert {case.case_id for case in drawn} <= {case.case_id for case in everything}
-    lots = [case.lot for case in drawn]
-    assert 0.35 < sum(lots) / len(lots) < 0.65, "the draw must not prefer low lots: those are the blind cases"
+    cases = [factories.case(db, line) for _ in range(6)]
+    factories.confirmation(db, cases[4])
+    assert [case.case_id for case in pool(db, line, limit=3)] == [cases[k].case_id for k in (2, 3, 5)]
+
+
+def test_what_others_are_compared_with_is_confirmed_and_not_erased(db: Connection) -> None:
+    line = factories.line(db)
+    cases = [factories.case(db, line, site=site, patient=site) for site in ("north", "south", "east")]
+    for case in (cases[0], cases[0], cases[1]):
+        factories.confirmation(db, case)
+    erasures.erase(db, patient_digest=erasures.digest_of_patient("south"), line=None, reason="asked", actor="olga")
+    assert [(one.image_digest, one.site) for one in worklists.known(db, line_id=line.line_id)] == [
+        (cases[0].image_digest, "north")
+    ]
+    assert worklists.confirmed_by_site(db, line.line_id) == {"north": 1}
 
 
 def test_lots_are_uniform_and_cannot_be_told_without_the_key(db: Connection) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipelines import embed, images, synthetic
+from pipelines.arms import Shares
 from pipelines.predict import Model
 from pipelines.worklist import main as rank_job
 from registry import blobs, cases, confirmations, db, lines, predictions, users, worklists
@@ -94,8 +95,10 @@ def job_directory(
     """Do the ranking of a line as the task has it done, with shares of the test's own; returns what it lists."""
     directory.mkdir(exist_ok=True)
     record.rollback()
-    config = translate.worklist_config(record, line_id=line.line_id, directory=directory, settings=settings)
-    (directory / "config.json").write_text(json.dumps({**config, "shares": shares}))
+    config = translate.worklist_config(
+        record, line_id=line.line_id, directory=directory, settings=settings, shares=Shares(**shares)
+    )
+    (directory / "config.json").write_text(json.dumps(config))
     assert rank_job([str(directory)]) == 0
     result = json.loads((directory / "result.json").read_text())
     assert "refused" not in result, result
@@ -191,8 +194,10 @@ def test_weights_that_were_altered_rank_nothing_and_the_list_stays(
     blobs.path_of(settings.blob_root, champion.weights_digest).write_bytes(b"other weights")
     directory = tmp_path / "job"
     directory.mkdir()
-    config = translate.worklist_config(record, line_id=line.line_id, directory=directory, settings=settings)
-    (directory / "config.json").write_text(json.dumps({**config, "shares": {"uncertain": 1.0}}))
+    config = translate.worklist_config(
+        record, line_id=line.line_id, directory=directory, settings=settings, shares=Shares(uncertain=1.0)
+    )
+    (directory / "config.json").write_text(json.dumps(config))
     rank_job([str(directory)])
     assert "cannot be loaded" in json.loads((directory / "result.json").read_text())["refused"]
     assert [entry.case_id for entry in listed(record, line)] == before

@@ -40,6 +40,7 @@ from api.v1 import (
     promotions,
     runs,
     session,
+    worklist,
 )
 from registry import db
 
@@ -49,13 +50,14 @@ if TYPE_CHECKING:
 ROUTERS = tuple(
     module.router
     for module in (
-        cases, confirmations, bulk, adjudications, predictions, lines, runs, datasets, candidates, promotions, jobs,
-        audit, session, health,
+        cases, worklist, confirmations, bulk, adjudications, predictions, lines, runs, datasets, candidates, promotions,
+        jobs, audit, session, health,
     )
 )  # fmt: skip
 
 TAGS = {
     "Cases": "Images in: de-identified, content-addressed, ready to be read and learnt from.",
+    "Worklists": "What to confirm next, and why.",
     "Confirmations": "Confirmed diagnoses in: append-only, one by one or in bulk; and who decides where they differ.",
     "Predictions": "What the champion says of an image.",
     "Lines": "The questions that are answered, and the protocol of each.",

@@ -17,7 +17,7 @@ from typing import Any, LiteralString
 
 import psycopg
 
-from registry import audit, blobs, jobs, promotions, runs
+from registry import audit, blobs, jobs, promotions, runs, worklists
 from registry.db import Connection, fetch_all, fetch_one, fetch_value
 from registry.errors import Forbidden, NotFound, RunInProgress
 
@@ -93,6 +93,7 @@ def erase(
             unique_key=f"erase_bytes:{erasure_id}:{line_id}",
         )
     cases = [item.subject_id for item in found if item.subject == "case"]
+    worklists.forget(conn, case_ids=cases)
     for case_id in cases:
         audit.record(
             conn,

@@ -7,7 +7,7 @@
     │   ├── AlreadyExists        ├── StateMoved          ├── ChampionMoved      ├── GateNotPassed
     │   ├── ApprovalMissing      ├── ApprovalVoid        ├── NotDistinct        ├── AlreadySigned
     │   ├── AlreadySuperseded    ├── RecordMoved         ├── RunInProgress      ├── NothingToRollBackTo
-    │   └── IdempotencyInFlight
+    │   ├── IdempotencyInFlight  └── BlindCase
     ├── Invalid                  422  it can never be right as it stands
     │   ├── UnknownFinding       ├── WrongLine           ├── FutureDate         ├── EvidenceMismatch
     │   └── IdempotencyConflict
@@ -149,6 +149,13 @@ class IdempotencyInFlight(Refused):
 
     slug = "idempotency-in-flight"
     title = "The same request is in flight"
+
+
+class BlindCase(Refused):
+    """The case is to be read without the model first; once it is confirmed, its predictions may be seen."""
+
+    slug = "blind-case"
+    title = "To be read blind first"
 
 
 class Invalid(RegistryError):

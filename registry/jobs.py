@@ -19,7 +19,13 @@ from registry.db import Connection, fetch_all, fetch_one, fetch_value
 from registry.errors import NotFound
 
 JobKind = Literal[
-    "freeze_dataset", "train_candidate", "gate_candidate", "mirror_candidate", "mirror_promotion", "erase_bytes"
+    "freeze_dataset",
+    "train_candidate",
+    "gate_candidate",
+    "mirror_candidate",
+    "mirror_promotion",
+    "erase_bytes",
+    "rank_worklist",
 ]
 JOB_KINDS: tuple[JobKind, ...] = get_args(JobKind)
 
@@ -32,6 +38,7 @@ MAXIMUM_ATTEMPTS: dict[JobKind, int] = {
     "mirror_candidate": 100,
     "mirror_promotion": 100,
     "erase_bytes": 100,
+    "rank_worklist": 3,
 }
 _LONGEST_PAUSE_SECONDS = 60.0
 

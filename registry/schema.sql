@@ -137,6 +137,13 @@ BEGIN
     RETURN NULL;
 END $$;
 
+CREATE FUNCTION public.lot_of_case(key bytea, of_case bigint) RETURNS double precision
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    SELECT ('x' || encode(substr(sha256(key || 'lot of case'::bytea || int8send(of_case)), 1, 6), 'hex'))::bit(48)::bigint
+           / 281474976710656.0::double precision
+$$;
+
 CREATE FUNCTION public.notify_of_row() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -606,6 +613,31 @@ ALTER TABLE public.users ALTER COLUMN user_id ADD GENERATED ALWAYS AS IDENTITY (
     CACHE 1
 );
 
+CREATE TABLE public.worklist_cases (
+    case_id bigint NOT NULL,
+    line_id bigint NOT NULL,
+    site text NOT NULL,
+    place integer NOT NULL,
+    arm text NOT NULL,
+    reason text NOT NULL,
+    CONSTRAINT worklist_cases_arm_is_known CHECK ((arm = ANY (ARRAY['blind'::text, 'random'::text, 'uncertain'::text, 'diverse'::text, 'unlike'::text, 'coverage'::text, 'disagreement'::text]))),
+    CONSTRAINT worklist_cases_place_check CHECK ((place >= 1))
+);
+
+CREATE TABLE public.worklists (
+    line_id bigint NOT NULL,
+    candidate_id bigint,
+    protocol_id bigint NOT NULL,
+    shares jsonb NOT NULL,
+    ranked integer NOT NULL,
+    left_out integer NOT NULL,
+    last_case_id bigint NOT NULL,
+    last_confirmation_id bigint NOT NULL,
+    ranked_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT worklists_left_out_check CHECK ((left_out >= 0)),
+    CONSTRAINT worklists_ranked_check CHECK ((ranked >= 0))
+);
+
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_pkey PRIMARY KEY (api_key_id);
 
@@ -711,6 +743,15 @@ ALTER TABLE ONLY public.users
 ALTER TABLE ONLY public.users
     ADD CONSTRAINT users_pkey PRIMARY KEY (user_id);
 
+ALTER TABLE ONLY public.worklist_cases
+    ADD CONSTRAINT worklist_cases_one_per_place UNIQUE (line_id, place);
+
+ALTER TABLE ONLY public.worklist_cases
+    ADD CONSTRAINT worklist_cases_pkey PRIMARY KEY (case_id);
+
+ALTER TABLE ONLY public.worklists
+    ADD CONSTRAINT worklists_pkey PRIMARY KEY (line_id);
+
 CREATE INDEX cases_by_image ON public.cases USING btree (image_digest);
 
 CREATE INDEX cases_by_line ON public.cases USING btree (line_id, case_id);
@@ -742,6 +783,12 @@ CREATE INDEX reads_by_case ON public.reads USING btree (case_id, read_id);
 CREATE UNIQUE INDEX runs_one_unfinished_per_line ON public.runs USING btree (line_id) WHERE (state = ANY (ARRAY['freezing'::text, 'training'::text, 'gating'::text]));
 
 CREATE INDEX sessions_by_user ON public.sessions USING btree (user_id);
+
+CREATE INDEX worklist_cases_by_arm ON public.worklist_cases USING btree (line_id, arm, place);
+
+CREATE INDEX worklist_cases_by_site ON public.worklist_cases USING btree (line_id, site, place);
+
+CREATE INDEX worklist_cases_by_site_and_arm ON public.worklist_cases USING btree (line_id, site, arm, place);
 
 CREATE TRIGGER approvals_are_append_only BEFORE DELETE OR UPDATE ON public.approvals FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
 
@@ -983,6 +1030,18 @@ ALTER TABLE ONLY public.runs
 ALTER TABLE ONLY public.sessions
     ADD CONSTRAINT sessions_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(user_id);
 
+ALTER TABLE ONLY public.worklist_cases
+    ADD CONSTRAINT worklist_cases_are_of_the_cases_line FOREIGN KEY (case_id, line_id) REFERENCES public.cases(case_id, line_id);
+
+ALTER TABLE ONLY public.worklists
+    ADD CONSTRAINT worklists_candidate_id_fkey FOREIGN KEY (candidate_id) REFERENCES public.candidates(candidate_id);
+
+ALTER TABLE ONLY public.worklists
+    ADD CONSTRAINT worklists_line_id_fkey FOREIGN KEY (line_id) REFERENCES public.lines(line_id);
+
+ALTER TABLE ONLY public.worklists
+    ADD CONSTRAINT worklists_protocol_id_fkey FOREIGN KEY (protocol_id) REFERENCES public.protocols(protocol_id);
+
 GRANT USAGE ON SCHEMA public TO overread_app;
 
 REVOKE ALL ON FUNCTION public.erase_patient(whom text, on_line text, why text, up_to timestamp with time zone) FROM PUBLIC;
@@ -1068,3 +1127,7 @@ GRANT SELECT,INSERT ON TABLE public.users TO overread_app;
 GRANT UPDATE(roles) ON TABLE public.users TO overread_app;
 
 GRANT UPDATE(disabled_at) ON TABLE public.users TO overread_app;
+
+GRANT SELECT,INSERT,DELETE ON TABLE public.worklist_cases TO overread_app;
+
+GRANT SELECT,INSERT,DELETE ON TABLE public.worklists TO overread_app;

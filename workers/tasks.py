@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.types import canonical_json
-from registry import blobs, candidates, datasets, db, erasures, jobs, promotions, runs
+from registry import blobs, candidates, datasets, db, erasures, jobs, promotions, runs, worklists
 from workers import translate
 from workers.lease import Lease, NotYet, Workshop, claimed
 from workers.supervise import Row
@@ -130,6 +130,24 @@ def erase_bytes(workshop: Workshop, *, job_id: int) -> None:
             erasures.record_removal(connection, erasure_id=erasure_id, line_id=line_id, images=removed, **result)
 
 
+def rank_worklist(workshop: Workshop, *, job_id: int) -> None:
+    """Rank what nobody has confirmed yet, by the champion of now."""
+    with claimed(workshop, job_id=job_id) as lease:
+        if lease is None:
+            return
+        assert lease.job.line_id is not None, "a worklist is of a line"
+        name = f"rank_worklist-{lease.job.line_id}"
+        directory = lease.directory(name)
+        with workshop.transaction() as connection:
+            config = translate.worklist_config(
+                connection, line_id=lease.job.line_id, directory=directory, settings=workshop.settings
+            )
+        result = lease.run("pipelines.worklist", name=name, config=config)
+        rows = translate.worklist_rows(config, result=result)
+        with lease.recording() as connection:
+            worklists.replace(connection, **rows)
+
+
 TASKS: dict[jobs.JobKind, Task] = {
     "freeze_dataset": freeze_dataset,
     "train_candidate": train_candidate,
@@ -137,6 +155,7 @@ TASKS: dict[jobs.JobKind, Task] = {
     "mirror_candidate": mirror_candidate,
     "mirror_promotion": mirror_promotion,
     "erase_bytes": erase_bytes,
+    "rank_worklist": rank_worklist,
 }
 
 

@@ -13,13 +13,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
-from pipelines.job import replacing
+from pipelines.arms import Shares
+from pipelines.job import replacing, write_atomically
 from pipelines.types import AiExposure, CaseId, Confirmation, ConfirmedCase, Digest, Evidence, digest_of
-from registry import blobs, candidates, confirmations, datasets, db, erasures, lines, promotions, runs
+from pipelines.worklist import DEFAULT
+from registry import blobs, candidates, confirmations, datasets, db, erasures, lines, promotions, runs, worklists
 from workers.settings import WorkerSettings
 
 DATASET_DIGEST_LENGTH = 36
 """What MLflow allows a dataset's digest; the whole one is among the tags."""
+
+LARGEST_POOL = 100_000
+"""Cases that one ranking looks at; of more that wait, the newest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +186,7 @@ def copies_of_erased(
         *(settings.checkouts / version.git_tag.rpartition("/")[0] / "prepared" for version in versions),
         *(settings.jobs / f"{kind}-{run_id}" for kind in ("freeze_dataset", "train_candidate") for run_id in ended),
         *(settings.jobs / f"gate_candidate-{candidate_id}" for candidate_id in gated),
+        settings.jobs / f"rank_worklist-{line_id}",
     ]
 
 
@@ -236,6 +242,55 @@ def report_row(
         "text": result["text"],
         "digest": result["digest"],
     }
+
+
+def worklist_config(
+    connection: db.Connection, *, line_id: int, directory: Path, settings: WorkerSettings, shares: Shares = DEFAULT
+) -> dict[str, Any]:
+    """Say whom a line's ranking asks about which cases, and put these beside it; what no arm needs is not read."""
+    line, protocol = lines.line_by_id(connection, line_id), lines.current_protocol(connection, line_id)
+    asked = aliases(connection, line_id=line_id)
+    champion_id = asked.champion.candidate_id if asked.champion else None
+    last_case_id, last_confirmation_id = worklists.reach(connection, line_id)
+    pool = worklists.pool(connection, line=line, candidate_id=champion_id, limit=LARGEST_POOL)
+    return {
+        "line_id": line_id,
+        "candidate_id": champion_id,
+        "protocol_id": protocol.protocol_id,
+        "last_case_id": last_case_id,
+        "last_confirmation_id": last_confirmation_id,
+        "blind_fraction": protocol.document["blind_fraction"],
+        "classes": list(protocol.classes),
+        "shares": asdict(shares),
+        "confirmed": worklists.confirmed_by_site(connection, line_id) if shares.coverage else {},
+        "champion": asked.champion and model_files(asked.champion, settings=settings),
+        "challenger": asked.challenger and model_files(asked.challenger, settings=settings),
+        "pool": _beside(directory / "pool.ndjson", pool),
+        "known": _beside(
+            directory / "known.ndjson", worklists.known(connection, line_id=line_id) if shares.unlike else ()
+        ),
+        "blobs": str(settings.blob_root),
+    }
+
+
+def worklist_rows(config: dict[str, Any], *, result: dict[str, Any]) -> dict[str, Any]:
+    """Name the values of `worklists.replace` for what a ranking came to."""
+    with Path(result["ranking"]).open(encoding="utf-8") as lines_:
+        listed = [json.loads(line) for line in lines_]
+    kept = ("line_id", "candidate_id", "protocol_id", "last_case_id", "last_confirmation_id")
+    return {
+        **{name: config[name] for name in kept},
+        "shares": result["shares"],
+        "left_out": result["left_out"],
+        "case_ids": [row["case_id"] for row in listed],
+        "arms": [row["arm"] for row in listed],
+        "reasons": [row["reason"] for row in listed],
+    }
+
+
+def _beside(path: Path, rows: Iterable[Any]) -> str:
+    write_atomically(path, "".join(json.dumps(asdict(row), allow_nan=False) + "\n" for row in rows).encode())
+    return str(path)
 
 
 def model_files(candidate: candidates.Candidate, *, settings: WorkerSettings) -> dict[str, Any]:

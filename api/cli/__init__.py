@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from api.cli import cases, datasets, erase, importing, keeping, people, proof, service, trails, work
+from api.cli import cases, datasets, erase, importing, keeping, people, proof, service, trails, work, worklist
 from api.cli.errors import CliError
 from api.cli.output import complain
 
@@ -35,6 +35,7 @@ app.command(rich_help_panel=HERE)(service.doctor)
 app.command(rich_help_panel=HERE)(service.demo)
 app.add_typer(work.lines, name="line", rich_help_panel=DAILY)
 app.add_typer(cases.cases, name="case", rich_help_panel=DAILY)
+app.command(rich_help_panel=DAILY)(worklist.worklist)
 app.command("import", rich_help_panel=DAILY)(importing.import_rows)
 app.command(rich_help_panel=DAILY)(work.predict)
 app.add_typer(datasets.datasets, name="dataset", rich_help_panel=DAILY)

@@ -71,6 +71,25 @@ CASE: Example = {
     "erasure_id": None,
 }
 CASE_WITH_CONFIRMATIONS: Example = {**CASE, "confirmations": [CONFIRMATION]}
+WORKLIST: Example = {
+    "line": LINE_NAME,
+    "ranked_at": "2026-03-02T08:15:00.000Z",
+    "number": 2,
+    "shares": {"blind": 0.05, "random": 0.19, "diverse": 0.475, "disagreement": 0.285},
+    "ranked": 340,
+    "cases": [
+        {
+            "case_id": 4711,
+            "place": 1,
+            "arm": "diverse",
+            "reason": "uncertain: .52 for pneumonia",
+            "site": "north",
+            "scanner": "dx-2",
+            "external_id": "north-2026-000123",
+            "created_at": "2026-03-02T08:12:44.051Z",
+        }
+    ],
+}
 BULK_RESULT: Example = {
     "accepted": 1,
     "rejected": 1,

@@ -17,7 +17,7 @@ from api.inference import InferenceClient
 from api.settings import ApiSettings
 from api.v1 import examples
 from api.v1.views import Digest, View, shown_as
-from registry import blobs, cases, db, lines, predictions
+from registry import blobs, cases, db, lines, predictions, worklists
 from registry.errors import NotFound
 from registry.users import Role
 
@@ -28,7 +28,7 @@ Shown = Annotated[
     bool,
     Query(description="Is the answer given to a person? Send false where it is only recorded: blind reads stay blind"),
 ]
-_UNAVAILABLE = ("no-champion", "inference-unavailable")
+_UNAVAILABLE = ("no-champion", "blind-case", "inference-unavailable")
 
 
 class PredictionView(View):
@@ -42,8 +42,11 @@ class PredictionView(View):
     candidate_id: int = Field(description="The model that answered")
     number: int = Field(description="Its number within the line")
     weights_digest: Digest
-    scores: dict[str, float] = Field(description="Probability of each class, 0 to 1")
-    decision: str = Field(description="The class decided for at the operating point")
+    scores: dict[str, float] | None = Field(
+        description="Probability of each class, 0 to 1; null, with `decision`, where it was recorded for a case that "
+        "is to be read blind first"
+    )
+    decision: str | None = Field(description="The class decided for at the operating point")
     threshold: float | None = Field(
         description="Threshold on the positive class's score; null where the highest score decides"
     )
@@ -116,6 +119,7 @@ def heat_map_of_image(
     with db.transaction(pool) as connection:
         row = lines.get_line(connection, line)
     decoded = inference.decode(image.file, media_type=image.media_type)
+    _refuse_if_blind(pool, line=row, pixels=decoded.pixels)
     picture = inference.heat_map(line, pixels=decoded.pixels, finding=finding)
     with db.transaction(pool) as connection:
         reader.sees(connection, "heat_map:draw", line_id=row.line_id, finding=finding)
@@ -130,7 +134,12 @@ def heat_map_of_image(
 def predict_case(
     *, reader: CurrentReader, pool: Pool, inference: Inference, settings: Settings, case_id: Id, shown: Shown = True
 ) -> PredictionView:
-    """Have the champion of the case's line score the stored image."""
+    """Have the champion of the case's line score the stored image.
+
+    The protocol's `blind_fraction` of cases, which nobody can choose, are read without the model first: until such a
+    case is confirmed, an answer that is to be shown is refused, and one that is not is recorded without its scores
+    being told. The same holds for its heat map, and for its image sent again.
+    """
     line, pixels = _stored(pool, settings, case_id)
     return _predict(pool, inference, reader=reader, line=line, pixels=pixels, case_id=case_id, shown=shown)
 
@@ -155,6 +164,7 @@ def heat_map(
     A heat map shows where the network looked, not why it is right. Show it only on request.
     """
     line, pixels = _stored(pool, settings, case_id)
+    _refuse_if_blind(pool, line=line, pixels=pixels)
     picture = inference.heat_map(line.name, pixels=pixels, finding=finding)
     with db.transaction(pool) as connection:
         reader.sees(connection, "heat_map:draw", case_id=case_id, line_id=line.line_id, finding=finding)
@@ -170,6 +180,11 @@ def _stored(pool: db.Pool, settings: ApiSettings, case_id: Id) -> tuple[lines.Li
     return line, blobs.read(settings.blob_root, case.image_digest)
 
 
+def _refuse_if_blind(pool: db.Pool, *, line: lines.Line, pixels: bytes) -> None:
+    with db.transaction(pool) as connection:
+        worklists.refuse_if_blind(connection, line=line, image_digest=hashlib.sha256(pixels).hexdigest())
+
+
 def _predict(
     pool: db.Pool,
     inference: InferenceClient,
@@ -180,15 +195,19 @@ def _predict(
     case_id: int | None,
     shown: bool,
 ) -> PredictionView:
+    digest = hashlib.sha256(pixels).hexdigest()
+    if shown:
+        _refuse_if_blind(pool, line=line, pixels=pixels)
     scored = inference.predict(line.name, pixels=pixels)
     with db.transaction(pool) as connection:
+        withheld = not shown and worklists.is_blind(connection, line=line, image_digest=digest)
         logged = predictions.log_prediction(
             connection,
             line_id=line.line_id,
             case_id=case_id,
             candidate_id=scored.candidate_id,
             weights_digest=scored.weights_digest,
-            image_digest=hashlib.sha256(pixels).hexdigest(),
+            image_digest=digest,
             scores=scored.scores,
             decision=scored.decision,
             threshold=scored.threshold,
@@ -200,4 +219,5 @@ def _predict(
             connection, "prediction:make", case_id=case_id, line_id=line.line_id, prediction=logged.prediction_id
         )
     values = {name: getattr(scored, name) for name in scored.__slots__}
+    values |= {"scores": None, "decision": None} if withheld else {}
     return PredictionView(prediction_id=logged.prediction_id, line=line.name, case_id=case_id, **values)

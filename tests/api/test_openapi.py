@@ -32,13 +32,14 @@ from api.v1 import (
     promotions,
     runs,
     session,
+    worklist,
 )
 from tests.api.service import Service
 
 GOLDEN = Path(__file__).with_name("openapi.json")
 MODULES = (
     *(adjudications, audit, bulk, candidates, cases, confirmations, datasets, jobs, lines, predictions, promotions),
-    *(runs, session),
+    *(runs, session, worklist),
 )
 
 

@@ -81,7 +81,7 @@ def test_the_service_itself_may_only_add_to_the_record_and_change_what_is_not_hi
         *("users", "api_keys", "passwords", "sessions"),
         *("jobs", "runs", "candidates", "promotions"),
     }
-    assert may["DELETE"] == {"sessions"}
+    assert may["DELETE"] == {"sessions", "worklists", "worklist_cases"}
     assert may["TRUNCATE"] == set()
 
 

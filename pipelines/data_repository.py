@@ -36,6 +36,16 @@ for arguments in json.loads(sys.argv[1]):
     if code:
         sys.exit(code)
 """
+# Imports and opens the repository while the caller still writes the files, which it then names on standard input.
+_PUBLISH = """
+import json, sys
+from dvc.repo import Repo
+repo = Repo()
+targets = json.loads(sys.stdin.readline() or "[]")
+if targets:
+    repo.add(targets)
+    repo.push([target + ".dvc" for target in targets])
+"""
 _FETCH = """
 import json, sys
 from dvc.api import DVCFileSystem
@@ -157,21 +167,38 @@ class DataRepository:
         places = [self.path / ".dvc" / "cache", *([remote] if remote.is_dir() else [])]
         return sum(file.stat().st_size for place in places for file in place.rglob("*") if file.is_file())
 
+    @contextmanager
+    def publishing(self) -> Iterator[Publisher]:
+        """Make DVC ready while a version is being written: it takes a second to start, and is ended if not needed."""
+        process = _start([sys.executable, "-P", "-c", _PUBLISH], cwd=self.path, lock=self.lock)
+        try:
+            yield Publisher(repository=self, process=process)
+        finally:
+            process.kill()
+            process.communicate()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publisher:
+    """What turns a line's directory into a version, once it stands as it is to be."""
+
+    repository: DataRepository
+    process: subprocess.Popen[str]
+
     def publish(self, tag: str, line: str, *, message: str) -> str:
-        """Push a line's directory as it stands, commit and tag it; returns the commit."""
-        # `add` before `push` before the commit before the tag: see the module's invariant.
-        self.dvc(
-            ["add", "-q", *(f"{line}/{name}" for name in TRACKED_LARGE)],
-            ["push", "-q", *(f"{line}/{name}.dvc" for name in TRACKED_LARGE)],
-        )
+        """Push a line's directory as it stands, commit and tag it; returns the commit. Raises ToolFailed."""
+        held = self.repository
+        # The data before the commit before the tag: see the module's invariant.
+        targets = json.dumps([f"{line}/{name}" for name in TRACKED_LARGE])
+        _finish(self.process, cwd=held.path, keep_going=held.keep_going, told=f"{targets}\n")
         sys.audit("overread.fault", "version.push.after")
-        self.git("add", "--all", line, ".dvc")
-        if self.git("status", "--porcelain"):
-            self.git("commit", "-q", "--no-verify", "-m", message)
+        held.git("add", "--all", line, ".dvc")
+        if held.git("status", "--porcelain"):
+            held.git("commit", "-q", "--no-verify", "-m", message)
         sys.audit("overread.fault", "version.commit.after")
-        self.git("tag", "-a", "-m", message, tag)
+        held.git("tag", "-a", "-m", message, tag)
         sys.audit("overread.fault", "version.tag.after")
-        commit = self.commit_of(tag)
+        commit = held.commit_of(tag)
         assert commit is not None
         return commit
 
@@ -247,6 +274,10 @@ def _set_up(repository: DataRepository, *, remote: str) -> None:
 
 
 def _run(command: Sequence[str], *, cwd: Path, lock: int | None, keep_going: Callable[[], None]) -> str:
+    return _finish(_start(command, cwd=cwd, lock=lock), cwd=cwd, keep_going=keep_going)
+
+
+def _start(command: Sequence[str], *, cwd: Path, lock: int | None) -> subprocess.Popen[str]:
     # A git hook above us, or a person's configuration, must not decide what happens here.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     environment |= {
@@ -256,28 +287,34 @@ def _run(command: Sequence[str], *, cwd: Path, lock: int | None, keep_going: Cal
         "DVC_NO_ANALYTICS": "1",
         "DVC_SITE_CACHE_DIR": str(cwd / ".dvc" / "tmp" / "site"),
     }
-    process = subprocess.Popen(
+    return subprocess.Popen(
         command,
         cwd=cwd,
         env=environment,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         pass_fds=() if lock is None else (lock,),  # should we be killed, the child holds the lock to its own end
         text=True,
     )
+
+
+def _finish(process: subprocess.Popen[str], *, cwd: Path, keep_going: Callable[[], None], told: str = "") -> str:
+    """Tell a process all it is told, wait for its end, and return what it printed. Raises ToolFailed."""
+    given: str | None = told
     try:
         while True:
             try:
-                output, errors = process.communicate(timeout=1.0)
+                output, errors = process.communicate(given, timeout=1.0)
                 break
             except subprocess.TimeoutExpired:
+                given = None  # it has it already
                 keep_going()
     except BaseException:
         process.kill()
         process.communicate()
         raise
     if process.returncode != 0:
-        tool = command[0] if command[0] == "git" else "dvc"
+        tool = "git" if str(process.args[0]) == "git" else "dvc"  # type: ignore[index] # a list, as it was started
         raise ToolFailed(f"{tool} failed with code {process.returncode} in {cwd}: {errors.strip()[-2000:]}")
     return output

@@ -153,7 +153,8 @@ def _publish_edition(held: DataRepository, *, line: str, number: int, cases: Col
     }
     left_out = before.document["examples"] - document["examples"]
     message = f"{tag} without {left_out} erased cases"
-    publish(held, f"{tag}.e{edition}", replace(contents, document=document), seals=seals, message=message)
+    with held.publishing() as publisher:
+        publish(publisher, f"{tag}.e{edition}", replace(contents, document=document), seals=seals, message=message)
     return f"{tag}.e{edition}"
 
 

@@ -22,7 +22,15 @@ import pyarrow.compute as pc
 from pipelines import case_table, job, shards
 from pipelines.case_table import CaseRow
 from pipelines.contents import Contents
-from pipelines.data_repository import DataRepository, DatasetError, FreezeRefused, VersionDamaged, tag_of, writing
+from pipelines.data_repository import (
+    DataRepository,
+    DatasetError,
+    FreezeRefused,
+    Publisher,
+    VersionDamaged,
+    tag_of,
+    writing,
+)
 from pipelines.dataset import DatasetVersion
 from pipelines.perceptual import perceptual_hash
 from pipelines.protocol import Protocol, from_document
@@ -60,38 +68,39 @@ def freeze(
         tell("reading the version before")
         seals = seals_of(held)
         before = previous_version(held, line=line, number=previous, seals=seals)
-        tell("settling confirmations and writing images")
-        changes = settle_changes(before, change, protocol=protocol, split_key=split_key, number=number)
-        contents, every, differs = _write(before, changes, blobs=blobs, keep_going=keep_going)
-        if protocol.data_quality is not None and protocol.data_quality.near_duplicates.action == "wait":
-            tell("looking for copies in other splits")
-            contents = keep_apart(contents, every, before=before, protocol=protocol, number=number)
-        contents = tidy(contents, every)
-        described = summary(contents, classes=protocol.classes, number=number)
-        _refuse_if_useless(described, protocol=protocol, differs=differs or "edition" in before.document)
-        document = {
-            "schema_version": 2,
-            "line": line,
-            "number": number,
-            "previous": {"number": previous, "digest": digest_of(before.document)} if before.document else None,
-            "protocol_digest": protocol.digest,
-            "classes": list(protocol.classes),
-            "last_confirmation_id": change.last_confirmation_id,
-            **contents.listing(),
-            **described,
-        }
-        tell("publishing")
-        message = f"{tag}\n\ndigest {digest_of(document)}"
-        publish(held, tag, replace(contents, document=document), seals=seals, message=message)
+        with held.publishing() as publisher:
+            tell("settling confirmations and writing images")
+            changes = settle_changes(before, change, protocol=protocol, split_key=split_key, number=number)
+            contents, every, differs = _write(before, changes, blobs=blobs, keep_going=keep_going)
+            if protocol.data_quality is not None and protocol.data_quality.near_duplicates.action == "wait":
+                tell("looking for copies in other splits")
+                contents = keep_apart(contents, every, before=before, protocol=protocol, number=number)
+            contents = tidy(contents, every)
+            described = summary(contents, classes=protocol.classes, number=number)
+            _refuse_if_useless(described, protocol=protocol, differs=differs or "edition" in before.document)
+            document = {
+                "schema_version": 2,
+                "line": line,
+                "number": number,
+                "previous": {"number": previous, "digest": digest_of(before.document)} if before.document else None,
+                "protocol_digest": protocol.digest,
+                "classes": list(protocol.classes),
+                "last_confirmation_id": change.last_confirmation_id,
+                **contents.listing(),
+                **described,
+            }
+            tell("publishing")
+            message = f"{tag}\n\ndigest {digest_of(document)}"
+            publish(publisher, tag, replace(contents, document=document), seals=seals, message=message)
         return _result(held, line=line, number=number, protocol=protocol)
 
 
-def publish(held: DataRepository, tag: str, contents: Contents, *, seals: Seals, message: str) -> None:
+def publish(publisher: Publisher, tag: str, contents: Contents, *, seals: Seals, message: str) -> None:
     """Publish a version from a line's directory, swept of all that its manifest does not list."""
     contents.sweep()
     data = json.dumps(contents.document, indent=1, sort_keys=True).encode() + b"\n"
     job.write_atomically(contents.directory / "manifest.json", data)
-    held.publish(tag, contents.document["line"], message=message)
+    publisher.publish(tag, contents.document["line"], message=message)
     seals.keep(contents.files())
 
 

@@ -83,7 +83,7 @@ class ConfirmedCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One row of a dataset version's label table: a case, its reference standard and how it was reached."""
+    """One row of a dataset version's case table that is in: a case, its reference standard and how it was reached."""
 
     case_id: CaseId
     image_digest: Digest

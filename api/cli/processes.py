@@ -97,6 +97,7 @@ PROCESSES: tuple[Process, ...] = (
             *("-c", "unix_socket_permissions=0700"),
             *("-c", "logging_collector=off"),
             *("-c", "max_connections=100"),
+            *("-c", "wal_keep_size=256MB"),  # so that `backup --continuous` may fall behind, or be away, for so long
         ),
         health=AcceptsConnections(url="postgresql://postgres@/postgres?host={postgres_socket}"),
         start_seconds=60,

@@ -54,6 +54,8 @@ ROUND_SECONDS = 1.0
 SLOW_ROUND_SECONDS = 60.0  # checkpoints; dataset versions are fetched as soon as there is a new one
 FIRST_WAL_SECONDS = 30.0
 RECEIVER_ATTEMPTS = 5
+CATCH_UP_SECONDS = 5.0
+REACHED = "SELECT bool_and(flush_lsn >= %s::pg_lsn) FROM pg_stat_replication WHERE application_name = 'pg_receivewal'"
 CHANGES_FILES = "SELECT EXISTS (SELECT FROM audit_events WHERE audit_event_id > %s AND action = ANY (%s))"
 
 
@@ -106,6 +108,7 @@ class Stream:
         if child.returncode != 0:
             raise SetupError(f"pg_basebackup failed: {said.strip()}", fix="is there room, and does the service run?")
         self._slow_round()
+        self._keep_receiving()
         facts = {"format": FORMAT, "base_sha256": sha256_of(self.folder / "base" / "base.tar.gz")}
         taken_at = datetime.now(UTC).isoformat()
         _replace(self.folder / "stream.json", json.dumps({**facts, "taken_at": taken_at}, indent=1) + "\n")
@@ -135,7 +138,13 @@ class Stream:
         return True
 
     def close(self) -> None:
-        """Stop receiving; what has come stays."""
+        """Stop receiving once all that was written until now is here, if that is soon; what has come stays."""
+        until = time.monotonic() + CATCH_UP_SECONDS
+        with contextlib.suppress(psycopg.OperationalError), db.connect(self._url) as connection:
+            now = db.fetch_value(connection, "SELECT pg_current_wal_flush_lsn()")
+            while not db.fetch_value(connection, REACHED, (now,)) and time.monotonic() < until:
+                connection.rollback()  # statistics are read once in a transaction
+                time.sleep(0.05)
         if self._receiver is not None:
             self._receiver.terminate()
             self._receiver.wait()

@@ -139,11 +139,13 @@ def _in_tables(hashes: Hashes, *, askers: int, radius: int) -> Pairs:
     rows = np.flatnonzero(hashes != 0)
     told = hashes[rows]
     blocks, _ = _plan(told, askers=askers, radius=radius)
-    masks = _cut(blocks)
+    masks = np.array(_cut(blocks), dtype=np.uint64)
     parts: list[tuple[Rows, Rows, NDArray[np.uint8]]] = []
     found = 0
-    for chosen in combinations(masks, blocks - radius):
-        keys = told & np.uint64(sum(chosen))
+    for chosen in combinations(range(blocks), blocks - radius):
+        # A pair that agrees in more blocks than it must is met in several tables, and taken in the first of them.
+        passed_over = np.setdiff1d(np.arange(chosen[-1]), chosen)
+        keys = told & np.bitwise_or.reduce(masks[list(chosen)])
         order = np.argsort(keys, kind="stable")  # within a run of equal keys the askers come first
         keys, ordered, names = keys[order], told[order], rows[order]
         # For each row the end of its run, one past the last.
@@ -151,30 +153,26 @@ def _in_tables(hashes: Hashes, *, askers: int, radius: int) -> Pairs:
         end = np.repeat(ends, np.diff(ends, prepend=0))
         left, step = np.flatnonzero(names < askers), 1
         while len(left := left[left + step < end[left]]):
-            distance = np.bitwise_count(ordered[left] ^ ordered[left + step])
-            near = distance <= radius
-            if near.any():
-                parts.append((names[left[near]], names[left[near] + step], distance[near]))
-                found += int(near.sum())
-                if found > MAX_PAIRS * 4:  # a pair may be met in several tables
+            differing = ordered[left] ^ ordered[left + step]
+            near = np.flatnonzero(np.bitwise_count(differing) <= radius)
+            near = near[(differing[near, None] & masks[passed_over]).all(axis=1)]
+            if len(near):
+                parts.append((names[left[near]], names[left[near] + step], np.bitwise_count(differing[near])))
+                found += len(near)
+                if found > MAX_PAIRS:
                     raise TooAlike(f"more than {MAX_PAIRS:,} pairs within {radius} bits: choose a smaller radius")
             step += 1
     return _joined(parts)
 
 
 def _joined(parts: list[tuple[Rows, Rows, NDArray[np.uint8]]]) -> Pairs:
-    """Join what was found, each pair once, in order."""
+    """Join what was found, in order."""
     if not parts:
         none = np.empty(0, dtype=np.int64)
         return Pairs(first=none, second=none, distance=np.empty(0, dtype=np.uint8))
     first, second, distance = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.lexsort((second, first))
-    first, second, distance = first[order], second[order], distance[order]
-    kept = np.ones(len(first), dtype=np.bool_)
-    kept[1:] = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
-    if kept.sum() > MAX_PAIRS:
-        raise TooAlike(f"{int(kept.sum()):,} pairs; choose a smaller radius")
-    return Pairs(first=first[kept], second=second[kept], distance=distance[kept].astype(np.uint8))
+    return Pairs(first=first[order], second=second[order], distance=distance[order])
 
 
 def _cut(blocks: int) -> list[int]:

@@ -165,8 +165,9 @@ class Gates(_Section):
     specificity: Margin = Margin(floor=0.60, margin=0.10)
     calibration: CalibrationGate = CalibrationGate()
     submitters: SubmitterGate = SubmitterGate()
-    subgroups: SubgroupGate | None = None
-    approved_window: Annotated[int, Field(ge=1, le=100)] = 15
+    # Left out of the document while they say what a protocol without them says, which keeps its digest.
+    subgroups: Annotated[SubgroupGate | None, Field(exclude_if=lambda section: section is None)] = None
+    approved_window: Annotated[int, Field(ge=1, le=100, exclude_if=lambda window: window == 15)] = 15
     """Besides the original, how many approved models, newest first, a candidate must not fall below."""
     require_improvement: bool = True
     """Ask for superiority in AUROC over the champion, not only for non-inferiority."""

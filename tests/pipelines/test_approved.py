@@ -77,6 +77,7 @@ def test_few_cases_are_told_from_worse() -> None:
 
 def test_the_original_is_never_forgotten() -> None:
     assert held_against("abcdef", window=2) == ("a", "e", "f")
+    assert held_against("abcd", window=1) == ("a", "d")
     assert held_against("abc", window=15) == ("a", "b", "c")
     assert held_against("") == ()
     with pytest.raises(ValueError, match="at least one more"):
@@ -85,6 +86,7 @@ def test_the_original_is_never_forgotten() -> None:
 
 def test_the_level_is_shared_by_the_window_and_the_looks() -> None:
     assert local_level(0.05) == pytest.approx(0.05 / 20)
+    assert local_level(0.05, window=1, looks=1) == pytest.approx(0.025)
     assert local_level(0.05, window=10, looks=0) == pytest.approx(0.005)
     for spoilt in (0.0, 1.0):
         with pytest.raises(ValueError, match="alpha"):

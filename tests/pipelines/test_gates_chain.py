@@ -156,3 +156,13 @@ def test_a_critical_slice_nobody_is_in_is_insufficient() -> None:
 def test_a_critical_slice_that_is_misspelt_is_refused_with_the_protocol() -> None:
     with pytest.raises(ProtocolError, match=r"gates\.subgroups\.critical\.0"):
         _protocol(subgroups={**SUBGROUPS, "critical": ["sx=F"]})
+
+
+def test_a_protocol_that_says_nothing_of_subgroups_keeps_the_digest_it_was_registered_with() -> None:
+    plain = _protocol()
+    assert {"subgroups", "approved_window"}.isdisjoint(plain.document()["gates"])
+    assert _protocol(approved_window=15).digest == plain.digest
+    said = _protocol(subgroups=SUBGROUPS, approved_window=3)
+    assert said.document()["gates"]["approved_window"] == 3
+    assert said.document()["gates"]["subgroups"]["attributes"] == ["site"]
+    assert from_document(said.document()).digest == said.digest != plain.digest

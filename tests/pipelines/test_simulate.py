@@ -24,7 +24,7 @@ def _near(row: Row, *, slack: float = 4.0) -> bool:
 
 
 def test_bio_creep_is_stopped_by_every_approved_model_and_not_by_the_rules_of_today() -> None:
-    found = bio_creep.simulate(repeats=40, rng=np.random.default_rng(1))
+    found = bio_creep.simulate(repeats=30, rng=np.random.default_rng(1))
     assert found.value("non-inferior to champion only", "approvals").value > 15.0
     assert found.value("non-inferior to champion only", "drift from the original").value < -0.15
     assert found.value("point estimate > champion", "approvals").value > 3.0
@@ -41,7 +41,7 @@ def test_bio_creep_is_stopped_by_every_approved_model_and_not_by_the_rules_of_to
 def test_an_adversary_fools_the_point_rule_always_and_the_graph_hardly_ever() -> None:
     rng = np.random.default_rng(0)
     answers = {
-        name: share(name, "bad", [any(reuse._adversary(level, n=50, rng=rng)) for _ in range(60)])
+        name: share(name, "bad", [any(reuse._adversary(level, n=50, rng=rng)) for _ in range(40)])
         for name, level in reuse._levels().items()
     }
     assert answers["point estimate"].value > 0.98
@@ -93,7 +93,7 @@ def test_late_and_selective_labels_are_corrected() -> None:
 
 
 def test_tiers_let_an_equal_model_pass_where_twelve_tests_do_not() -> None:
-    found = slices.simulate(repeats=60, rng=np.random.default_rng(0))
+    found = slices.simulate(repeats=40, rng=np.random.default_rng(0))
     for size, expected in slices.EXPECTED.items():
         row = found.value("all 12 must pass", f"equal model stopped, {size} a slice")
         assert row.value == pytest.approx(expected, abs=0.12)

@@ -221,9 +221,11 @@ def keep_apart(
     known = np.concatenate([np.empty(0, dtype=np.int64), *(table.column("case_id").to_numpy() for table in inside)])
     incumbent = np.isin(version.case_ids, known)
     table = quality.table_of(version)
-    pairs = quality.find_near_duplicates(
-        table, new=np.flatnonzero(~incumbent), rules=protocol.data_quality, fetch=version.images
-    )
+    new = np.flatnonzero(~incumbent)
+    try:
+        pairs = quality.find_near_duplicates(table, new=new, rules=protocol.data_quality, fetch=version.images)
+    except near_duplicates.TooAlike as error:
+        raise FreezeRefused(str(error)) from error
     twins = near_duplicates.across_splits(pairs, splits=table.splits, incumbent=incumbent, order=table.case_ids)
     reasons = {
         int(table.case_ids[twin.row]): f"near duplicate of another: case {table.case_ids[twin.other]} in "

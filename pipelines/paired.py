@@ -197,6 +197,7 @@ class _Ranked:
 
     @staticmethod
     def of(truth: NDArray[np.bool_], scores: NDArray[Any]) -> _Ranked:
+        """Rank `scores` (N,) of positives and negatives by `truth` (N,)."""
         positives, negatives = np.flatnonzero(truth), np.flatnonzero(~truth)
         negatives = negatives[np.argsort(scores[negatives], kind="stable")]
         ordered = scores[negatives]

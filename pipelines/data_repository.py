@@ -41,10 +41,8 @@ _PUBLISH = """
 import json, sys
 from dvc.repo import Repo
 repo = Repo()
-targets = json.loads(sys.stdin.readline() or "[]")
-if targets:
-    repo.add(targets)
-    repo.push([target + ".dvc" for target in targets])
+for step, targets in json.loads(sys.stdin.readline() or "[]"):
+    getattr(repo, step)(targets)
 """
 _FETCH = """
 import json, sys
@@ -189,8 +187,11 @@ class Publisher:
         """Push a line's directory as it stands, commit and tag it; returns the commit. Raises ToolFailed."""
         held = self.repository
         # The data before the commit before the tag: see the module's invariant.
-        targets = json.dumps([f"{line}/{name}" for name in TRACKED_LARGE])
-        _finish(self.process, cwd=held.path, keep_going=held.keep_going, told=f"{targets}\n")
+        steps = [
+            ["add", [f"{line}/{name}" for name in TRACKED_LARGE]],
+            ["push", [f"{line}/{name}.dvc" for name in TRACKED_LARGE]],
+        ]
+        _finish(self.process, cwd=held.path, keep_going=held.keep_going, told=json.dumps(steps) + "\n")
         sys.audit("overread.fault", "version.push.after")
         held.git("add", "--all", line, ".dvc")
         if held.git("status", "--porcelain"):

@@ -266,7 +266,8 @@ def _window(*, site: bool, arm: bool) -> LiteralString:
     return (
         "SELECT listed.*, scanner, external_id, created_at, " + _UNCONFIRMED + " AS waits FROM"
         " (SELECT * FROM worklist_cases WHERE line_id = %(line_id)s AND place > %(after)s" + of_site + of_arm + ""
-        " ORDER BY place LIMIT %(window)s) listed JOIN cases USING (case_id) ORDER BY place"
+        " ORDER BY place LIMIT %(window)s) listed CROSS JOIN LATERAL"
+        " (SELECT * FROM cases WHERE cases.case_id = listed.case_id OFFSET 0) cases ORDER BY place"
     )
 
 

@@ -378,7 +378,7 @@ SCENARIOS: dict[str, Scenario] = {
         prepare=science.prepare_freeze,
         act=science.freeze,
         check=science.check_frozen,
-        subjects=("version", "table", "shard"),
+        subjects=("version", "part", "shard"),
     ),
     "a checkout": Scenario(
         prepare=science.prepare_checkout,

@@ -119,8 +119,8 @@ KILLED: dict[str, tuple[str, str, tuple[Mutation, ...], str]] = {
         (
             (
                 "pipelines.data_repository",
-                "DataRepository.publish",
-                '["push", "-q", *(f"{line}/{name}.dvc" for name in TRACKED_LARGE)],',
+                "Publisher.publish",
+                '["push", [f"{line}/{name}.dvc" for name in TRACKED_LARGE]],',
                 "",
             ),
         ),

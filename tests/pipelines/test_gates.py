@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import dataset, gates, job, report, synthetic
+from pipelines import dataset, freeze, gates, job, report, settling, synthetic
 from pipelines.comparison import Comparison, Opinion, Placement, Scored, Sealed
 from pipelines.evaluate import gather, outweighing
 from pipelines.images import image_digest, npy_bytes
@@ -312,10 +312,11 @@ def _confirmed(n: int, blobs: Path) -> list[ConfirmedCase]:
 
 def test_freeze_train_and_gate_as_the_worker_runs_them(tmp_path: Path) -> None:
     frozen = {"remote": str(tmp_path / "remote"), "line": "toy", "number": 1, "protocol": PROTOCOL}
-    dataset.freeze(
+    cases = _confirmed(240, tmp_path / "blobs")
+    freeze.freeze(
         tmp_path / "repository",
         split_key=b"k" * 32,
-        cases=_confirmed(240, tmp_path / "blobs"),
+        change=settling.Change(cases=lambda: cases, whole=True, last_confirmation_id=240),
         blobs=tmp_path / "blobs",
         **frozen,  # type: ignore[arg-type]
     )

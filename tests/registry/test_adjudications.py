@@ -222,14 +222,16 @@ def test_the_queue_tells_who_said_what_the_longest_waiting_first(db: Connection)
     assert queue(db, line.line_id) == [made[0].case_id, made[3].case_id]
 
 
-def test_an_erased_case_waits_for_nobody(db: Connection) -> None:
-    line = factories.line(db)
-    case = factories.case(db, line, patient="somebody")
-    factories.confirmation(db, case)
-    factories.confirmation(db, case, finding="pneumonia", reader="reader-2")
-    assert queue(db, line.line_id) == [case.case_id]
-    erasures.erase(db, patient_digest=erasures.digest_of_patient("somebody"), line=None, reason="asked", actor="olga")
-    assert queue(db, line.line_id) == []
+def test_an_erased_case_waits_for_nobody(owner_db: Connection) -> None:
+    line = factories.line(owner_db)
+    case = factories.case(owner_db, line, patient="somebody")
+    factories.confirmation(owner_db, case)
+    factories.confirmation(owner_db, case, finding="pneumonia", reader="reader-2")
+    assert queue(owner_db, line.line_id) == [case.case_id]
+    erasures.erase(
+        owner_db, patient_digest=erasures.digest_of_patient("somebody"), line=None, reason="asked", actor="olga"
+    )
+    assert queue(owner_db, line.line_id) == []
 
 
 def test_a_new_protocol_decides_anew_which_voices_count(db: Connection) -> None:

@@ -82,16 +82,18 @@ def test_a_confirmed_case_is_given_out_no_more_and_listed_no_more(db: Connection
     assert [case.case_id for case in pool(db, line)] == [cases[1].case_id, cases[2].case_id]
 
 
-def test_an_erased_case_leaves_the_list_at_once_and_the_pool(db: Connection) -> None:
-    line = factories.line(db)
-    cases = [factories.case(db, line), factories.case(db, line, patient="somebody")]
-    put(db, line, cases)
-    erasures.erase(db, patient_digest=erasures.digest_of_patient("somebody"), line=None, reason="asked", actor="olga")
-    assert db.execute("SELECT case_id FROM worklist_cases WHERE line_id = %s", (line.line_id,)).fetchall() == [
+def test_an_erased_case_leaves_the_list_at_once_and_the_pool(owner_db: Connection) -> None:
+    line = factories.line(owner_db)
+    cases = [factories.case(owner_db, line), factories.case(owner_db, line, patient="somebody")]
+    put(owner_db, line, cases)
+    erasures.erase(
+        owner_db, patient_digest=erasures.digest_of_patient("somebody"), line=None, reason="asked", actor="olga"
+    )
+    assert owner_db.execute("SELECT case_id FROM worklist_cases WHERE line_id = %s", (line.line_id,)).fetchall() == [
         (cases[0].case_id,)
     ]
-    assert [case.case_id for case in pool(db, line)] == [cases[0].case_id]
-    assert put(db, line, cases) == 1
+    assert [case.case_id for case in pool(owner_db, line)] == [cases[0].case_id]
+    assert put(owner_db, line, cases) == 1
 
 
 def pool(db: Connection, line: Line, candidate_id: int | None = None, limit: int = 100) -> list[worklists.Unconfirmed]:
@@ -130,16 +132,18 @@ def test_of_a_pool_that_is_too_large_the_newest_are_taken(db: Connection) -> Non
     assert [case.case_id for case in pool(db, line, limit=3)] == [cases[k].case_id for k in (2, 3, 5)]
 
 
-def test_what_others_are_compared_with_is_confirmed_and_not_erased(db: Connection) -> None:
-    line = factories.line(db)
-    cases = [factories.case(db, line, site=site, patient=site) for site in ("north", "south", "east")]
+def test_what_others_are_compared_with_is_confirmed_and_not_erased(owner_db: Connection) -> None:
+    line = factories.line(owner_db)
+    cases = [factories.case(owner_db, line, site=site, patient=site) for site in ("north", "south", "east")]
     for case in (cases[0], cases[0], cases[1]):
-        factories.confirmation(db, case)
-    erasures.erase(db, patient_digest=erasures.digest_of_patient("south"), line=None, reason="asked", actor="olga")
-    assert [(one.image_digest, one.site) for one in worklists.known(db, line_id=line.line_id)] == [
+        factories.confirmation(owner_db, case)
+    erasures.erase(
+        owner_db, patient_digest=erasures.digest_of_patient("south"), line=None, reason="asked", actor="olga"
+    )
+    assert [(one.image_digest, one.site) for one in worklists.known(owner_db, line_id=line.line_id)] == [
         (cases[0].image_digest, "north")
     ]
-    assert worklists.confirmed_by_site(db, line.line_id) == {"north": 1}
+    assert worklists.confirmed_by_site(owner_db, line.line_id) == {"north": 1}
 
 
 def test_lots_are_uniform_and_cannot_be_told_without_the_key(db: Connection) -> None:

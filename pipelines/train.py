@@ -28,14 +28,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
-from pipelines import augment, calibrate, checkpoint, job, network, predict, strategies
+from pipelines import augment, blend, calibrate, checkpoint, job, network, predict, strategies
 from pipelines.dataset import open_version
 from pipelines.metrics import auroc_estimate, macro_auroc_estimate
 from pipelines.protocol import Protocol, from_document
 from pipelines.types import Digest, OperatingPoint, Strategy, digest_of
+
+TEACHER_TEMPERATURE = 2.0
+"""Answers of teacher and network are softened by this before they are compared (Li and Hoiem, section 3)."""
+FEWEST_AT_A_SITE = 10
+"""Tune cases of each class that a site needs to be looked at on its own."""
+BLEND = 1 << 20
+"""In place of an epoch's number, for the cases that a blend is measured on."""
 
 
 class TrainingRefused(job.Refused):
@@ -116,6 +123,8 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
         module = _first_weights(architecture, plan=plan, base=base, seed=seed).to(device)
         average = _first_weights(architecture, plan=plan, base=base, seed=seed).to(device).eval()
         average.load_state_dict(module.state_dict())
+        teacher = None if plan.teaching is None else _first_weights(architecture, plan=plan, base=base, seed=seed)
+        taught = plan.taught
         optimiser = torch.optim.AdamW(module.parameters(), lr=plan.peak_learning_rate, weight_decay=recipe.weight_decay)
         batches = [plan.draws * k // _batch_count(plan) for k in range(_batch_count(plan) + 1)]
         steps = _batch_count(plan) * plan.epochs
@@ -153,10 +162,17 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
                 labels = torch.from_numpy(train.labels[rows])  # (B,)
                 if recipe.augment:
                     images = augment.acquisition(images, generator=generator)
+                if recipe.randomise > 0.0:
+                    images = augment.another_scanner(images, generator=generator, share=recipe.randomise)
+                images = images.to(device)
                 step = epoch * _batch_count(plan) + k
                 for group in optimiser.param_groups:
                     group["lr"] = _learning_rate(step, steps=steps, plan=plan)
-                loss = functional.cross_entropy(module(images.to(device)), labels.to(device))
+                logits = module(images)  # (B, K)
+                loss = functional.cross_entropy(logits, labels.to(device))
+                if plan.teaching is not None and teacher is not None:
+                    held = torch.from_numpy(np.isin(rows, taught)).to(device)  # (B,)
+                    loss = loss + _distance(logits, images, teacher=teacher.to(device), held=held, plan=plan)
                 if not torch.isfinite(loss):
                     raise _diverged(epoch)
                 optimiser.zero_grad(set_to_none=True)
@@ -165,15 +181,15 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
                 _average(average, towards=module, step=step, steps=steps)
                 losses.append(loss.item())
 
-            logits = predict.in_batches(average, tune.images)  # (N, K)
-            if not np.isfinite(logits).all():
+            answers = predict.in_batches(average, tune.images)  # (N, K)
+            if not np.isfinite(answers).all():
                 raise _diverged(epoch)
-            tune_loss = calibrate.balanced_log_loss(logits, tune.labels)
+            tune_loss = _worst_site_loss(answers, tune)
             row = {
                 "epoch": epoch + 1,
                 "epochs": plan.epochs,
                 "loss": float(np.mean(losses)),
-                "tune_auroc": _tune_auroc(logits, tune.labels, protocol=protocol).value,
+                "tune_auroc": _tune_auroc(answers, tune.labels, protocol=protocol).value,
                 "tune_log_loss": tune_loss,
                 "seconds": round(time.monotonic() - begun, 3),
             }
@@ -194,11 +210,15 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
 
         assert state.best is not None, "a plan has at least one epoch"
         average.load_state_dict(state.best)
+        if plan.blending is not None:
+            champion = _first_weights(architecture, plan=plan, base=base, seed=seed).to(device)
+            share = _blend(average, champion, blending=plan.blending, train=train, tune=tune, seed=seed)
+            notes.append(f"{share:g} of the candidate's weights, {1.0 - share:g} of the champion's")
         chosen = average.cpu().eval()
-        logits = predict.in_batches(chosen, tune.images)
+        answers = predict.in_batches(chosen, tune.images)
 
     log_prior = calibrate.log_prior(train.labels, classes=len(protocol.classes))
-    temperature = calibrate.fit_temperature(logits, tune.labels, log_prior=log_prior)
+    temperature = calibrate.fit_temperature(answers, tune.labels, log_prior=log_prior)
     metadata = {
         "schema_version": 1,
         "architecture": architecture.document(),
@@ -221,7 +241,7 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
         "sample_gradients": plan.sample_gradients,
         "seconds": round(sum(row["seconds"] for row in state.history), 3),
         "tune": {
-            "auroc": asdict(_tune_auroc(logits, tune.labels, protocol=protocol)),
+            "auroc": asdict(_tune_auroc(answers, tune.labels, protocol=protocol)),
             "log_loss": state.best_loss,
             "n": len(tune.labels),
         },
@@ -341,6 +361,56 @@ def _average(average: nn.Module, *, towards: nn.Module, step: int, steps: int) -
             mine.lerp_(theirs, min(1.0, share))
         else:
             mine.copy_(theirs)
+
+
+def _distance(logits: Tensor, images: Tensor, *, teacher: nn.Module, held: Tensor, plan: strategies.Plan) -> Tensor:
+    """How far `logits` (B, K) are from the teacher's on the cases `held` (B,), by the plan's measure and weight."""
+    assert plan.teaching is not None, "only a plan with a teacher has a distance to it"
+    if not bool(held.any()):
+        return logits.sum() * 0.0
+    with torch.no_grad():
+        wanted = teacher(images[held])
+    if plan.teaching.distance == "logits":
+        apart = functional.mse_loss(logits[held], wanted)
+    else:
+        softened = torch.softmax(wanted / TEACHER_TEMPERATURE, dim=1)
+        apart = functional.cross_entropy(logits[held] / TEACHER_TEMPERATURE, softened) * TEACHER_TEMPERATURE**2
+    return plan.teaching.weight * apart
+
+
+def _blend(
+    candidate: nn.Module,
+    champion: nn.Module,
+    *,
+    blending: strategies.Blending,
+    train: Cases,
+    tune: Cases,
+    seed: int,
+) -> float:
+    """Turn `candidate` into its best mixture with `champion` on tune; returns the candidate's share in it."""
+    rows = np.sort(strategies.epoch_order((blending.pool,), rng=np.random.default_rng([seed, BLEND])))
+    images, mine, theirs = train.images[rows], candidate.state_dict(), champion.state_dict()
+    mine = {name: tensor.clone() for name, tensor in mine.items()}
+    tried = {}
+    for share in blending.shares:
+        candidate.load_state_dict(blend.mixture(mine, theirs, share=share))
+        blend.measure_batch_norm(candidate, images)
+        loss = _worst_site_loss(predict.in_batches(candidate, tune.images), tune)
+        tried[share] = loss, {name: tensor.clone() for name, tensor in candidate.state_dict().items()}
+    best = min(tried, key=lambda share: tried[share][0])
+    candidate.load_state_dict(tried[best][1])
+    return best
+
+
+def _worst_site_loss(logits: NDArray[np.float32], tune: Cases) -> float:
+    """Class-balanced log-loss at the site where it is highest; sites with few cases of a class count together."""
+    counted = [
+        tune.sites == site
+        for site in np.unique(tune.sites)
+        if np.bincount(tune.labels[tune.sites == site], minlength=logits.shape[1]).min() >= FEWEST_AT_A_SITE
+    ]
+    parts = counted or [np.ones(len(tune.labels), dtype=bool)]
+    return max(calibrate.balanced_log_loss(logits[part], tune.labels[part]) for part in parts)
 
 
 def _tune_auroc(logits: NDArray[np.float32], labels: NDArray[np.int64], *, protocol: Protocol) -> Any:

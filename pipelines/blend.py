@@ -1,0 +1,49 @@
+"""After an update: mix the candidate's weights with the champion's, and measure BatchNorm anew for the mixture.
+
+Invariant: nothing here learns. The means and variances that BatchNorm keeps belong to the weights they were measured
+with, so a mixture of weights needs its own; they come from a few hundred cases, forwards only.
+
+References: WiSE-FT, Wortsman et al., CVPR 2022 (interpolation keeps what fine-tuning forgets); Izmailov et al., UAI
+2018, section 3.2 (BatchNorm after averaging).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+BATCH = 128
+
+
+def mixture(candidate: Mapping[str, Tensor], champion: Mapping[str, Tensor], *, share: float) -> dict[str, Tensor]:
+    """Return share x candidate + (1 - share) x champion, tensor by tensor; counters are the candidate's."""
+    return {
+        name: torch.lerp(champion[name], tensor, share) if tensor.is_floating_point() else tensor.clone()
+        for name, tensor in candidate.items()
+    }
+
+
+@torch.no_grad()
+def measure_batch_norm(module: nn.Module, images: NDArray[np.float32]) -> None:
+    """Set the BatchNorm statistics of `module` to those of `images` (N, C, H, W) and leave it in eval mode.
+
+    A network without BatchNorm stays as it is.
+    """
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    device = next(module.parameters()).device
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over all batches
+    module.train()
+    for part in np.array_split(images, max(1, round(len(images) / BATCH))):
+        module(torch.from_numpy(np.array(part)).to(device))
+    module.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

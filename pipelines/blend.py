@@ -9,7 +9,7 @@ References: WiSE-FT, Wortsman et al., CVPR 2022 (interpolation keeps what fine-t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,31 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 BATCH = 128
+
+
+def choose(
+    candidate: nn.Module,
+    *,
+    champion: nn.Module,
+    shares: Sequence[float],
+    images: NDArray[np.float32],
+    loss: Callable[[nn.Module], float],
+) -> float:
+    """Turn `candidate` into its mixture with `champion` of least `loss`; returns the candidate's share in it.
+
+    `shares` in [0, 1] are tried in turn, BatchNorm measured on `images` (N, C, H, W) for each; of equals the first.
+    """
+    own = {name: tensor.clone() for name, tensor in candidate.state_dict().items()}
+    best: tuple[float, float, dict[str, Tensor]] | None = None
+    for share in shares:
+        candidate.load_state_dict(mixture(own, champion.state_dict(), share=share))
+        measure_batch_norm(candidate, images)
+        found = loss(candidate)
+        if best is None or found < best[0]:
+            best = found, share, {name: tensor.clone() for name, tensor in candidate.state_dict().items()}
+    assert best is not None, "there is at least one share to try"
+    candidate.load_state_dict(best[2])
+    return best[1]
 
 
 def mixture(candidate: Mapping[str, Tensor], champion: Mapping[str, Tensor], *, share: float) -> dict[str, Tensor]:

@@ -69,6 +69,8 @@ class Comparison:
     champion: Scored | None
     opinions: tuple[Opinion, ...]
     placements: tuple[Placement, ...]
+    fine_tuned: bool = False
+    """The candidate started from the champion and saw none of the past cases."""
 
     @property
     def level(self) -> float:

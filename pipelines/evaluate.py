@@ -63,6 +63,8 @@ def gather(
             Placement(image_digest=example.image_digest, group=example.group, split=example.split)
             for example in version.examples
         ),
+        fine_tuned=candidate["metadata"]["strategy"] == "finetune"
+        and candidate["metadata"]["started_from"] == "champion",
     )
     return comparison, version.digest
 

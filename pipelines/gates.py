@@ -72,6 +72,8 @@ def _gates_for(comparison: Comparison) -> list[tuple[str, Gate]]:
         gates.append(("accuracy", _accuracy))
     else:
         gates += [("sensitivity", _sensitivity), ("specificity", _specificity)]
+    if comparison.fine_tuned:
+        gates.append(("strategy", _strategy))
     return [*gates, ("calibration", _calibration), ("leakage", _leakage), ("submitters", _submitters)]
 
 
@@ -111,6 +113,15 @@ def _auroc(comparison: Comparison) -> GateResult:
     difference = None if comparison.champion is None else _area_difference(comparison, comparison.champion)
     candidate = _area(comparison, comparison.candidate)
     return _floor_and_margin("auroc", rule, candidate=candidate, champion=champion, difference=difference)
+
+
+def _strategy(_comparison: Comparison) -> GateResult:
+    return GateResult(
+        name="strategy",
+        requirement="an update has seen past cases, or was held to the champion",
+        verdict="fail",
+        reason="`finetune` forgets the sites it does not see: it is for comparison, and never promoted",
+    )
 
 
 def _improvement(comparison: Comparison) -> GateResult:

@@ -25,6 +25,7 @@ DER++ here asks the champion for its logits at each update, instead of keeping t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -113,6 +114,21 @@ class Plan:
         if self.blending is not None:
             looked_at += self.blending.pool.draws * len(self.blending.shares)
         return self.draws * self.epochs + round(FORWARD_ONLY * looked_at)
+
+    @property
+    def batches(self) -> int:
+        """Batches an epoch, all within one of the same size: BatchNorm never meets a leftover of one."""
+        return max(1, round(self.draws / self.batch_size))
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of step 0, 1, … of the whole run: a linear warm-up, then a cosine."""
+        steps = self.batches * self.epochs
+        warm_up = max(1.0, self.warm_up_share * steps)
+        if step + 1 < warm_up:
+            return self.peak_learning_rate * (step + 1) / warm_up
+        done = (step + 1 - warm_up) / max(1.0, steps - warm_up)
+        cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+        return self.peak_learning_rate * (self.final_share + (1.0 - self.final_share) * cosine)
 
     @property
     def taught(self) -> Rows:

@@ -1,0 +1,97 @@
+"""The stream benchmark: its numbers against matrices worked by hand, its table, and a tiny stream from end to end."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import forgetting, stream
+
+R = np.array([[0.90, 0.60, 0.50], [0.80, 0.94, 0.70], [0.85, 0.90, 0.92]])
+
+
+def test_the_numbers_of_a_stream_are_those_worked_by_hand() -> None:
+    found = forgetting.summarise(R)
+    assert found.acc == pytest.approx((0.85 + 0.90 + 0.92) / 3)
+    assert found.worst == 0.85
+    assert found.forgetting == pytest.approx(((0.90 - 0.85) + (0.94 - 0.90)) / 2)
+    assert found.bwt == pytest.approx(((0.85 - 0.90) + (0.90 - 0.94)) / 2)
+    assert found.unseen == pytest.approx((0.60 + 0.70) / 2)
+    assert found.aaa == pytest.approx((0.90 + (0.80 + 0.94) / 2 + (0.85 + 0.90 + 0.92) / 3) / 3)
+    assert found.monotone == pytest.approx(min(2.44 / 3 - 2.00 / 3, 2.67 / 3 - 2.44 / 3))
+
+
+def test_a_fall_is_seen_by_the_monotone_number_and_a_gain_is_negative_forgetting() -> None:
+    found = forgetting.summarise(np.array([[0.9, 0.8], [0.7, 0.9]]))
+    assert found.monotone == pytest.approx(-0.05)
+    gained = forgetting.summarise(np.array([[0.8, 0.8], [0.9, 0.9]]))
+    assert gained.forgetting == pytest.approx(-0.1)
+
+
+def test_one_update_has_no_forgetting() -> None:
+    found = forgetting.summarise(np.array([[0.9]]))
+    assert found.acc == 0.9
+    assert math.isnan(found.forgetting)
+
+
+@pytest.mark.parametrize("matrix", [[[0.9, 0.8]], [[float("nan")]]])
+def test_a_matrix_with_something_missing_is_refused(matrix: Any) -> None:
+    with pytest.raises(ValueError, match="one row for each update"):
+        forgetting.summarise(np.array(matrix))
+
+
+def test_the_gap_is_none_at_naive_and_all_at_full() -> None:
+    assert forgetting.gap_closed(0.88, naive=0.88, full=0.94) == 0.0
+    assert forgetting.gap_closed(0.94, naive=0.88, full=0.94) == 1.0
+    assert forgetting.gap_closed(0.95, naive=0.88, full=0.94) > 1.0
+
+
+def _stream(variant: str, *, seed: int, last: float, cost: int) -> stream.Stream:
+    return stream.Stream(
+        track="six_sites",
+        variant=variant,
+        seed=seed,
+        order="AB",
+        protocol_digest="",
+        matrix=[[0.9, 0.8], [last, last]],
+        sample_gradients=[100, cost],
+        seconds=[1.0, 1.0],
+        notes=[[], []],
+    )
+
+
+def test_the_table_compares_the_same_streams_only() -> None:
+    rows = stream.table(
+        [
+            _stream("full", seed=0, last=0.94, cost=300),
+            _stream("finetune", seed=0, last=0.90, cost=50),
+            _stream("warm", seed=0, last=0.93, cost=100),
+            _stream("warm", seed=1, last=0.50, cost=100),
+        ]
+    )
+    warm = next(row for row in rows if row["variant"] == "warm")
+    assert warm["gap"] == pytest.approx(0.75)
+    assert warm["cost"] == pytest.approx(200 / 400)
+    assert warm["last_cost"] == pytest.approx(100 / 300)
+    assert warm["streams"] == 2
+
+
+def test_a_variant_is_a_strategy_and_recipe_fields() -> None:
+    recipe = stream.protocol_of("replay,randomise=0.5,epochs=3").recipe
+    assert (recipe.strategy, recipe.randomise, recipe.epochs) == ("replay", 0.5, 3)
+
+
+def test_a_line_that_a_crash_cut_short_is_run_again_and_the_others_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    whole = json.dumps({**_as_json(_stream("warm", seed=0, last=0.9, cost=1))})
+    file.write_text(whole + "\n" + whole[:40])
+    assert [found.variant for found in stream.read(file)] == ["warm"]
+
+
+def _as_json(one: stream.Stream) -> dict[str, Any]:
+    return {name: getattr(one, name) for name in stream.Stream.__dataclass_fields__}

@@ -6,7 +6,7 @@ Each finished stream is one JSON line; what is already in the file is not run ag
 
     python -m benchmarks.stream --strategies full warm replay finetune --seeds 0 1 2 3 4 --results stream.jsonl
     python -m benchmarks.stream --strategies full,randomise=0.5 --orders ABCDEF CFADBE      # a recipe field changed
-    python -m benchmarks.stream --results stream.jsonl --strategies --table --charts docs/images
+    python -m benchmarks.stream --results stream.jsonl --strategies --charts docs/images    # runs nothing, draws
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from benchmarks import forgetting, tracks
+from benchmarks import charts, forgetting, tracks
 from benchmarks.pneumonia import DATA, ROOT
 from pipelines import chest_xrays, network, predict, train
 from pipelines.metrics import auroc
@@ -164,8 +164,28 @@ def main(arguments: list[str]) -> int:
                 )
                 with options.results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(asdict(stream)) + "\n")
-    print_table(table(stream for stream in read(options.results) if stream.track == options.track))
+    streams = [
+        stream for stream in read(options.results) if stream.track == options.track and stream.order in options.orders
+    ]
+    print_table(table(streams))
+    if options.charts is not None:
+        draw(streams, options.charts, order=options.orders[0])
     return 0
+
+
+def draw(streams: Iterable[Stream], folder: Path, *, order: str) -> None:
+    """Write the pictures of the streams in one order: every strategy's progress, and what each one forgot."""
+    by_variant: dict[str, list[forgetting.Matrix]] = {}
+    for stream in streams:
+        if stream.order == order:
+            by_variant.setdefault(stream.variant, []).append(np.array(stream.matrix))
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {"stream-every-batch": charts.every_batch(by_variant, order=order)}
+    for variant, matrices in by_variant.items():
+        name = variant.replace(",", "-").replace("=", "-")
+        pictures[f"stream-forgetting-{name}"] = charts.forgetting_map(matrices, name=variant, order=order)
+    for name, picture in pictures.items():
+        (folder / f"{name}.svg").write_text(picture, encoding="utf-8")
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
@@ -188,6 +208,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--orders", nargs="+", default=["ABCDEF"])
     parser.add_argument("--results", type=Path, default=Path("stream.jsonl"))
+    parser.add_argument("--charts", type=Path, help="folder to draw the pictures into")
     parser.add_argument("--pause-while", type=Path, help="start no stream while this file is there")
     return parser.parse_args(arguments)
 

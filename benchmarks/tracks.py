@@ -44,16 +44,19 @@ def tiny(xrays: ChestXrays, seed: int, order: str) -> list[Arrival]:
 
 def flipped_labels(xrays: ChestXrays, seed: int, order: str) -> list[Arrival]:
     """PneumoSites-6 whose third site gets 30 % of its labels wrong, in train and tune; its test set is right."""
-    arrivals = six_sites(xrays, seed, order)
-    wrong = arrivals[2]
-    rng = np.random.default_rng([seed, 30])
-    arrivals[2] = Arrival(
-        site=wrong.site, train=_flipped(wrong.train, rng=rng), tune=_flipped(wrong.tune, rng=rng), test=wrong.test
-    )
-    return arrivals
+    return with_flipped_labels(six_sites(xrays, seed, order), seed=seed)
 
 
 TRACKS: Mapping[str, Track] = {"six_sites": six_sites, "tiny": tiny, "flipped_labels": flipped_labels}
+
+
+def with_flipped_labels(arrivals: Sequence[Arrival], *, seed: int) -> list[Arrival]:
+    """The same arrivals, 30 % of the third one's labels to train and tune on wrong."""
+    rng, wrong = np.random.default_rng([seed, 30]), arrivals[2]
+    third = Arrival(
+        site=wrong.site, train=_flipped(wrong.train, rng=rng), tune=_flipped(wrong.tune, rng=rng), test=wrong.test
+    )
+    return [*arrivals[:2], third, *arrivals[3:]]
 
 
 def joined(parts: Sequence[Cases]) -> Cases:
@@ -67,8 +70,8 @@ def joined(parts: Sequence[Cases]) -> Cases:
 
 
 def _arrivals(dealt: Mapping[str, sites.SiteCases], *, order: str) -> list[Arrival]:
-    if sorted(order) != sorted(dealt):
-        raise ValueError(f"an order names each of {''.join(dealt)} once, and {order!r} does not")
+    if len(set(order)) != len(order) or not order or set(order) - set(dealt):
+        raise ValueError(f"an order names sites out of {''.join(dealt)}, each at most once, and {order!r} does not")
     arrivals = []
     for number, name in enumerate(order, start=1):
         hand = dealt[name]

@@ -8,6 +8,7 @@ split, n that of what is new since the champion's dataset version, E and U the r
 | strategy | starts from | sees | sample-gradients |
 |---|---|---|---|
 | `full` | nothing | everything, classes evenly: the reference and the first model | E N |
+| `auto` | champion | a third new, the rest archive, (site, class) evenly [8] | .21 E min(N, 6 n) |
 | `warm` | champion | everything, (site, class) evenly [1] | 3 N |
 | `replay` | champion | half new, half archive, (site, class) evenly [2, 3] | 2 U n |
 | `derpp` | champion | the same with 200 kept cases, held to the champion's logits on them [4] | 2⅓ U n |
@@ -18,7 +19,7 @@ split, n that of what is new since the champion's dataset version, E and U the r
 
 [1] TiC-CLIP, Garg et al., ICLR 2024. [2] Prabhu et al., CVPR 2023. [3] Ibrahim et al., TMLR 2024: re-warm, re-decay.
 [4] DER++, Buzzega et al., NeurIPS 2020. [5] Prabhu et al., ECCV 2020. [6] Li and Hoiem, ECCV 2016. [7] WiSE-FT,
-Wortsman et al., CVPR 2022, with BatchNorm re-estimated.
+Wortsman et al., CVPR 2022, with BatchNorm re-estimated. [8] Found by measurement: docs/decisions/0013.
 
 DER++ here asks the champion for its logits at each update, instead of keeping those of the day a case came.
 """
@@ -45,6 +46,9 @@ FEWEST_STEPS = 16
 WARM_EPOCHS = 3
 FORWARD_ONLY = 1.0 / 3.0
 """What a case costs that is only looked at, in sample-gradients: a backward pass costs about two forward passes."""
+AUTO_COST, AUTO_ARCHIVE, AUTO_NEW, AUTO_EPOCHS = 0.2125, 6, 0.35, 4
+"""`auto`: its cost as a share of a training from nothing, the archive that still raises it (in times of what is new),
+the share of new cases, and in how many epochs it looks at tune."""
 DERPP_MEMORY, GDUMB_MEMORY = 200, 500
 """Cases kept by the two strategies for small memories."""
 BLEND_CASES = 512
@@ -232,6 +236,16 @@ def _derpp(known: Known) -> Plan:
     return replace(planned, teaching=Teaching(weight=0.5, distance="logits", pools=(len(pools) - 1,)))
 
 
+def _auto(known: Known) -> Plan:
+    stored = min(len(known.labels), AUTO_ARCHIVE * len(known.new))
+    draws = max(2, round(AUTO_COST * known.recipe.epochs * stored / AUTO_EPOCHS))
+    fresh = replace(_fresh(known), draws=max(1, round(AUTO_NEW * draws)))
+    if len(known.archive) == 0:
+        return _update((replace(fresh, draws=draws),), epochs=AUTO_EPOCHS, known=known)
+    rehearsed = _pool(known.archive, strata=known.strata[known.archive], draws=draws - fresh.draws)
+    return _update((fresh, rehearsed), epochs=AUTO_EPOCHS, known=known)
+
+
 def _warm(known: Known) -> Plan:
     every = _pool(np.arange(len(known.labels)), strata=known.strata, draws=len(known.labels))
     return _update((every,), epochs=WARM_EPOCHS, known=known)
@@ -239,6 +253,7 @@ def _warm(known: Known) -> Plan:
 
 PLANS: Mapping[Strategy, Callable[[Known], Plan]] = {
     "full": _full,
+    "auto": _auto,
     "warm": _warm,
     "replay": _replay,
     "derpp": _derpp,

@@ -6,11 +6,14 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from benchmarks import forgetting, stream
+from benchmarks import charts, forgetting, stream, tracks
+from pipelines import synthetic
+from pipelines.chest_xrays import ChestXrays
 
 R = np.array([[0.90, 0.60, 0.50], [0.80, 0.94, 0.70], [0.85, 0.90, 0.92]])
 
@@ -95,3 +98,67 @@ def test_a_line_that_a_crash_cut_short_is_run_again_and_the_others_are_kept(tmp_
 
 def _as_json(one: stream.Stream) -> dict[str, Any]:
     return {name: getattr(one, name) for name in stream.Stream.__dataclass_fields__}
+
+
+def test_the_pictures_are_drawn_with_their_numbers() -> None:
+    progress = charts.every_batch({"auto": [R, R], "full": [R + 0.02]}, order="ABC")
+    heat = charts.forgetting_map([R], name="auto <new>", order="ABC")
+    for picture in (progress, heat):
+        assert ElementTree.fromstring(picture).tag.endswith("svg")  # noqa: S314 - our own picture
+    assert f"auto {R[-1].mean():.3f}" in progress
+    assert all(f"{value:.3f}" in heat for value in R.ravel())
+
+
+@pytest.fixture(scope="module")
+def xrays() -> ChestXrays:
+    images, labels = synthetic.radiographs(1600, rng=np.random.default_rng(0))
+    parts = [slice(0, 1200), slice(1200, 1320), slice(1320, 1600)]
+    train, val, test = [(images[part], labels[part]) for part in parts]
+    return ChestXrays(
+        train_images=train[0],
+        train_labels=train[1],
+        val_images=val[0],
+        val_labels=val[1],
+        test_images=test[0],
+        test_labels=test[1],
+        source="synthetic",
+        real=False,
+    )
+
+
+def test_an_order_that_names_a_site_twice_or_an_unknown_one_is_refused(xrays: ChestXrays) -> None:
+    for order in ("AA", "AX", ""):
+        with pytest.raises(ValueError, match="sites out of ABCDEF"):
+            tracks.tiny(xrays, 0, order)
+
+
+def test_flipped_labels_are_at_the_third_site_only_and_never_in_its_test(xrays: ChestXrays) -> None:
+    honest = tracks.tiny(xrays, 0, "ABC")
+    noisy = tracks.with_flipped_labels(honest, seed=0)
+    changed = [np.mean(a.train.labels != b.train.labels) for a, b in zip(honest, noisy, strict=True)]
+    assert changed[:2] == [0.0, 0.0]
+    assert changed[2] == pytest.approx(tracks.FLIPPED_SHARE, abs=0.08)
+    assert (honest[2].test.labels == noisy[2].test.labels).all()
+
+
+@pytest.fixture(scope="module")
+def tiny(xrays: ChestXrays) -> dict[str, dict[str, Any]]:
+    """Three sites, the third black for white; three strategies keep up with them."""
+    arrivals = tracks.tiny(xrays, 0, "ABC")
+    variants = ("full", "auto", "finetune")
+    return {
+        name: stream.run(arrivals, protocol=stream.protocol_of(f"{name},epochs=8,randomise=0.3"), seed=0)
+        for name in variants
+    }
+
+
+def test_fine_tuning_forgets_what_auto_and_full_keep(tiny: dict[str, dict[str, Any]]) -> None:
+    found = {name: forgetting.summarise(np.array(result["matrix"])) for name, result in tiny.items()}
+    assert found["finetune"].forgetting > max(found["auto"].forgetting, found["full"].forgetting) + 0.1
+    assert found["full"].acc > found["finetune"].acc
+
+
+def test_auto_costs_about_a_fifth_of_a_training_from_nothing(tiny: dict[str, dict[str, Any]]) -> None:
+    auto, full = (np.array(tiny[name]["sample_gradients"]) for name in ("auto", "full"))
+    assert auto[0] == full[0]
+    assert auto[1:] / full[1:] == pytest.approx(0.2125, abs=0.01)

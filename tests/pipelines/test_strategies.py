@@ -93,6 +93,25 @@ def test_warm_sees_every_case_with_the_sites_and_classes_alike_for_three_epochs(
     assert _share_of_strata(old) == pytest.approx([0.5, 0.5], abs=0.03)
 
 
+def test_auto_is_a_third_new_and_costs_a_fifth_of_a_training_from_nothing() -> None:
+    plan, full = _plan("auto", old=3000, new=640), _plan("full", old=3000, new=640)
+    assert plan.start == "champion"
+    assert plan.sample_gradients == pytest.approx(0.2125 * full.sample_gradients, rel=0.01)
+    order = strategies.epoch_order(plan.pools, rng=np.random.default_rng(0))
+    assert np.mean(order >= 3000) == pytest.approx(0.35, abs=0.01)
+    assert _share_of_strata(order[order < 3000]) == pytest.approx([0.5, 0.5], abs=0.03)
+
+
+def test_the_cost_of_auto_stops_growing_once_the_archive_is_large() -> None:
+    assert _plan("auto", old=900).sample_gradients == _plan("auto", old=90_000).sample_gradients
+    assert _plan("auto", old=300).sample_gradients < _plan("auto", old=900).sample_gradients
+
+
+def test_auto_without_an_archive_sees_what_is_new() -> None:
+    plan = _plan("auto", old=0, new=100)
+    assert [len(pool.rows) for pool in plan.pools] == [100]
+
+
 def test_gdumb_starts_from_nothing_on_500_cases_evenly_over_sites_and_classes() -> None:
     plan = _plan("gdumb", old=3000, new=300)
     assert plan.start == "nothing"

@@ -1,12 +1,13 @@
 """What a stream of updates gained and lost: the numbers of continual learning, from one matrix.
 
-R[i, j] is the AUROC on site j's test cases after update i, both counted from 0 in order of arrival, T x T.
+R[i, j] is the AUROC on site j's test cases after update i, (T, S), both counted from 0, sites in order of arrival.
 References: Lopez-Paz and Ranzato, NeurIPS 2017 (the matrix, BWT); Chaudhry et al., ECCV 2018 (forgetting);
 Caccia et al., ICLR 2022 (average anytime accuracy).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +25,10 @@ class Summary:
     worst: float
     """The worst site after the last update."""
     forgetting: float
-    """Mean over all but the last site of its best earlier AUROC minus its last one; below 0, old sites still gain."""
+    """Mean over the sites known before the last update of their best earlier AUROC minus the last one; below 0, old
+    sites still gain."""
     bwt: float
-    """Mean over all but the last site of its last AUROC minus that on its own day: backward transfer."""
+    """Mean over the same sites of the last AUROC minus that on the day of the site's first cases: backward transfer."""
     unseen: float
     """Mean over all but the first site of the AUROC just before its first case came."""
     aaa: float
@@ -35,19 +37,25 @@ class Summary:
     """The smallest change, from one update to the next, of the mean over all sites."""
 
 
-def summarise(matrix: Matrix) -> Summary:
-    """Compute every number from R (T, T). Raises ValueError unless it is square and finite."""
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.isfinite(matrix).all():
+def summarise(matrix: Matrix, *, first: Sequence[int] | None = None) -> Summary:
+    """Compute every number from R (T, S); `first` (S,) is the update that brought each site's first cases.
+
+    Without it, each update brings one site: 0, 1, 2, … Raises ValueError where R does not fit, or is not finite.
+    """
+    if matrix.ndim != 2 or not np.isfinite(matrix).all():
         raise ValueError("R has one row for each update and one column for each site, all of them finite")
     t, last = len(matrix), matrix[-1]
-    several = t > 1
+    day = np.arange(t) if first is None else np.asarray(first)
+    if matrix.shape[1] != len(day) or day.max() >= t:
+        raise ValueError("R has one row for each update and one column for each site, and every site has its first day")
+    several, known, later = t > 1, np.flatnonzero(day < t - 1), np.flatnonzero(day > 0)
     return Summary(
         acc=float(last.mean()),
         worst=float(last.min()),
-        forgetting=float((matrix[:-1, :-1].max(axis=0) - last[:-1]).mean()) if several else float("nan"),
-        bwt=float((last - matrix.diagonal())[:-1].mean()) if several else float("nan"),
-        unseen=float(matrix.diagonal(1).mean()) if several else float("nan"),
-        aaa=float(np.mean([matrix[i, : i + 1].mean() for i in range(t)])),
+        forgetting=float((matrix[:-1, known].max(axis=0) - last[known]).mean()) if several else float("nan"),
+        bwt=float((last[known] - matrix[day[known], known]).mean()) if several else float("nan"),
+        unseen=float(matrix[day[later] - 1, later].mean()) if len(later) else float("nan"),
+        aaa=float(np.mean([matrix[i, day <= i].mean() for i in range(t)])),
         monotone=float(np.diff(matrix.mean(axis=1)).min()) if several else float("nan"),
     )
 

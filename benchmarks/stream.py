@@ -44,10 +44,17 @@ class Stream:
     seed: int
     order: str
     protocol_digest: str
+    first: list[int]
+    """Update that brought the first cases of each site, counted from 0."""
     matrix: list[list[float]]
     sample_gradients: list[int]
     seconds: list[float]
     notes: list[list[str]]
+
+    @property
+    def summary(self) -> forgetting.Summary:
+        """Its numbers."""
+        return forgetting.summarise(np.array(self.matrix), first=self.first)
 
     @property
     def key(self) -> tuple[str, str, int, str, str]:
@@ -73,6 +80,8 @@ def run(
 ) -> dict[str, Any]:
     """Update a model by the protocol's strategy at each arrival; returns R, costs, seconds and notes."""
     matrix, costs, seconds, notes = [], [], [], []
+    visits = [arrival.site for arrival in arrivals]
+    first = [visits.index(site) for site in dict.fromkeys(visits)]
     base: train.Base | None = None
     with tempfile.TemporaryDirectory() as directory:
         for number in range(1, len(arrivals) + 1):
@@ -95,11 +104,11 @@ def run(
                 architecture=network.from_document(trained.metadata["architecture"]),
                 dataset_number=number,
             )
-            matrix.append([_score(trained, arrival.test) for arrival in arrivals])
+            matrix.append([_score(trained, arrivals[day].test) for day in first])
             costs.append(trained.metadata["sample_gradients"])
             notes.append(trained.metadata["notes"])
             tell(" ".join(f"{value:.3f}" for value in matrix[-1]) + f"   {seconds[-1]:.0f} s")
-    return {"matrix": matrix, "sample_gradients": costs, "seconds": seconds, "notes": notes}
+    return {"first": first, "matrix": matrix, "sample_gradients": costs, "seconds": seconds, "notes": notes}
 
 
 def read(file: Path) -> list[Stream]:
@@ -123,10 +132,9 @@ def table(streams: Iterable[Stream]) -> list[dict[str, Any]]:
     naive, full = by_variant.get("finetune", {}), by_variant.get("full", {})
     rows = []
     for variant, mine in by_variant.items():
-        summaries = {key: forgetting.summarise(np.array(stream.matrix)) for key, stream in mine.items()}
         row: dict[str, Any] = {"variant": variant, "streams": len(mine)}
         for name in forgetting.Summary.__dataclass_fields__:
-            values = [getattr(summary, name) for summary in summaries.values()]
+            values = [getattr(stream.summary, name) for stream in mine.values()]
             row[name] = float(np.mean(values))
             row[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
         both = [key for key in mine if key in full]
@@ -134,10 +142,7 @@ def table(streams: Iterable[Stream]) -> list[dict[str, Any]]:
             row["cost"] = _share(mine, full, both, slice(None))
             row["last_cost"] = _share(mine, full, both, slice(-1, None))
         if both and all(key in naive for key in both):
-            ends = [
-                float(np.mean([forgetting.summarise(np.array(kind[key].matrix)).acc for key in both]))
-                for kind in (mine, naive, full)
-            ]
+            ends = [float(np.mean([kind[key].summary.acc for key in both])) for kind in (mine, naive, full)]
             row["gap"] = forgetting.gap_closed(ends[0], naive=ends[1], full=ends[2])
         rows.append(row)
     return sorted(rows, key=lambda row: row["acc"])

@@ -1,4 +1,4 @@
-"""After an update: mix the candidate's weights with the champion's, and measure BatchNorm anew for the mixture.
+"""Averages of weights: over a run, and between candidate and champion with BatchNorm measured anew for the mixture.
 
 Invariant: nothing here learns. The means and variances that BatchNorm keeps belong to the weights they were measured
 with, so a mixture of weights needs its own; they come from a few hundred cases, forwards only.
@@ -17,6 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 BATCH = 128
+
+
+@torch.no_grad()
+def follow(average: nn.Module, *, towards: nn.Module, step: int, steps: int) -> None:
+    """Move averaged weights towards the network's at `step` of `steps`; they look back over a twentieth of the run."""
+    share = max(1.0 / max(1.0, 0.05 * steps), 9.0 / (10.0 + step))
+    for mine, theirs in zip(average.state_dict().values(), towards.state_dict().values(), strict=True):
+        if mine.is_floating_point():
+            mine.lerp_(theirs, min(1.0, share))
+        else:
+            mine.copy_(theirs)
 
 
 def choose(

@@ -7,6 +7,8 @@ References: LwF, Li and Hoiem, ECCV 2016, section 3 (softened answers); DER++, B
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,19 +19,28 @@ TEMPERATURE = 2.0
 """Softens the answers of both before they are compared, so that the unlikely classes count too."""
 
 
-def apart(logits: Tensor, images: Tensor, *, teacher: nn.Module, held: Tensor, teaching: Teaching) -> Tensor:
+def apart(
+    logits: Tensor,
+    images: Tensor,
+    *,
+    teacher: nn.Module,
+    columns: Sequence[int],
+    held: Tensor,
+    teaching: Teaching,
+) -> Tensor:
     """Return the weighted distance between `logits` (B, K) and the teacher's on those of `images` that are `held` (B,).
 
-    Mean over these cases, and 0 where there is none: cross-entropy between softened answers, in nats, or the mean
-    square between logits.
+    `columns` are those of the teacher's classes: of a class that is new to it, it says nothing. Mean over the held
+    cases, and 0 where there is none: cross-entropy between softened answers, in nats, or mean square between logits.
     """
     if not bool(held.any()):
         return logits.new_zeros(())
     with torch.no_grad():
         wanted = teacher(images[held])
+    answers = logits[held][:, columns]
     if teaching.distance == "logits":
-        distance = functional.mse_loss(logits[held], wanted)
+        distance = functional.mse_loss(answers, wanted)
     else:
         softened = torch.softmax(wanted / TEMPERATURE, dim=1)
-        distance = functional.cross_entropy(logits[held] / TEMPERATURE, softened) * TEMPERATURE**2
+        distance = functional.cross_entropy(answers / TEMPERATURE, softened) * TEMPERATURE**2
     return teaching.weight * distance

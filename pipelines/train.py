@@ -18,8 +18,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from pipelines import augment, blend, calibrate, checkpoint, job, network, predict, strategies, teach
+from pipelines import augment, blend, calibrate, checkpoint, job, network, predict, repeatable, strategies, teach
 from pipelines.dataset import open_version
 from pipelines.metrics import auroc_estimate, macro_auroc_estimate
 from pipelines.protocol import Protocol, from_document
@@ -101,10 +100,7 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
     _check(tune, split="tune", protocol=protocol)
     recipe = protocol.recipe
     architecture = network.architecture_for(protocol)
-    notes: list[str] = []
-    if base is not None and base.architecture != architecture:
-        notes.append("the champion has another architecture or other classes: trained from nothing")
-        base = None
+    base, notes = _fitting(base, architecture=architecture)
     plan = strategies.plan(
         strategy,
         labels=train.labels,
@@ -114,13 +110,14 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
         recipe=recipe,
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with _deterministic(threads or recipe.threads, device=device):
+    with repeatable.on(threads or recipe.threads, device=device):
         module = _first_weights(architecture, plan=plan, base=base, seed=seed).to(device)
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on a CPU
         average = _first_weights(architecture, plan=plan, base=base, seed=seed).to(device).eval()
         average.load_state_dict(module.state_dict())
-        teacher = None if plan.teaching is None else _champion(architecture, base=base).to(device)
+        teacher = None if plan.teaching is None or base is None else _teacher(base).to(device)
         taught = plan.taught
+        columns = [] if base is None else [architecture.classes.index(name) for name in base.architecture.classes]
         optimiser = torch.optim.AdamW(
             module.parameters(), lr=plan.peak_learning_rate, weight_decay=recipe.weight_decay, fused=True
         )
@@ -170,13 +167,15 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
                 loss = functional.cross_entropy(logits, labels.to(device))
                 if plan.teaching is not None and teacher is not None:
                     held = torch.from_numpy(np.isin(rows, taught)).to(device)  # (B,)
-                    loss = loss + teach.apart(logits, images, teacher=teacher, held=held, teaching=plan.teaching)
+                    loss = loss + teach.apart(
+                        logits, images, teacher=teacher, columns=columns, held=held, teaching=plan.teaching
+                    )
                 if not torch.isfinite(loss):
                     raise _diverged(epoch)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
-                _average(average, towards=module, step=step, steps=steps)
+                blend.follow(average, towards=module, step=step, steps=steps)
                 losses.append(loss.item())
 
             answers = predict.in_batches(average, tune.images)  # (N, K)
@@ -212,7 +211,7 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
             rows = np.sort(strategies.epoch_order((plan.blending.pool,), rng=np.random.default_rng([seed, BLENDING])))
             share = blend.choose(
                 average,
-                champion=_champion(architecture, base=base).to(device),
+                champion=_champion(architecture, base=base, seed=seed).to(device),
                 shares=plan.blending.shares,
                 images=train.images[rows],
                 loss=lambda mixed: calibrate.worst_site_log_loss(
@@ -332,32 +331,46 @@ def _diverged(epoch: int) -> TrainingRefused:
     return TrainingRefused(f"training diverged in epoch {epoch + 1} (not a number): lower recipe.learning_rate")
 
 
+def _fitting(base: Base | None, *, architecture: network.Architecture) -> tuple[Base | None, list[str]]:
+    """The champion if its weights can be the start of this architecture, and what there is to say about it."""
+    if base is None or base.architecture == architecture:
+        return base, []
+    if not network.grows_into(base.architecture, architecture):
+        return None, ["the champion has another architecture or other classes: trained from nothing"]
+    added = [name for name in architecture.classes if name not in base.architecture.classes]
+    return base, [f"the champion's head grew by {', '.join(added)}"]
+
+
 def _first_weights(
     architecture: network.Architecture, *, plan: strategies.Plan, base: Base | None, seed: int
 ) -> nn.Module:
     """The champion's weights, or new ones that depend on the seed alone; the global generator is left as it was."""
     if plan.start == "champion":
-        return _champion(architecture, base=base)
+        return _champion(architecture, base=base, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return network.build(architecture)
 
 
-def _champion(architecture: network.Architecture, *, base: Base | None) -> nn.Module:
+def _champion(architecture: network.Architecture, *, base: Base | None, seed: int) -> nn.Module:
+    """The champion with a row of its head for each class; rows that it has not learned depend on the seed alone."""
     assert base is not None, "a plan asks for a champion only if there is one"
+    if base.architecture == architecture:
+        return _teacher(base)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return network.load_grown(
+            base.weights,
+            architecture=architecture,
+            trained_as=base.architecture,
+            expected_digest=base.weights_digest,
+        )
+
+
+def _teacher(base: Base) -> nn.Module:
+    """The champion as it is."""
     with torch.random.fork_rng(devices=[]):  # its first weights are drawn before they are overwritten
-        return network.load_model(base.weights, architecture=architecture, expected_digest=base.weights_digest)
-
-
-@torch.no_grad()
-def _average(average: nn.Module, *, towards: nn.Module, step: int, steps: int) -> None:
-    """Move the averaged weights towards the network's; the average looks back over about a twentieth of the run."""
-    share = max(1.0 / max(1.0, 0.05 * steps), 9.0 / (10.0 + step))
-    for mine, theirs in zip(average.state_dict().values(), towards.state_dict().values(), strict=True):
-        if mine.is_floating_point():
-            mine.lerp_(theirs, min(1.0, share))
-        else:
-            mine.copy_(theirs)
+        return network.load_model(base.weights, architecture=base.architecture, expected_digest=base.weights_digest)
 
 
 def _tune_auroc(logits: NDArray[np.float32], labels: NDArray[np.int64], *, protocol: Protocol) -> Any:
@@ -374,21 +387,6 @@ def _operating_point(model: predict.Model, *, tune: Cases, protocol: Protocol) -
     rule = protocol.operating_point
     scores = model.scores(tune.images)[:, index]
     return calibrate.choose_operating_point(tune.labels == index, scores, rule=rule.rule, target=rule.target)
-
-
-@contextmanager
-def _deterministic(threads: int, *, device: torch.device) -> Iterator[None]:
-    """Ask torch for repeatable sums on this many threads, and put its global settings back afterwards."""
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(threads)
-    # On CUDA a few layers have no deterministic form; torch then warns instead of stopping the run.
-    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before[0])
-            torch.use_deterministic_algorithms(before[1])
 
 
 if __name__ == "__main__":

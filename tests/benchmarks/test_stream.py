@@ -42,6 +42,14 @@ def test_one_update_has_no_forgetting() -> None:
     assert math.isnan(found.forgetting)
 
 
+def test_a_site_that_comes_back_counts_from_its_first_day() -> None:
+    found = forgetting.summarise(np.array([[0.9, 0.7], [0.8, 0.8], [0.85, 0.75]]), first=[0, 1])
+    assert found.forgetting == pytest.approx(((0.9 - 0.85) + (0.8 - 0.75)) / 2)
+    assert found.bwt == pytest.approx(((0.85 - 0.9) + (0.75 - 0.8)) / 2)
+    assert found.unseen == 0.7
+    assert found.aaa == pytest.approx((0.9 + 0.8 + 0.8) / 3)
+
+
 @pytest.mark.parametrize("matrix", [[[0.9, 0.8]], [[float("nan")]]])
 def test_a_matrix_with_something_missing_is_refused(matrix: Any) -> None:
     with pytest.raises(ValueError, match="one row for each update"):
@@ -61,6 +69,7 @@ def _stream(variant: str, *, seed: int, last: float, cost: int) -> stream.Stream
         seed=seed,
         order="AB",
         protocol_digest="",
+        first=[0, 1],
         matrix=[[0.9, 0.8], [last, last]],
         sample_gradients=[100, cost],
         seconds=[1.0, 1.0],
@@ -130,6 +139,24 @@ def test_an_order_that_names_a_site_twice_or_an_unknown_one_is_refused(xrays: Ch
     for order in ("AA", "AX", ""):
         with pytest.raises(ValueError, match="sites out of ABCDEF"):
             tracks.tiny(xrays, 0, order)
+
+
+@pytest.mark.parametrize(("track", "updates"), [("coming_back", 12), ("long", 40)])
+def test_a_longer_track_brings_every_case_once_and_each_site_again(track: str, updates: int) -> None:
+    images, labels = np.zeros((4000, 28, 28), dtype=np.uint8), np.arange(4000) % 10 // 3
+    every = ChestXrays(
+        **{f"{part}_images": images for part in ("train", "val", "test")},
+        **{f"{part}_labels": (labels > 0).astype(np.int64) for part in ("train", "val", "test")},
+        source="black",
+        real=False,
+    )
+    arrivals = tracks.TRACKS[track](every, 0, "FEDCBA")
+    assert len(arrivals) == updates
+    assert arrivals[0].site == "F"
+    assert sum(len(arrival.train.labels) for arrival in arrivals) == 3840
+    assert len({arrival.site for arrival in arrivals[6:]}) == 6
+    assert all((arrival.train.label_since == number).all() for number, arrival in enumerate(arrivals, start=1))
+    assert all(np.bincount(arrival.train.labels, minlength=2).min() > 0 for arrival in arrivals)
 
 
 def test_flipped_labels_are_at_the_third_site_only_and_never_in_its_test(xrays: ChestXrays) -> None:

@@ -21,7 +21,7 @@ class _Teacher(nn.Module):
 
 def _apart(logits: torch.Tensor, *, distance: str, held: torch.Tensor = HELD, weight: float = 1.0) -> torch.Tensor:
     teaching = Teaching(weight=weight, distance=distance, pools=(0,))  # type: ignore[arg-type]
-    return teach.apart(logits, IMAGES, teacher=_Teacher(), held=held, teaching=teaching)
+    return teach.apart(logits, IMAGES, teacher=_Teacher(), columns=[0, 1], held=held, teaching=teaching)
 
 
 def test_logits_are_apart_by_their_mean_square_on_the_held_cases_only() -> None:
@@ -39,6 +39,14 @@ def test_answers_are_closest_where_they_are_the_teachers_own() -> None:
     assert own.grad is not None
     assert own.grad.abs().max() < 1e-6
     assert _apart(own.detach() * -1.0, distance="answers") > loss
+
+
+def test_of_a_class_that_is_new_the_teacher_says_nothing() -> None:
+    own = _Teacher()(IMAGES)
+    grown = torch.stack([own[:, 0], torch.full((6,), 9.0), own[:, 1]], dim=1)
+    teaching = Teaching(weight=1.0, distance="logits", pools=(0,))
+    loss = teach.apart(grown, IMAGES, teacher=_Teacher(), columns=[0, 2], held=HELD, teaching=teaching)
+    assert loss.item() == 0.0
 
 
 def test_without_a_held_case_there_is_nothing_to_learn_from_the_teacher() -> None:

@@ -15,11 +15,13 @@ split, n that of what is new since the champion's dataset version, E and U the r
 | `gdumb` | nothing | 500 kept cases, (site, class) evenly [5] | 500 E |
 | `lwf` | champion | what is new, held to the champion's answers on it; needs no old image [6] | 1⅓ U n |
 | `interpolate` | champion | what is new; then halfway back to the champion [7] | U n |
+| `analytic` | champion | everything once, forwards; only the last layer is solved anew [9] | N / 3 |
 | `finetune` | champion | what is new: the lower bound, never promoted | U n |
 
 [1] TiC-CLIP, Garg et al., ICLR 2024. [2] Prabhu et al., CVPR 2023. [3] Ibrahim et al., TMLR 2024: re-warm, re-decay.
 [4] DER++, Buzzega et al., NeurIPS 2020. [5] Prabhu et al., ECCV 2020. [6] Li and Hoiem, ECCV 2016. [7] WiSE-FT,
 Wortsman et al., CVPR 2022, with BatchNorm re-estimated. [8] Found by measurement: docs/decisions/0013.
+[9] ACIL, Zhuang et al., NeurIPS 2022: for new classes, and sites without a fast machine.
 
 DER++ here asks the champion for its logits at each update, instead of keeping those of the day a case came.
 """
@@ -49,6 +51,7 @@ FORWARD_ONLY = 1.0 / 3.0
 AUTO_COST, AUTO_ARCHIVE, AUTO_NEW, AUTO_EPOCHS = 0.2125, 6, 0.35, 4
 """`auto`: its cost as a share of a training from nothing, the archive that still raises it (in times of what is new),
 the share of new cases, and in how many epochs it looks at tune."""
+ANALYTIC_RIDGE = 1e-3
 DERPP_MEMORY, GDUMB_MEMORY = 200, 500
 """Cases kept by the two strategies for small memories."""
 BLEND_CASES = 512
@@ -104,6 +107,8 @@ class Plan:
     """The learning rate ends, after a cosine, at this share of its peak."""
     teaching: Teaching | None = None
     blending: Blending | None = None
+    ridge: float | None = None
+    """Not None: nothing is learned, and the last layer is solved on one epoch's draws with this penalty."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -115,6 +120,8 @@ class Plan:
     def sample_gradients(self) -> int:
         """Sample-gradients of the whole run: its cost."""
         looked_at = 0 if self.teaching is None else sum(self.pools[k].draws for k in self.teaching.pools) * self.epochs
+        if self.ridge is not None:
+            looked_at += self.draws
         if self.blending is not None:
             looked_at += self.blending.pool.draws * len(self.blending.shares)
         return self.draws * self.epochs + round(FORWARD_ONLY * looked_at)
@@ -251,6 +258,11 @@ def _warm(known: Known) -> Plan:
     return _update((every,), epochs=WARM_EPOCHS, known=known)
 
 
+def _analytic(known: Known) -> Plan:
+    every = _pool(np.arange(len(known.labels)), strata=known.strata, draws=len(known.labels))
+    return replace(_update((every,), epochs=1, known=known), epochs=0, ridge=ANALYTIC_RIDGE)
+
+
 PLANS: Mapping[Strategy, Callable[[Known], Plan]] = {
     "full": _full,
     "auto": _auto,
@@ -260,6 +272,7 @@ PLANS: Mapping[Strategy, Callable[[Known], Plan]] = {
     "gdumb": _gdumb,
     "lwf": _lwf,
     "interpolate": _interpolate,
+    "analytic": _analytic,
     "finetune": _finetune,
 }
 """How each strategy plans, given a champion and something new."""

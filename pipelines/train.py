@@ -18,7 +18,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,28 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from pipelines import augment, blend, calibrate, checkpoint, job, network, predict, repeatable, strategies, teach
+from pipelines import (
+    analytic,
+    augment,
+    blend,
+    calibrate,
+    champion,
+    checkpoint,
+    job,
+    network,
+    predict,
+    repeatable,
+    strategies,
+    teach,
+)
+from pipelines.champion import Base
 from pipelines.dataset import open_version
 from pipelines.metrics import auroc_estimate, macro_auroc_estimate
 from pipelines.protocol import Protocol, from_document
-from pipelines.types import Digest, OperatingPoint, Strategy, digest_of
+from pipelines.types import OperatingPoint, Strategy, digest_of
 
-BLENDING = 1 << 20
-"""In place of an epoch's number, for the cases that BatchNorm is measured on."""
+AFTERWARDS = 1 << 20
+"""In place of an epoch's number, for the cases that are looked at after the last."""
 
 
 class TrainingRefused(job.Refused):
@@ -55,16 +69,6 @@ class Cases:
     """(N,) text."""
     label_since: NDArray[np.int64]
     """(N,) number of the dataset version since which the case has this label."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Base:
-    """The champion that an update starts from."""
-
-    weights: Path
-    weights_digest: Digest
-    architecture: network.Architecture
-    dataset_number: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -100,7 +104,7 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
     _check(tune, split="tune", protocol=protocol)
     recipe = protocol.recipe
     architecture = network.architecture_for(protocol)
-    base, notes = _fitting(base, architecture=architecture)
+    base, notes = champion.fitting(base, architecture=architecture)
     plan = strategies.plan(
         strategy,
         labels=train.labels,
@@ -111,11 +115,11 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with repeatable.on(threads or recipe.threads, device=device):
-        module = _first_weights(architecture, plan=plan, base=base, seed=seed).to(device)
+        module = champion.first_weights(architecture, plan=plan, base=base, seed=seed).to(device)
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on a CPU
-        average = _first_weights(architecture, plan=plan, base=base, seed=seed).to(device).eval()
+        average = champion.first_weights(architecture, plan=plan, base=base, seed=seed).to(device).eval()
         average.load_state_dict(module.state_dict())
-        teacher = None if plan.teaching is None or base is None else _teacher(base).to(device)
+        teacher = None if plan.teaching is None or base is None else champion.as_it_is(base).to(device)
         taught = plan.taught
         columns = [] if base is None else [architecture.classes.index(name) for name in base.architecture.classes]
         optimiser = torch.optim.AdamW(
@@ -205,20 +209,9 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
                 checkpoint.save(state, directory=checkpoints, identity=identity)
             tell(row)
 
-        assert state.best is not None, "a plan has at least one epoch"
-        average.load_state_dict(state.best)
-        if plan.blending is not None:
-            rows = np.sort(strategies.epoch_order((plan.blending.pool,), rng=np.random.default_rng([seed, BLENDING])))
-            share = blend.choose(
-                average,
-                champion=_champion(architecture, base=base, seed=seed).to(device),
-                shares=plan.blending.shares,
-                images=train.images[rows],
-                loss=lambda mixed: calibrate.worst_site_log_loss(
-                    predict.in_batches(mixed, tune.images), tune.labels, tune.sites
-                ),
-            )
-            notes.append(f"{share:g} of the candidate's weights, {1.0 - share:g} of the champion's")
+        if state.best is not None:
+            average.load_state_dict(state.best)
+        notes += _finished(average, plan=plan, base=base, architecture=architecture, train=train, tune=tune, seed=seed)
         chosen = average.cpu().eval()
         answers = predict.in_batches(chosen, tune.images)
 
@@ -247,7 +240,7 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
         "seconds": round(sum(row["seconds"] for row in state.history), 3),
         "tune": {
             "auroc": asdict(_tune_auroc(answers, tune.labels, protocol=protocol)),
-            "log_loss": state.best_loss,
+            "log_loss": calibrate.worst_site_log_loss(answers, tune.labels, tune.sites),
             "n": len(tune.labels),
         },
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
@@ -287,7 +280,7 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
         protocol=protocol,
         strategy=config["strategy"],
         seed=int(config["seed"]),
-        base=_base(config.get("base")),
+        base=champion.from_job(config.get("base")),
         threads=config.get("threads"),
         checkpoints=directory / "checkpoints",
         dataset_digest=version.digest,
@@ -307,17 +300,6 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _base(document: Mapping[str, Any] | None) -> Base | None:
-    if document is None:
-        return None
-    return Base(
-        weights=Path(document["weights"]),
-        weights_digest=Digest(document["weights_digest"]),
-        architecture=network.from_document(document["architecture"]),
-        dataset_number=int(document["dataset_number"]),
-    )
-
-
 def _check(cases: Cases, *, split: str, protocol: Protocol) -> None:
     present = set(np.unique(cases.labels).tolist())
     missing = [name for index, name in enumerate(protocol.classes) if index not in present]
@@ -331,46 +313,35 @@ def _diverged(epoch: int) -> TrainingRefused:
     return TrainingRefused(f"training diverged in epoch {epoch + 1} (not a number): lower recipe.learning_rate")
 
 
-def _fitting(base: Base | None, *, architecture: network.Architecture) -> tuple[Base | None, list[str]]:
-    """The champion if its weights can be the start of this architecture, and what there is to say about it."""
-    if base is None or base.architecture == architecture:
-        return base, []
-    if not network.grows_into(base.architecture, architecture):
-        return None, ["the champion has another architecture or other classes: trained from nothing"]
-    added = [name for name in architecture.classes if name not in base.architecture.classes]
-    return base, [f"the champion's head grew by {', '.join(added)}"]
-
-
-def _first_weights(
-    architecture: network.Architecture, *, plan: strategies.Plan, base: Base | None, seed: int
-) -> nn.Module:
-    """The champion's weights, or new ones that depend on the seed alone; the global generator is left as it was."""
-    if plan.start == "champion":
-        return _champion(architecture, base=base, seed=seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return network.build(architecture)
-
-
-def _champion(architecture: network.Architecture, *, base: Base | None, seed: int) -> nn.Module:
-    """The champion with a row of its head for each class; rows that it has not learned depend on the seed alone."""
-    assert base is not None, "a plan asks for a champion only if there is one"
-    if base.architecture == architecture:
-        return _teacher(base)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return network.load_grown(
-            base.weights,
-            architecture=architecture,
-            trained_as=base.architecture,
-            expected_digest=base.weights_digest,
-        )
-
-
-def _teacher(base: Base) -> nn.Module:
-    """The champion as it is."""
-    with torch.random.fork_rng(devices=[]):  # its first weights are drawn before they are overwritten
-        return network.load_model(base.weights, architecture=base.architecture, expected_digest=base.weights_digest)
+def _finished(
+    average: nn.Module,
+    *,
+    plan: strategies.Plan,
+    base: Base | None,
+    architecture: network.Architecture,
+    train: Cases,
+    tune: Cases,
+    seed: int,
+) -> list[str]:
+    """Do what the plan asks for after the last epoch: solve the last layer, mix with the champion; say so."""
+    rng = np.random.default_rng([seed, AFTERWARDS])
+    if plan.ridge is not None:
+        rows = np.sort(strategies.epoch_order(plan.pools, rng=rng))
+        analytic.solve_head(average, images=train.images[rows], labels=train.labels[rows], ridge=plan.ridge)
+    if plan.blending is None:
+        return []
+    rows = np.sort(strategies.epoch_order((plan.blending.pool,), rng=rng))
+    device = next(average.parameters()).device
+    share = blend.choose(
+        average,
+        champion=champion.grown(architecture, base=base, seed=seed).to(device),
+        shares=plan.blending.shares,
+        images=train.images[rows],
+        loss=lambda mixed: calibrate.worst_site_log_loss(
+            predict.in_batches(mixed, tune.images), tune.labels, tune.sites
+        ),
+    )
+    return [f"{share:g} of the candidate's weights, {1.0 - share:g} of the champion's"]
 
 
 def _tune_auroc(logits: NDArray[np.float32], labels: NDArray[np.int64], *, protocol: Protocol) -> Any:

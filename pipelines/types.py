@@ -18,7 +18,7 @@ Digest = NewType("Digest", str)
 Split = Literal["train", "tune", "sealed_test"]
 Evidence = Literal["report_text", "single_read", "consensus", "follow_up", "pathology"]
 AiExposure = Literal["blind", "aided", "unknown"]
-Strategy = Literal["full", "auto", "warm", "replay", "derpp", "gdumb", "lwf", "interpolate", "finetune"]
+Strategy = Literal["full", "auto", "warm", "replay", "derpp", "gdumb", "lwf", "interpolate", "analytic", "finetune"]
 Verdict = Literal["pass", "fail", "insufficient"]
 
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -137,7 +137,7 @@ def _three_classes() -> tuple[Protocol, train.Cases]:
     return protocol, _joined(old, third)
 
 
-@pytest.mark.parametrize("strategy", ["replay", "derpp", "interpolate"])
+@pytest.mark.parametrize("strategy", ["replay", "derpp", "interpolate", "analytic"])
 def test_a_champion_grows_a_row_of_its_head_for_a_class_that_is_new(
     trained: train.Trained, tmp_path: Path, strategy: str
 ) -> None:
@@ -179,6 +179,17 @@ def test_an_update_of_every_kind_repeats_itself_to_the_byte_also_when_killed(
     resumed = _fit(**update, checkpoints=tmp_path / "checkpoints")
     assert network.save_weights(resumed.module) == network.save_weights(unbroken.module)
     assert network.save_weights(unbroken.module) != network.save_weights(trained.module)
+
+
+def test_analytic_changes_the_last_layer_only_and_learns_the_new_class(trained: train.Trained, tmp_path: Path) -> None:
+    protocol, joined = _three_classes()
+    update = _fit(protocol=protocol, cases=joined, tune=joined, strategy="analytic", base=_champion(trained, tmp_path))
+    before, after = trained.module.state_dict(), update.module.state_dict()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == list(before)[-2:]
+    scores = predict.Model(update.module, update.metadata).scores(joined.images)
+    assert auroc(joined.labels == 1, scores[:, 1]) > 0.9
+    assert update.metadata["sample_gradients"] == round(128 / 3)
+    assert update.history == []
 
 
 def test_half_the_way_back_is_closer_to_the_champion(trained: train.Trained, tmp_path: Path) -> None:

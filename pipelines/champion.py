@@ -42,13 +42,18 @@ def from_job(document: Mapping[str, Any] | None) -> Base | None:
 
 
 def fitting(base: Base | None, *, architecture: network.Architecture) -> tuple[Base | None, list[str]]:
-    """Return the champion if its weights can be the start of this architecture, and what there is to say about it."""
-    if base is None or base.architecture == architecture:
+    """Return the champion if its weights can be the start of this architecture, and what there is to say if not."""
+    if base is None or base.architecture == architecture or network.grows_into(base.architecture, architecture):
         return base, []
-    if not network.grows_into(base.architecture, architecture):
-        return None, ["the champion has another architecture or other classes: trained from nothing"]
+    return None, ["the champion has another architecture or other classes: trained from nothing"]
+
+
+def growth(base: Base | None, *, architecture: network.Architecture, plan: Plan) -> list[str]:
+    """Return a note on the classes by which the champion's head grew, none where it did not."""
+    if base is None or base.architecture == architecture or plan.start == "nothing":
+        return []
     added = [name for name in architecture.classes if name not in base.architecture.classes]
-    return base, [f"the champion's head grew by {', '.join(added)}"]
+    return [f"the champion's head grew by {', '.join(added)}"]
 
 
 def first_weights(architecture: network.Architecture, *, plan: Plan, base: Base | None, seed: int) -> nn.Module:

@@ -113,6 +113,7 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
         base_number=None if base is None else base.dataset_number,
         recipe=recipe,
     )
+    notes += champion.growth(base, architecture=architecture, plan=plan)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with repeatable.on(threads or recipe.threads, device=device):
         module = champion.first_weights(architecture, plan=plan, base=base, seed=seed).to(device)

@@ -181,14 +181,20 @@ def main(arguments: list[str]) -> int:
 def draw(streams: Iterable[Stream], folder: Path, *, order: str) -> None:
     """Write the pictures of the streams in one order: every strategy's progress, and what each one forgot."""
     by_variant: dict[str, list[forgetting.Matrix]] = {}
+    first: dict[str, list[int]] = {}
     for stream in streams:
         if stream.order == order:
             by_variant.setdefault(stream.variant, []).append(np.array(stream.matrix))
+            first[stream.variant] = stream.first
     folder.mkdir(parents=True, exist_ok=True)
+    if not by_variant:
+        raise SystemExit(f"there is no finished stream in the order {order} to draw")
     pictures = {"stream-every-batch": charts.every_batch(by_variant, order=order)}
     for variant, matrices in by_variant.items():
         name = variant.replace(",", "-").replace("=", "-")
-        pictures[f"stream-forgetting-{name}"] = charts.forgetting_map(matrices, name=variant, order=order)
+        pictures[f"stream-forgetting-{name}"] = charts.forgetting_map(
+            matrices, name=variant, order=order, first=first[variant]
+        )
     for name, picture in pictures.items():
         (folder / f"{name}.svg").write_text(picture, encoding="utf-8")
 

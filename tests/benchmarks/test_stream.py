@@ -111,11 +111,21 @@ def _as_json(one: stream.Stream) -> dict[str, Any]:
 
 def test_the_pictures_are_drawn_with_their_numbers() -> None:
     progress = charts.every_batch({"auto": [R, R], "full": [R + 0.02]}, order="ABC")
-    heat = charts.forgetting_map([R], name="auto <new>", order="ABC")
+    heat = charts.forgetting_map([R], name="auto <new>", order="ABC", first=[0, 1, 2])
     for picture in (progress, heat):
         assert ElementTree.fromstring(picture).tag.endswith("svg")  # noqa: S314 - our own picture
     assert f"auto {R[-1].mean():.3f}" in progress
     assert all(f"{value:.3f}" in heat for value in R.ravel())
+
+
+def test_a_stream_whose_sites_come_back_is_drawn_too() -> None:
+    long = np.linspace(0.8, 0.9, 40 * 3).reshape(40, 3)
+    progress = charts.every_batch({"auto": [long]}, order="ABC")
+    heat = charts.forgetting_map([long], name="auto", order="ABC", first=[0, 4, 9])
+    for picture in (progress, heat):
+        assert ElementTree.fromstring(picture).tag.endswith("svg")  # noqa: S314 - our own picture
+    assert heat.count("<rect") == 1 + 40 * 3
+    assert heat.count('stroke="#D55E00"') == 3
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,36 @@ def acquisition(images: Tensor, *, generator: torch.Generator, strength: Strengt
     return _scanner(_position(images, generator=generator, limits=limits), generator=generator, limits=limits)
 
 
+def another_scanner(images: Tensor, *, generator: torch.Generator, share: float) -> Tensor:
+    """Return `images` (N, C, H, W) in [0, 1] with a `share` of them as a scanner never seen before would show them.
+
+    Each of those draws its gamma (exponent 0.5 to 2) and contrast (0.5 to 1.6 about a level of .4 to .6), and each
+    with a chance of its own black for white, half the resolution, a blur, and noise of up to .08. Left out, so that
+    the stream benchmark has families that no training has seen: edge enhancement, bit depth, collimation, markers, and
+    noise that depends on the signal.
+    """
+    n = len(images)
+
+    def drawn(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(n, 1, 1, 1, generator=generator)
+
+    def chosen(chance: float) -> Tensor:
+        return torch.rand(n, 1, 1, 1, generator=generator) < chance
+
+    halved = functional.interpolate(
+        functional.avg_pool2d(images, 2, ceil_mode=True), size=images.shape[-2:], mode="bilinear", align_corners=False
+    )
+    changed = torch.where(chosen(0.25), halved, images)
+    blurred = functional.avg_pool2d(functional.pad(changed, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    changed = torch.where(chosen(0.5), torch.lerp(changed, blurred, drawn(0.0, 1.0)), changed)
+    changed = torch.where(chosen(0.35), 1.0 - changed, changed)
+    changed = changed.clamp(1e-4, 1.0) ** torch.exp2(drawn(-1.0, 1.0))
+    changed = (changed - 0.5) * drawn(0.5, 1.6) + drawn(0.4, 0.6)
+    noise = torch.randn(images.shape, generator=generator) * drawn(0.0, 0.08)
+    changed = (changed + torch.where(chosen(0.5), noise, 0.0)).clamp(0.0, 1.0)
+    return torch.where(chosen(share), changed, images)
+
+
 def _position(images: Tensor, *, generator: torch.Generator, limits: Strength) -> Tensor:
     n = len(images)
     angle = _around_zero(n, generator=generator) * math.radians(limits.turn_degrees)

@@ -21,6 +21,7 @@ from pipelines.types import OperatingPoint, Split
 
 Rule = Literal["youden", "sensitivity_at_specificity", "specificity_at_sensitivity"]
 SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE = 0.05, 20.0
+FEWEST_AT_A_SITE = 10
 GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
 
 
@@ -45,6 +46,16 @@ def balanced_log_loss(logits: NDArray[Any], labels: NDArray[Any]) -> float:
     """Return the mean negative log-likelihood of `labels` (N,) in nats, each class weighing the same."""
     losses = _losses(softmax(logits), labels)
     return float(np.mean([losses[labels == k].mean() for k in np.unique(labels)]))
+
+
+def worst_site_log_loss(logits: NDArray[Any], labels: NDArray[Any], sites: NDArray[Any]) -> float:
+    """Return `balanced_log_loss` at the site where it is highest; `logits` (N, K), `labels` and `sites` (N,).
+
+    Only sites with at least 10 cases of each class are looked at on their own; where there is none, all cases together.
+    """
+    own = [sites == site for site in np.unique(sites)]
+    told = [here for here in own if np.bincount(labels[here], minlength=logits.shape[1]).min() >= FEWEST_AT_A_SITE]
+    return max(balanced_log_loss(logits[here], labels[here]) for here in told or [np.ones(len(labels), dtype=bool)])
 
 
 def fit_temperature(logits: NDArray[Any], labels: NDArray[Any], *, log_prior: NDArray[Any] | None = None) -> float:

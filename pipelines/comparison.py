@@ -77,6 +77,8 @@ class Comparison:
     """Of the dataset version; a protocol that asks for data quality fails without it."""
     approved: tuple[Scored, ...] = ()
     """Models approved before the champion that the candidate must not fall below either, the original first."""
+    fine_tuned: bool = False
+    """The candidate started from the champion and saw none of the past cases."""
 
     @property
     def level(self) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pipelines.comparison import Comparison
+from pipelines.comparison import Comparison, Placement
 from pipelines.metrics import MetricError
 from pipelines.protocol import DataQuality
 from pipelines.quality_report import QualityLine, QualityReport
@@ -36,6 +36,26 @@ def required(comparison: Comparison, *, dataset_digest: Digest) -> list[tuple[st
         return lambda comparison: gate(_report(comparison, rules=rules, dataset_digest=dataset_digest), rules)
 
     return [(name, bound(gate)) for name, gate in gates.items()]
+
+
+def leakage(comparison: Comparison) -> GateResult:
+    """Fail where an image or a patient is in two splits, whatever the protocol."""
+    if not comparison.placements:
+        raise MetricError("the dataset version lists no cases")
+    shared = {
+        what: sorted(
+            {value for value, splits in _splits_of(comparison.placements, attribute).items() if len(splits) > 1}
+        )
+        for what, attribute in (("images", "image_digest"), ("patients", "group"))
+    }
+    found = [f"{len(values)} {what} in more than one split" for what, values in shared.items() if values]
+    return GateResult(
+        name="leakage",
+        requirement="no image and no patient in two splits",
+        verdict="fail" if found else "pass",
+        reason="; ".join(found) or "every image and every patient is in one split only",
+        details={"cases": len(comparison.placements), **{what: values[:20] for what, values in shared.items()}},
+    )
 
 
 def _missing_patients(report: QualityReport, rules: DataQuality) -> GateResult:
@@ -98,3 +118,10 @@ def _value(line: QualityLine) -> float:
     if line.value is None or line.n == 0:
         raise MetricError(f"{line.name} was not measured: {line.reason}")
     return line.value
+
+
+def _splits_of(placements: tuple[Placement, ...], attribute: str) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for placement in placements:
+        found.setdefault(getattr(placement, attribute), set()).add(placement.split)
+    return found

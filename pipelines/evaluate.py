@@ -83,6 +83,8 @@ def gather(
         ),
         approved=tuple(earlier),
         quality=quality,
+        fine_tuned=candidate["metadata"]["strategy"] == "finetune"
+        and candidate["metadata"]["started_from"] == "champion",
     )
     return comparison, version.digest
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from pipelines import data_gates, job, metrics, subgroups
 from pipelines.approved import acceptable
-from pipelines.comparison import Comparison, Placement, Scored
+from pipelines.comparison import Comparison, Scored
 from pipelines.endpoints import (
     Decision,
     among,
@@ -86,7 +86,9 @@ def _gates_for(comparison: Comparison) -> list[tuple[str, Gate]]:
         gates.append(("approved_models", _approved_models))
     if comparison.champion is not None and comparison.protocol.gates.subgroups is not None:
         gates.append(("subgroups", _subgroups))
-    return [*gates, ("calibration", _calibration), ("leakage", _leakage), ("submitters", _submitters)]
+    if comparison.fine_tuned:
+        gates.append(("strategy", _strategy))
+    return [*gates, ("calibration", _calibration), ("leakage", data_gates.leakage), ("submitters", _submitters)]
 
 
 def _closed(name: str, gate: Gate, comparison: Comparison) -> GateResult:
@@ -125,6 +127,15 @@ def _auroc(comparison: Comparison) -> GateResult:
     difference = None if comparison.champion is None else area_difference(comparison, comparison.champion)
     candidate = area(comparison, comparison.candidate)
     return _floor_and_margin("auroc", rule, candidate=candidate, champion=champion, difference=difference)
+
+
+def _strategy(_comparison: Comparison) -> GateResult:
+    return GateResult(
+        name="strategy",
+        requirement="an update has seen past cases, or was held to the champion",
+        verdict="fail",
+        reason="`finetune` forgets the sites it does not see: it is for comparison, and never promoted",
+    )
 
 
 def _improvement(comparison: Comparison) -> GateResult:
@@ -251,25 +262,6 @@ def _calibration(comparison: Comparison) -> GateResult:
     )
 
 
-def _leakage(comparison: Comparison) -> GateResult:
-    if not comparison.placements:
-        raise metrics.MetricError("the dataset version lists no cases")
-    shared = {
-        what: sorted(
-            {value for value, splits in _splits_of(comparison.placements, attribute).items() if len(splits) > 1}
-        )
-        for what, attribute in (("images", "image_digest"), ("patients", "group"))
-    }
-    found = [f"{len(values)} {what} in more than one split" for what, values in shared.items() if values]
-    return GateResult(
-        name="leakage",
-        requirement="no image and no patient in two splits",
-        verdict="fail" if found else "pass",
-        reason="; ".join(found) or "every image and every patient is in one split only",
-        details={"cases": len(comparison.placements), **{what: values[:20] for what, values in shared.items()}},
-    )
-
-
 def _submitters(comparison: Comparison) -> GateResult:
     """Test each submitter's new labels against the champion and against other evidence, Holm over all the tests."""
     rule = comparison.protocol.gates.submitters
@@ -359,13 +351,6 @@ def _calibration_error(comparison: Comparison, model: Scored) -> Estimate:
         right = model.scores.argmax(axis=1) == comparison.sealed.labels
         return metrics.ece_estimate(right, model.scores.max(axis=1), rng=rng)
     return metrics.ece_estimate(comparison.truth, model.scores[:, index], rng=rng)
-
-
-def _splits_of(placements: tuple[Placement, ...], attribute: str) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
-    for placement in placements:
-        found.setdefault(getattr(placement, attribute), set()).add(placement.split)
-    return found
 
 
 def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,12 @@ import hashlib
 import importlib
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -138,6 +139,31 @@ def load_model(
         module.load_state_dict(load_tensors(data))
     except (SafetensorError, RuntimeError) as error:
         raise WeightsCorrupt(f"{weights.name} does not fit the architecture: {error}") from error
+    return module.eval()
+
+
+def grows_into(old: Architecture, new: Architecture) -> bool:
+    """Return whether `new` is `old` with classes added, in any order."""
+    return old != new and set(old.classes) <= set(new.classes) and replace(old, classes=new.classes) == new
+
+
+def load_grown(
+    weights: Path, *, architecture: Architecture, trained_as: Architecture, expected_digest: str | None = None
+) -> nn.Module:
+    """Build the network with more classes than it was trained with: what it knew stays, also in the rows of its head.
+
+    The rows of new classes come from torch's global generator, as in `build`. Returns it in eval mode. Raises
+    WeightsCorrupt where the bytes or tensors are not those of `trained_as`, and OSError.
+    """
+    known = load_model(weights, architecture=trained_as, expected_digest=expected_digest).state_dict()
+    module = build(architecture)
+    rows = [architecture.classes.index(name) for name in trained_as.classes]
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            if tensor.shape == known[name].shape:
+                tensor.copy_(known[name])
+            else:
+                tensor[rows] = known[name]
     return module.eval()
 
 

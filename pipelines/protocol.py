@@ -98,6 +98,9 @@ class Recipe(_Section):
     replay_share: Share = 0.5
     """Share of each batch drawn from the archive when the strategy is `replay`."""
     augment: bool = True
+    randomise: Share = 0.0
+    """Share of the training images that are shown as an imagined other scanner would, so that the next one surprises
+    less."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     threads: Annotated[int, Field(ge=1, le=64)] = 1
     """CPU threads; part of the recipe because floating-point sums depend on it."""

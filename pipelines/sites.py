@@ -86,7 +86,7 @@ def deal(xrays: ChestXrays, *, seed: int, share: float = 1.0) -> dict[str, SiteC
 def as_seen(images: NDArray[np.uint8], *, site: Site, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Return `images` (N, H, W) uint8 as `site` would have taken them, uint8 again; the input stays as it is."""
     seen = site.shift(images.astype(np.float32) / 255.0, rng)
-    return np.rint(seen * 255.0).astype(np.uint8)
+    return np.asarray(np.rint(seen * 255.0), dtype=np.uint8)
 
 
 def unchanged(images: Images, _rng: np.random.Generator) -> Images:
@@ -186,4 +186,4 @@ def _blurred(images: Images, *, sigma: float) -> Images:
 
 
 def _clipped(images: NDArray[np.floating]) -> Images:
-    return np.clip(images, 0.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip(images, 0.0, 1.0), dtype=np.float32)

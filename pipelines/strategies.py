@@ -1,21 +1,37 @@
-"""From what a candidate starts, and which cases it sees how often: `full`, `finetune`, `replay`.
+"""From what a candidate starts, which cases it sees how often, and what else holds it: a small plan a strategy.
 
 Invariant: a plan is a pure function of the training rows, the champion's dataset number and the recipe, and says the
-cost before it is paid: its sample-gradients do not grow with the archive for an update.
+cost before it is paid, in sample-gradients (one case forwards and backwards; a case shown to the teacher only, or only
+for BatchNorm, counts a third). None needs more of the last model than its weights; N is the size of the training
+split, n that of what is new since the champion's dataset version, E and U the recipe's `epochs` and `update_epochs`.
 
-* `full` starts from nothing and sees every case, each class as often as the other.
-* `finetune` starts from the champion and sees only what is new since the champion's dataset version.
-* `replay` starts from the champion; each batch is part new cases, part archive, the archive drawn evenly over
-  (site, class), so that a small site is rehearsed as much as a large one.
+| strategy | starts from | sees | sample-gradients |
+|---|---|---|---|
+| `full` | nothing | everything, classes evenly: the reference and the first model | E N |
+| `auto` | champion | a third new, the rest archive, (site, class) evenly [8] | .21 E min(N, 6 n) |
+| `warm` | champion | everything, (site, class) evenly [1] | 3 N |
+| `replay` | champion | half new, half archive, (site, class) evenly [2, 3] | 2 U n |
+| `derpp` | champion | the same with 200 kept cases, held to the champion's logits on them [4] | 2⅓ U n |
+| `gdumb` | nothing | 500 kept cases, (site, class) evenly [5] | 500 E |
+| `lwf` | champion | what is new, held to the champion's answers on it; needs no old image [6] | 1⅓ U n |
+| `interpolate` | champion | what is new; then halfway back to the champion [7] | U n |
+| `analytic` | champion | everything once, forwards; only the last layer is solved anew [9] | N / 3 |
+| `finetune` | champion | what is new: the lower bound, never promoted | U n |
 
-Reference: Prabhu et al., CVPR 2023 (uniform rehearsal under a compute budget); Ibrahim et al., TMLR 2024 (re-warm,
-re-decay, replay); the budget and rates are those of docs/learning-log.md.
+[1] TiC-CLIP, Garg et al., ICLR 2024. [2] Prabhu et al., CVPR 2023. [3] Ibrahim et al., TMLR 2024: re-warm, re-decay.
+[4] DER++, Buzzega et al., NeurIPS 2020. [5] Prabhu et al., ECCV 2020. [6] Li and Hoiem, ECCV 2016. [7] WiSE-FT,
+Wortsman et al., CVPR 2022, with BatchNorm re-estimated. [8] Found by measurement: docs/decisions/0013.
+[9] ACIL, Zhuang et al., NeurIPS 2022: for new classes, and sites without a fast machine.
+
+DER++ here asks the champion for its logits at each update, instead of keeping those of the day a case came.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, assert_never
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,15 +45,52 @@ LARGEST_COST = 0.5
 """An update costs at most this share of a training from nothing, in sample-gradients."""
 FEWEST_STEPS = 16
 """Batches an epoch, as far as batches of 16 allow: small data sets get smaller batches rather than too few steps."""
+WARM_EPOCHS = 3
+FORWARD_ONLY = 1.0 / 3.0
+"""What a case costs that is only looked at, in sample-gradients: a backward pass costs about two forward passes."""
+AUTO_COST, AUTO_ARCHIVE, AUTO_NEW, AUTO_EPOCHS = 0.2125, 6, 0.35, 4
+"""`auto`: its cost as a share of a training from nothing, the archive that still raises it (in times of what is new),
+the share of new cases, and in how many epochs it looks at tune."""
+ANALYTIC_RIDGE = 1e-3
+DERPP_MEMORY, GDUMB_MEMORY = 200, 500
+"""Cases kept by the two strategies for small memories."""
+BLEND_CASES = 512
+"""Cases looked at to re-estimate BatchNorm, drawn over (site, class) evenly."""
+
+Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
     """Rows of the training split to draw from, the chance of each, and how many draws an epoch takes."""
 
-    rows: NDArray[np.int64]
+    rows: Rows
     weights: NDArray[np.float64]
     draws: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Teaching:
+    """The champion as teacher: `weight` times the distance of the network's answers from its own is added to the loss.
+
+    `distance` is cross-entropy between softened answers, or the mean square between logits. `pools` says for cases of
+    which pools.
+    """
+
+    weight: float
+    distance: Literal["answers", "logits"]
+    pools: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blending:
+    """Mixtures of candidate and champion weights to choose from on tune, by the candidate's share; 1 is it alone.
+
+    BatchNorm is re-estimated for each mixture on the cases that `pool` draws.
+    """
+
+    shares: tuple[float, ...]
+    pool: Pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,17 +105,59 @@ class Plan:
     warm_up_share: float = 0.1
     final_share: float = 0.02
     """The learning rate ends, after a cosine, at this share of its peak."""
+    teaching: Teaching | None = None
+    blending: Blending | None = None
+    ridge: float | None = None
+    """Not None: nothing is learned, and the last layer is solved on one epoch's draws with this penalty."""
     notes: tuple[str, ...] = ()
 
     @property
     def draws(self) -> int:
-        """Sample-gradients of one epoch."""
+        """Cases drawn in one epoch."""
         return sum(pool.draws for pool in self.pools)
 
     @property
     def sample_gradients(self) -> int:
         """Sample-gradients of the whole run: its cost."""
-        return self.draws * self.epochs
+        looked_at = 0 if self.teaching is None else sum(self.pools[k].draws for k in self.teaching.pools) * self.epochs
+        if self.ridge is not None:
+            looked_at += self.draws
+        if self.blending is not None:
+            looked_at += self.blending.pool.draws * len(self.blending.shares)
+        return self.draws * self.epochs + round(FORWARD_ONLY * looked_at)
+
+    @property
+    def batches(self) -> int:
+        """Batches an epoch, all within one of the same size: BatchNorm never meets a leftover of one."""
+        return max(1, round(self.draws / self.batch_size))
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of step 0, 1, … of the whole run: a linear warm-up, then a cosine."""
+        steps = self.batches * self.epochs
+        warm_up = max(1.0, self.warm_up_share * steps)
+        if step + 1 < warm_up:
+            return self.peak_learning_rate * (step + 1) / warm_up
+        done = (step + 1 - warm_up) / max(1.0, steps - warm_up)
+        cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+        return self.peak_learning_rate * (self.final_share + (1.0 - self.final_share) * cosine)
+
+    @property
+    def taught(self) -> Rows:
+        """Rows of the training split on which the champion is the teacher."""
+        pools = () if self.teaching is None else self.teaching.pools
+        return np.concatenate([np.arange(0), *(self.pools[k].rows for k in pools)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What a plan is made from: labels and strata (N,) of the training split, rows that are new, and the archive's."""
+
+    labels: Rows
+    strata: Rows
+    """(N,) number of the (site, class) of each case."""
+    new: Rows
+    archive: Rows
+    recipe: Recipe
 
 
 def plan(
@@ -80,41 +175,28 @@ def plan(
     is new if it has had its label only since a later version, so a corrected label counts as new. Without a champion,
     or without anything new, every strategy is `full`, and the plan's notes say so.
     """
-    notes: list[str] = []
     new = np.flatnonzero(label_since > base_number) if base_number is not None else np.arange(0)
-    if strategy != "full" and base_number is None:
-        notes.append(f"{strategy}: no champion to start from, trained from nothing on every case")
-    elif strategy != "full" and len(new) == 0:
-        notes.append(f"{strategy}: no case is new since dataset version {base_number}, trained from nothing")
-    if strategy == "full" or notes:
-        every = _pool(np.arange(len(labels)), strata=labels, draws=len(labels))
-        return Plan(
-            start="nothing",
-            pools=(every,),
-            epochs=recipe.epochs,
-            batch_size=_batch_size(every.draws, recipe=recipe),
-            peak_learning_rate=recipe.learning_rate,
-            notes=tuple(notes),
-        )
-    if strategy == "finetune":
-        pools: tuple[Pool, ...] = (_pool(new, strata=labels[new], draws=len(new)),)
-    elif strategy == "replay":
-        pools = _rehearsal(new, labels=labels, sites=sites, recipe=recipe)
-    else:
-        assert_never(strategy)
-    wanted = recipe.update_epochs * sum(pool.draws for pool in pools)
-    affordable = LARGEST_COST * recipe.epochs * len(labels) / wanted
-    pools = tuple(replace(pool, draws=max(1, int(pool.draws * min(1.0, affordable)))) for pool in pools)
-    return Plan(
-        start="champion",
-        pools=pools,
-        epochs=recipe.update_epochs,
-        batch_size=_batch_size(sum(pool.draws for pool in pools), recipe=recipe),
-        peak_learning_rate=recipe.learning_rate / 2.0,
+    _, site_codes = np.unique(sites.astype(str), return_inverse=True)
+    known = Known(
+        labels=labels,
+        strata=site_codes * (int(labels.max()) + 1) + labels,
+        new=new,
+        archive=np.setdiff1d(np.arange(len(labels)), new),
+        recipe=recipe,
     )
+    if strategy != "full" and base_number is None:
+        return replace(
+            _full(known), notes=(f"{strategy}: no champion to start from, trained from nothing on every case",)
+        )
+    if strategy != "full" and len(new) == 0:
+        return replace(
+            _full(known),
+            notes=(f"{strategy}: no case is new since dataset version {base_number}, trained from nothing",),
+        )
+    return PLANS[strategy](known)
 
 
-def epoch_order(pools: tuple[Pool, ...], *, rng: np.random.Generator) -> NDArray[np.int64]:
+def epoch_order(pools: tuple[Pool, ...], *, rng: np.random.Generator) -> Rows:
     """Draw one epoch: rows (draws,) of the training split, the pools mixed evenly from the first batch to the last.
 
     Systematic sampling: a row expected k.f times comes k or k + 1 times, in random order.
@@ -129,22 +211,128 @@ def epoch_order(pools: tuple[Pool, ...], *, rng: np.random.Generator) -> NDArray
     return np.concatenate(drawn)[np.argsort(np.concatenate(keys), kind="stable")]
 
 
-def _rehearsal(
-    new: NDArray[np.int64], *, labels: NDArray[np.int64], sites: NDArray[Any], recipe: Recipe
-) -> tuple[Pool, ...]:
-    archive = np.setdiff1d(np.arange(len(labels)), new)
-    fresh = _pool(new, strata=labels[new], draws=len(new))
-    if len(archive) == 0 or recipe.replay_share == 0.0:
+def _full(known: Known) -> Plan:
+    return _from_nothing(np.arange(len(known.labels)), strata=known.labels, recipe=known.recipe)
+
+
+def _gdumb(known: Known) -> Plan:
+    kept = _memory(np.arange(len(known.labels)), strata=known.strata, size=GDUMB_MEMORY)
+    return _from_nothing(kept, strata=known.strata[kept], recipe=known.recipe)
+
+
+def _finetune(known: Known) -> Plan:
+    return _update((_fresh(known),), epochs=known.recipe.update_epochs, known=known)
+
+
+def _interpolate(known: Known) -> Plan:
+    return replace(_finetune(known), blending=_blending(known, shares=(0.5,)))
+
+
+def _lwf(known: Known) -> Plan:
+    return replace(_finetune(known), teaching=Teaching(weight=1.0, distance="answers", pools=(0,)))
+
+
+def _replay(known: Known) -> Plan:
+    return _update(_rehearsal(known, archive=known.archive), epochs=known.recipe.update_epochs, known=known)
+
+
+def _derpp(known: Known) -> Plan:
+    kept = _memory(known.archive, strata=known.strata[known.archive], size=DERPP_MEMORY)
+    pools = _rehearsal(known, archive=kept)
+    planned = _update(pools, epochs=known.recipe.update_epochs, known=known)
+    return replace(planned, teaching=Teaching(weight=0.5, distance="logits", pools=(len(pools) - 1,)))
+
+
+def _auto(known: Known) -> Plan:
+    stored = min(len(known.labels), AUTO_ARCHIVE * len(known.new))
+    draws = max(2, round(AUTO_COST * known.recipe.epochs * stored / AUTO_EPOCHS))
+    fresh = replace(_fresh(known), draws=max(1, round(AUTO_NEW * draws)))
+    if len(known.archive) == 0:
+        return _update((replace(fresh, draws=draws),), epochs=AUTO_EPOCHS, known=known)
+    rehearsed = _pool(known.archive, strata=known.strata[known.archive], draws=draws - fresh.draws)
+    return _update((fresh, rehearsed), epochs=AUTO_EPOCHS, known=known)
+
+
+def _warm(known: Known) -> Plan:
+    every = _pool(np.arange(len(known.labels)), strata=known.strata, draws=len(known.labels))
+    return _update((every,), epochs=WARM_EPOCHS, known=known)
+
+
+def _analytic(known: Known) -> Plan:
+    every = _pool(np.arange(len(known.labels)), strata=known.strata, draws=len(known.labels))
+    return replace(_update((every,), epochs=1, known=known), epochs=0, ridge=ANALYTIC_RIDGE)
+
+
+PLANS: Mapping[Strategy, Callable[[Known], Plan]] = {
+    "full": _full,
+    "auto": _auto,
+    "warm": _warm,
+    "replay": _replay,
+    "derpp": _derpp,
+    "gdumb": _gdumb,
+    "lwf": _lwf,
+    "interpolate": _interpolate,
+    "analytic": _analytic,
+    "finetune": _finetune,
+}
+"""How each strategy plans, given a champion and something new."""
+
+
+def _from_nothing(rows: Rows, *, strata: Rows, recipe: Recipe) -> Plan:
+    pool = _pool(rows, strata=strata, draws=len(rows))
+    return Plan(
+        start="nothing",
+        pools=(pool,),
+        epochs=recipe.epochs,
+        batch_size=_batch_size(pool.draws, recipe=recipe),
+        peak_learning_rate=recipe.learning_rate,
+    )
+
+
+def _update(pools: tuple[Pool, ...], *, epochs: int, known: Known) -> Plan:
+    """A run from the champion, at half the peak rate and no more than its share of a training from nothing."""
+    recipe = known.recipe
+    wanted = epochs * sum(pool.draws for pool in pools)
+    affordable = LARGEST_COST * recipe.epochs * len(known.labels) / wanted
+    pools = tuple(replace(pool, draws=max(1, int(pool.draws * min(1.0, affordable)))) for pool in pools)
+    return Plan(
+        start="champion",
+        pools=pools,
+        epochs=epochs,
+        batch_size=_batch_size(sum(pool.draws for pool in pools), recipe=recipe),
+        peak_learning_rate=recipe.learning_rate / 2.0,
+    )
+
+
+def _fresh(known: Known) -> Pool:
+    return _pool(known.new, strata=known.labels[known.new], draws=len(known.new))
+
+
+def _rehearsal(known: Known, *, archive: Rows) -> tuple[Pool, ...]:
+    """What is new, and beside it the archive in the recipe's share; only one of the two where that is 0 or 1."""
+    share, fresh = known.recipe.replay_share, _fresh(known)
+    if len(archive) == 0 or share == 0.0:
         return (fresh,)
-    _, site_codes = np.unique(sites[archive].astype(str), return_inverse=True)
-    strata = site_codes * (int(labels.max()) + 1) + labels[archive]
-    if recipe.replay_share == 1.0:
-        return (_pool(archive, strata=strata, draws=len(new)),)
-    draws = round(len(new) * recipe.replay_share / (1.0 - recipe.replay_share))
-    return (fresh, _pool(archive, strata=strata, draws=max(1, draws)))
+    draws = fresh.draws if share == 1.0 else max(1, round(fresh.draws * share / (1.0 - share)))
+    rehearsed = _pool(archive, strata=known.strata[archive], draws=draws)
+    return (rehearsed,) if share == 1.0 else (fresh, rehearsed)
 
 
-def _pool(rows: NDArray[np.int64], *, strata: NDArray[np.int64], draws: int) -> Pool:
+def _blending(known: Known, *, shares: tuple[float, ...]) -> Blending:
+    every = np.arange(len(known.labels))
+    return Blending(shares=shares, pool=_pool(every, strata=known.strata, draws=min(BLEND_CASES, len(every))))
+
+
+def _memory(rows: Rows, *, strata: Rows, size: int) -> Rows:
+    """Keep `size` of `rows` (N,), as evenly over their strata (N,) as these allow: the newest of each."""
+    _, inverse, counts = np.unique(strata, return_inverse=True, return_counts=True)
+    rank = np.empty(len(rows), dtype=np.int64)
+    for stratum, count in enumerate(counts):
+        rank[inverse == stratum] = np.arange(count)[::-1]
+    return np.sort(rows[np.lexsort((rows, rank))[:size]])
+
+
+def _pool(rows: Rows, *, strata: Rows, draws: int) -> Pool:
     """Draw evenly over strata (N,), and within each over its rows."""
     _, inverse, counts = np.unique(strata, return_inverse=True, return_counts=True)
     return Pool(rows=rows, weights=1.0 / np.maximum(counts, SMALLEST_STRATUM)[inverse], draws=draws)

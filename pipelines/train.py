@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +29,30 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from pipelines import augment, calibrate, checkpoint, job, network, predict, strategies
+from pipelines import (
+    analytic,
+    augment,
+    blend,
+    calibrate,
+    champion,
+    checkpoint,
+    job,
+    network,
+    predict,
+    repeatable,
+    strategies,
+    teach,
+)
+from pipelines.champion import Base
 from pipelines.dataset import DatasetVersion, open_version
 from pipelines.metrics import auroc_estimate, macro_auroc_estimate
 from pipelines.protocol import Protocol, from_document
 from pipelines.quality import report_of
 from pipelines.quality_report import QualityReport, render_text
-from pipelines.types import Digest, OperatingPoint, Strategy, digest_of
+from pipelines.types import OperatingPoint, Strategy, digest_of
+
+AFTERWARDS = 1 << 20
+"""In place of an epoch's number, for the cases that are looked at after the last."""
 
 
 class TrainingRefused(job.Refused):
@@ -56,16 +71,6 @@ class Cases:
     """(N,) text."""
     label_since: NDArray[np.int64]
     """(N,) number of the dataset version since which the case has this label."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Base:
-    """The champion that an update starts from."""
-
-    weights: Path
-    weights_digest: Digest
-    architecture: network.Architecture
-    dataset_number: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -101,10 +106,7 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
     _check(tune, split="tune", protocol=protocol)
     recipe = protocol.recipe
     architecture = network.architecture_for(protocol)
-    notes: list[str] = []
-    if base is not None and base.architecture != architecture:
-        notes.append("the champion has another architecture or other classes: trained from nothing")
-        base = None
+    base, notes = champion.fitting(base, architecture=architecture)
     plan = strategies.plan(
         strategy,
         labels=train.labels,
@@ -113,14 +115,21 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
         base_number=None if base is None else base.dataset_number,
         recipe=recipe,
     )
+    notes += champion.growth(base, architecture=architecture, plan=plan)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with _deterministic(threads or recipe.threads, device=device):
-        module = _first_weights(architecture, plan=plan, base=base, seed=seed).to(device)
-        average = _first_weights(architecture, plan=plan, base=base, seed=seed).to(device).eval()
+    with repeatable.on(threads or recipe.threads, device=device):
+        module = champion.first_weights(architecture, plan=plan, base=base, seed=seed).to(device)
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on a CPU
+        average = champion.first_weights(architecture, plan=plan, base=base, seed=seed).to(device).eval()
         average.load_state_dict(module.state_dict())
-        optimiser = torch.optim.AdamW(module.parameters(), lr=plan.peak_learning_rate, weight_decay=recipe.weight_decay)
-        batches = [plan.draws * k // _batch_count(plan) for k in range(_batch_count(plan) + 1)]
-        steps = _batch_count(plan) * plan.epochs
+        teacher = None if plan.teaching is None or base is None else champion.as_it_is(base).to(device)
+        taught = plan.taught
+        columns = [] if base is None else [architecture.classes.index(name) for name in base.architecture.classes]
+        optimiser = torch.optim.AdamW(
+            module.parameters(), lr=plan.peak_learning_rate, weight_decay=recipe.weight_decay, fused=True
+        )
+        batches = [plan.draws * k // plan.batches for k in range(plan.batches + 1)]
+        steps = plan.batches * plan.epochs
         # What has to be equal for a checkpoint to be of this very run.
         identity = digest_of(
             {
@@ -155,27 +164,36 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
                 labels = torch.from_numpy(train.labels[rows])  # (B,)
                 if recipe.augment:
                     images = augment.acquisition(images, generator=generator)
-                step = epoch * _batch_count(plan) + k
+                if recipe.randomise > 0.0:
+                    images = augment.another_scanner(images, generator=generator, share=recipe.randomise)
+                images = images.to(device, memory_format=torch.channels_last)
+                step = epoch * plan.batches + k
                 for group in optimiser.param_groups:
-                    group["lr"] = _learning_rate(step, steps=steps, plan=plan)
-                loss = functional.cross_entropy(module(images.to(device)), labels.to(device))
+                    group["lr"] = plan.learning_rate(step)
+                logits = module(images)  # (B, K)
+                loss = functional.cross_entropy(logits, labels.to(device))
+                if plan.teaching is not None and teacher is not None:
+                    held = torch.from_numpy(np.isin(rows, taught)).to(device)  # (B,)
+                    loss = loss + teach.apart(
+                        logits, images, teacher=teacher, columns=columns, held=held, teaching=plan.teaching
+                    )
                 if not torch.isfinite(loss):
                     raise _diverged(epoch)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
-                _average(average, towards=module, step=step, steps=steps)
+                blend.follow(average, towards=module, step=step, steps=steps)
                 losses.append(loss.item())
 
-            logits = predict.in_batches(average, tune.images)  # (N, K)
-            if not np.isfinite(logits).all():
+            answers = predict.in_batches(average, tune.images)  # (N, K)
+            if not np.isfinite(answers).all():
                 raise _diverged(epoch)
-            tune_loss = calibrate.balanced_log_loss(logits, tune.labels)
+            tune_loss = calibrate.worst_site_log_loss(answers, tune.labels, tune.sites)
             row = {
                 "epoch": epoch + 1,
                 "epochs": plan.epochs,
                 "loss": float(np.mean(losses)),
-                "tune_auroc": _tune_auroc(logits, tune.labels, protocol=protocol).value,
+                "tune_auroc": _tune_auroc(answers, tune.labels, protocol=protocol).value,
                 "tune_log_loss": tune_loss,
                 "seconds": round(time.monotonic() - begun, 3),
             }
@@ -194,13 +212,14 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
                 checkpoint.save(state, directory=checkpoints, identity=identity)
             tell(row)
 
-        assert state.best is not None, "a plan has at least one epoch"
-        average.load_state_dict(state.best)
+        if state.best is not None:
+            average.load_state_dict(state.best)
+        notes += _finished(average, plan=plan, base=base, architecture=architecture, train=train, tune=tune, seed=seed)
         chosen = average.cpu().eval()
-        logits = predict.in_batches(chosen, tune.images)
+        answers = predict.in_batches(chosen, tune.images)
 
     log_prior = calibrate.log_prior(train.labels, classes=len(protocol.classes))
-    temperature = calibrate.fit_temperature(logits, tune.labels, log_prior=log_prior)
+    temperature = calibrate.fit_temperature(answers, tune.labels, log_prior=log_prior)
     metadata = {
         "schema_version": 1,
         "architecture": architecture.document(),
@@ -223,8 +242,8 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
         "sample_gradients": plan.sample_gradients,
         "seconds": round(sum(row["seconds"] for row in state.history), 3),
         "tune": {
-            "auroc": asdict(_tune_auroc(logits, tune.labels, protocol=protocol)),
-            "log_loss": state.best_loss,
+            "auroc": asdict(_tune_auroc(answers, tune.labels, protocol=protocol)),
+            "log_loss": calibrate.worst_site_log_loss(answers, tune.labels, tune.sites),
             "n": len(tune.labels),
         },
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
@@ -267,7 +286,7 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
         protocol=protocol,
         strategy=config["strategy"],
         seed=int(config["seed"]),
-        base=_base(config.get("base")),
+        base=champion.from_job(config.get("base")),
         threads=config.get("threads"),
         checkpoints=directory / "checkpoints",
         dataset_digest=version.digest,
@@ -299,17 +318,6 @@ def _quality(version: DatasetVersion, previous: str | None, *, protocol: Protoco
     return report_of(version, previous=before, rules=protocol.data_quality)
 
 
-def _base(document: Mapping[str, Any] | None) -> Base | None:
-    if document is None:
-        return None
-    return Base(
-        weights=Path(document["weights"]),
-        weights_digest=Digest(document["weights_digest"]),
-        architecture=network.from_document(document["architecture"]),
-        dataset_number=int(document["dataset_number"]),
-    )
-
-
 def _check(cases: Cases, *, split: str, protocol: Protocol) -> None:
     present = set(np.unique(cases.labels).tolist())
     missing = [name for index, name in enumerate(protocol.classes) if index not in present]
@@ -323,41 +331,35 @@ def _diverged(epoch: int) -> TrainingRefused:
     return TrainingRefused(f"training diverged in epoch {epoch + 1} (not a number): lower recipe.learning_rate")
 
 
-def _first_weights(
-    architecture: network.Architecture, *, plan: strategies.Plan, base: Base | None, seed: int
-) -> nn.Module:
-    """The champion's weights, or new ones that depend on the seed alone; the global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if plan.start == "champion":
-            assert base is not None, "a plan starts from a champion only if there is one"
-            return network.load_model(base.weights, architecture=architecture, expected_digest=base.weights_digest)
-        return network.build(architecture)
-
-
-def _batch_count(plan: strategies.Plan) -> int:
-    """Batches an epoch, all within one of the same size: BatchNorm never meets a leftover of one."""
-    return max(1, round(plan.draws / plan.batch_size))
-
-
-def _learning_rate(step: int, *, steps: int, plan: strategies.Plan) -> float:
-    warm_up = max(1.0, plan.warm_up_share * steps)
-    if step + 1 < warm_up:
-        return plan.peak_learning_rate * (step + 1) / warm_up
-    done = (step + 1 - warm_up) / max(1.0, steps - warm_up)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
-    return plan.peak_learning_rate * (plan.final_share + (1.0 - plan.final_share) * cosine)
-
-
-@torch.no_grad()
-def _average(average: nn.Module, *, towards: nn.Module, step: int, steps: int) -> None:
-    """Move the averaged weights towards the network's; the average looks back over about a twentieth of the run."""
-    share = max(1.0 / max(1.0, 0.05 * steps), 9.0 / (10.0 + step))
-    for mine, theirs in zip(average.state_dict().values(), towards.state_dict().values(), strict=True):
-        if mine.is_floating_point():
-            mine.lerp_(theirs, min(1.0, share))
-        else:
-            mine.copy_(theirs)
+def _finished(
+    average: nn.Module,
+    *,
+    plan: strategies.Plan,
+    base: Base | None,
+    architecture: network.Architecture,
+    train: Cases,
+    tune: Cases,
+    seed: int,
+) -> list[str]:
+    """Do what the plan asks for after the last epoch: solve the last layer, mix with the champion; say so."""
+    rng = np.random.default_rng([seed, AFTERWARDS])
+    if plan.ridge is not None:
+        rows = np.sort(strategies.epoch_order(plan.pools, rng=rng))
+        analytic.solve_head(average, images=train.images[rows], labels=train.labels[rows], ridge=plan.ridge)
+    if plan.blending is None:
+        return []
+    rows = np.sort(strategies.epoch_order((plan.blending.pool,), rng=rng))
+    device = next(average.parameters()).device
+    share = blend.choose(
+        average,
+        champion=champion.grown(architecture, base=base, seed=seed).to(device),
+        shares=plan.blending.shares,
+        images=train.images[rows],
+        loss=lambda mixed: calibrate.worst_site_log_loss(
+            predict.in_batches(mixed, tune.images), tune.labels, tune.sites
+        ),
+    )
+    return [f"{share:g} of the candidate's weights, {1.0 - share:g} of the champion's"]
 
 
 def _tune_auroc(logits: NDArray[np.float32], labels: NDArray[np.int64], *, protocol: Protocol) -> Any:
@@ -374,21 +376,6 @@ def _operating_point(model: predict.Model, *, tune: Cases, protocol: Protocol) -
     rule = protocol.operating_point
     scores = model.scores(tune.images)[:, index]
     return calibrate.choose_operating_point(tune.labels == index, scores, rule=rule.rule, target=rule.target)
-
-
-@contextmanager
-def _deterministic(threads: int, *, device: torch.device) -> Iterator[None]:
-    """Ask torch for repeatable sums on this many threads, and put its global settings back afterwards."""
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(threads)
-    # On CUDA a few layers have no deterministic form; torch then warns instead of stopping the run.
-    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before[0])
-            torch.use_deterministic_algorithms(before[1])
 
 
 if __name__ == "__main__":

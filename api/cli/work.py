@@ -105,7 +105,7 @@ def predict(
 def start_run(
     reason: ReasonOption,
     line: LineOption = None,
-    strategy: Annotated[str | None, typer.Option(help="full, finetune or replay [default: the protocol's]")] = None,
+    strategy: Annotated[str | None, typer.Option(help="full, warm, replay, … [default: the protocol's]")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Stay until it has ended")] = False,
     as_json: JsonFlag = False,
 ) -> None:

@@ -20,7 +20,7 @@ from registry import db, lines, runs
 
 router = guarded_router(tag="Runs")
 
-Strategy = Literal["full", "finetune", "replay"]
+Strategy = Literal["full", "auto", "warm", "replay", "derpp", "gdumb", "lwf", "interpolate", "analytic", "finetune"]
 
 
 class NewRun(Request):
@@ -31,8 +31,9 @@ class NewRun(Request):
     reason: Reason
     strategy: Strategy | None = Field(
         default=None,
-        description="`full`: from nothing; `finetune`: from the champion on new cases; `replay`: the same with past "
-        "cases mixed in. Left out: what the protocol says.",
+        description="`full`: from nothing; `warm`: from the champion on every case; `replay`: on new cases with past "
+        "ones mixed in; the others, for comparison and for small memories, are in docs/protocol.md. Left out: what the "
+        "protocol says.",
     )
 
 

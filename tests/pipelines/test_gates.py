@@ -310,6 +310,12 @@ def _confirmed(n: int, blobs: Path) -> list[ConfirmedCase]:
     return cases
 
 
+def test_a_candidate_that_saw_new_cases_only_is_never_promoted() -> None:
+    decided = gates.decide(_compare(fine_tuned=True), dataset_digest=DATASET)
+    assert decided.verdict == "fail"
+    assert decided.summary["not_passed"] == ["strategy"]
+
+
 def test_freeze_train_and_gate_as_the_worker_runs_them(tmp_path: Path) -> None:
     frozen = {"remote": str(tmp_path / "remote"), "line": "toy", "number": 1, "protocol": PROTOCOL}
     cases = _confirmed(240, tmp_path / "blobs")
@@ -346,6 +352,8 @@ def test_freeze_train_and_gate_as_the_worker_runs_them(tmp_path: Path) -> None:
     reigning, _ = gather(version, protocol=PROTOCOL, candidate=model, champion=model, approved=[model])
     assert reigning.approved == ()  # the champion is compared with already
 
+    tuned = {**model, "metadata": {**model["metadata"], "strategy": "finetune", "started_from": "champion"}}
+    assert gather(version, protocol=PROTOCOL, candidate=tuned, champion=model)[0].fine_tuned
     other = {**model, "weights_digest": "0" * 64}
     with pytest.raises(job.Refused, match="cannot be loaded"):
         gather(version, protocol=PROTOCOL, candidate=other, champion=None)

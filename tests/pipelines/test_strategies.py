@@ -71,12 +71,94 @@ def test_an_update_never_costs_more_than_half_a_training_from_nothing() -> None:
     assert update.epochs == RECIPE.update_epochs
 
 
-@pytest.mark.parametrize("strategy", ["finetune", "replay"])
+@pytest.mark.parametrize("strategy", [name for name in strategies.PLANS if name != "full"])
 def test_without_a_champion_or_anything_new_every_strategy_is_full_and_says_so(strategy: str) -> None:
     first = _plan(strategy, base=None)
     assert first.start == "nothing"
     assert "no champion" in first.notes[0]
     assert "no case is new since dataset version 2" in _plan(strategy, base=2).notes[0]
+
+
+def _share_of_strata(order: Any, *, every: int = 6) -> list[float]:
+    """Share of site b among the drawn, and of class 0."""
+    return [float(np.mean(order % every == 0)), float(np.mean(order % 10 == 0))]
+
+
+def test_warm_sees_every_case_with_the_sites_and_classes_alike_for_three_epochs() -> None:
+    plan = _plan("warm", old=3000)
+    assert (plan.start, plan.epochs, plan.sample_gradients) == ("champion", 3, 3 * 3100)
+    order = strategies.epoch_order(plan.pools, rng=np.random.default_rng(0))
+    assert np.mean(order >= 3000) == pytest.approx(1 / 3, abs=0.02)
+    old = order[order < 3000]
+    assert _share_of_strata(old) == pytest.approx([0.5, 0.5], abs=0.03)
+
+
+def test_auto_is_a_third_new_and_costs_a_fifth_of_a_training_from_nothing() -> None:
+    plan, full = _plan("auto", old=3000, new=640), _plan("full", old=3000, new=640)
+    assert plan.start == "champion"
+    assert plan.sample_gradients == pytest.approx(0.2125 * full.sample_gradients, rel=0.01)
+    order = strategies.epoch_order(plan.pools, rng=np.random.default_rng(0))
+    assert np.mean(order >= 3000) == pytest.approx(0.35, abs=0.01)
+    assert _share_of_strata(order[order < 3000]) == pytest.approx([0.5, 0.5], abs=0.03)
+
+
+def test_the_cost_of_auto_stops_growing_once_the_archive_is_large() -> None:
+    assert _plan("auto", old=900).sample_gradients == _plan("auto", old=90_000).sample_gradients
+    assert _plan("auto", old=300).sample_gradients < _plan("auto", old=900).sample_gradients
+
+
+def test_auto_without_an_archive_sees_what_is_new() -> None:
+    plan = _plan("auto", old=0, new=100)
+    assert [len(pool.rows) for pool in plan.pools] == [100]
+
+
+def test_gdumb_starts_from_nothing_on_500_cases_evenly_over_sites_and_classes() -> None:
+    plan = _plan("gdumb", old=3000, new=300)
+    assert plan.start == "nothing"
+    assert plan.sample_gradients == 500 * RECIPE.epochs
+    kept = plan.pools[0].rows
+    assert len(np.unique(kept)) == 500
+    counts = [np.sum(kept >= 3000), np.sum((kept < 3000) & (kept % 6 == 0)), np.sum((kept < 3000) & (kept % 6 != 0))]
+    assert min(counts) >= 100
+    assert np.mean(kept % 10 == 0) > 0.3  # one case in ten is of class 0, and there are not enough for half
+
+
+def test_gdumb_costs_the_same_however_large_the_archive() -> None:
+    assert _plan("gdumb", old=9000).sample_gradients == _plan("gdumb", old=3000).sample_gradients
+
+
+def test_derpp_keeps_200_cases_and_holds_the_network_to_the_champion_on_them_only() -> None:
+    plan = _plan("derpp", old=3000)
+    assert len(plan.pools[1].rows) == 200
+    assert plan.pools[1].rows.max() < 3000
+    assert plan.teaching is not None
+    assert plan.teaching.distance == "logits"
+    assert set(plan.taught.tolist()) == set(plan.pools[1].rows.tolist())
+    assert plan.sample_gradients == round((2 + 1 / 3) * RECIPE.update_epochs * 100)
+
+
+def test_lwf_sees_no_past_case_and_is_held_to_the_champion_on_every_new_one() -> None:
+    plan = _plan("lwf")
+    assert plan.taught.tolist() == list(range(900, 1000))
+    assert strategies.epoch_order(plan.pools, rng=np.random.default_rng(0)).min() >= 900
+    assert plan.sample_gradients == round((1 + 1 / 3) * RECIPE.update_epochs * 100)
+
+
+def test_interpolate_is_finetune_and_half_the_way_back() -> None:
+    plan, tuned = _plan("interpolate"), _plan("finetune")
+    assert plan.pools[0].rows.tolist() == tuned.pools[0].rows.tolist()
+    assert plan.blending is not None
+    assert plan.blending.shares == (0.5,)
+    assert plan.sample_gradients == tuned.sample_gradients + round(512 / 3)
+
+
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_its_share() -> None:
+    plan = _plan("replay", old=9000, new=640)
+    rates = [plan.learning_rate(step) for step in range(plan.batches * plan.epochs)]
+    assert max(rates) == pytest.approx(RECIPE.learning_rate / 2)
+    assert rates.index(max(rates)) == pytest.approx(0.1 * len(rates), abs=2)
+    assert rates[-1] == pytest.approx(0.02 * plan.peak_learning_rate, rel=0.05)
+    assert rates[0] < 0.1 * plan.peak_learning_rate
 
 
 def test_a_corrected_label_counts_as_new() -> None:

@@ -126,6 +126,83 @@ def test_a_champion_with_other_classes_is_left_and_the_metadata_say_so(trained: 
     assert "other classes" in update.metadata["notes"][0]
 
 
+def _three_classes() -> tuple[Protocol, train.Cases]:
+    """The toy line with a third class between the two, and cases of it that are new."""
+    protocol = from_document({**DOCUMENT, "classes": ["normal", "effusion", "pneumonia"], "positive": "pneumonia"})
+    new = cases(32, seed=3, since=2)
+    third = train.Cases(
+        images=1.0 - new.images, labels=np.ones(32, dtype=np.int64), sites=new.sites, label_since=new.label_since
+    )
+    old = train.Cases(images=TRAIN.images, labels=TRAIN.labels * 2, sites=TRAIN.sites, label_since=TRAIN.label_since)
+    return protocol, _joined(old, third)
+
+
+@pytest.mark.parametrize("strategy", ["replay", "derpp", "interpolate", "analytic"])
+def test_a_champion_grows_a_row_of_its_head_for_a_class_that_is_new(
+    trained: train.Trained, tmp_path: Path, strategy: str
+) -> None:
+    protocol, joined = _three_classes()
+    update = _fit(protocol=protocol, cases=joined, tune=joined, strategy=strategy, base=_champion(trained, tmp_path))
+    assert update.metadata["started_from"] == "champion"
+    assert "head grew by effusion" in update.metadata["notes"][0]
+    assert predict.Model(update.module, update.metadata).scores(joined.images).shape == (128, 3)
+
+
+def test_a_grown_head_says_of_the_old_classes_what_it_said(trained: train.Trained, tmp_path: Path) -> None:
+    protocol, joined = _three_classes()
+    base = _champion(trained, tmp_path)
+    grown = network.load_grown(
+        base.weights, architecture=network.architecture_for(protocol), trained_as=base.architecture
+    )
+    before, after = (predict.in_batches(module, joined.images) for module in (trained.module, grown))
+    assert after[:, [0, 2]] == pytest.approx(before, abs=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["derpp", "lwf", "interpolate", "auto"])
+def test_an_update_of_every_kind_repeats_itself_to_the_byte_also_when_killed(
+    trained: train.Trained, tmp_path: Path, strategy: str
+) -> None:
+    update: dict[str, Any] = {
+        "cases": _joined(TRAIN, cases(32, seed=3, since=2)),
+        "strategy": strategy,
+        "base": _champion(trained, tmp_path),
+    }
+    unbroken = _fit(**update)
+    left = iter(range(3))
+
+    def kill() -> None:
+        if next(left, None) is None:
+            raise Killed
+
+    with pytest.raises(Killed):
+        _fit(**update, checkpoints=tmp_path / "checkpoints", keep_going=kill)
+    resumed = _fit(**update, checkpoints=tmp_path / "checkpoints")
+    assert network.save_weights(resumed.module) == network.save_weights(unbroken.module)
+    assert network.save_weights(unbroken.module) != network.save_weights(trained.module)
+
+
+def test_analytic_changes_the_last_layer_only_and_learns_the_new_class(trained: train.Trained, tmp_path: Path) -> None:
+    protocol, joined = _three_classes()
+    update = _fit(protocol=protocol, cases=joined, tune=joined, strategy="analytic", base=_champion(trained, tmp_path))
+    before, after = trained.module.state_dict(), update.module.state_dict()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == list(before)[-2:]
+    scores = predict.Model(update.module, update.metadata).scores(joined.images)
+    assert auroc(joined.labels == 1, scores[:, 1]) > 0.9
+    assert update.metadata["sample_gradients"] == round(128 / 3)
+    assert update.history == []
+
+
+def test_half_the_way_back_is_closer_to_the_champion(trained: train.Trained, tmp_path: Path) -> None:
+    base, joined = _champion(trained, tmp_path), _joined(TRAIN, cases(32, seed=3, since=2))
+    apart = {}
+    for strategy in ("finetune", "interpolate"):
+        update = _fit(cases=joined, strategy=strategy, base=base)
+        weights = zip(update.module.parameters(), trained.module.parameters(), strict=True)
+        apart[strategy] = sum(float((mine - theirs).detach().abs().sum()) for mine, theirs in weights)
+    assert apart["interpolate"] == pytest.approx(0.5 * apart["finetune"], rel=0.05)
+    assert "0.5 of the candidate's weights" in update.metadata["notes"][-1]
+
+
 def test_a_champion_whose_bytes_have_changed_is_refused(trained: train.Trained, tmp_path: Path) -> None:
     base = _champion(trained, tmp_path)
     data = bytearray(base.weights.read_bytes())

@@ -1,0 +1,85 @@
+"""Averages of weights: over a run, and between candidate and champion with BatchNorm measured anew for the mixture.
+
+Invariant: nothing here learns. The means and variances that BatchNorm keeps belong to the weights they were measured
+with, so a mixture of weights needs its own; they come from a few hundred cases, forwards only.
+
+References: WiSE-FT, Wortsman et al., CVPR 2022 (interpolation keeps what fine-tuning forgets); Izmailov et al., UAI
+2018, section 3.2 (BatchNorm after averaging).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+BATCH = 128
+
+
+@torch.no_grad()
+def follow(average: nn.Module, *, towards: nn.Module, step: int, steps: int) -> None:
+    """Move averaged weights towards the network's at `step` of `steps`; they look back over a twentieth of the run."""
+    share = max(1.0 / max(1.0, 0.05 * steps), 9.0 / (10.0 + step))
+    for mine, theirs in zip(average.state_dict().values(), towards.state_dict().values(), strict=True):
+        if mine.is_floating_point():
+            mine.lerp_(theirs, min(1.0, share))
+        else:
+            mine.copy_(theirs)
+
+
+def choose(
+    candidate: nn.Module,
+    *,
+    champion: nn.Module,
+    shares: Sequence[float],
+    images: NDArray[np.float32],
+    loss: Callable[[nn.Module], float],
+) -> float:
+    """Turn `candidate` into its mixture with `champion` of least `loss`; returns the candidate's share in it.
+
+    `shares` in [0, 1] are tried in turn, BatchNorm measured on `images` (N, C, H, W) for each; of equals the first.
+    """
+    own = {name: tensor.clone() for name, tensor in candidate.state_dict().items()}
+    best: tuple[float, float, dict[str, Tensor]] | None = None
+    for share in shares:
+        candidate.load_state_dict(mixture(own, champion.state_dict(), share=share))
+        measure_batch_norm(candidate, images)
+        found = loss(candidate)
+        if best is None or found < best[0]:
+            best = found, share, {name: tensor.clone() for name, tensor in candidate.state_dict().items()}
+    assert best is not None, "there is at least one share to try"
+    candidate.load_state_dict(best[2])
+    return best[1]
+
+
+def mixture(candidate: Mapping[str, Tensor], champion: Mapping[str, Tensor], *, share: float) -> dict[str, Tensor]:
+    """Return share x candidate + (1 - share) x champion, tensor by tensor; counters are the candidate's."""
+    return {
+        name: torch.lerp(champion[name], tensor, share) if tensor.is_floating_point() else tensor.clone()
+        for name, tensor in candidate.items()
+    }
+
+
+@torch.no_grad()
+def measure_batch_norm(module: nn.Module, images: NDArray[np.float32]) -> None:
+    """Set the BatchNorm statistics of `module` to those of `images` (N, C, H, W) and leave it in eval mode.
+
+    A network without BatchNorm stays as it is.
+    """
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    device = next(module.parameters()).device
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over all batches
+    module.train()
+    for part in np.array_split(images, max(1, round(len(images) / BATCH))):
+        module(torch.from_numpy(np.array(part)).to(device))
+    module.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

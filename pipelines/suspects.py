@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import job, network, predict, train
+from pipelines import champion, job, predict, train
 from pipelines.protocol import Protocol, ProtocolError, from_document, parse
-from pipelines.types import Digest, digest_of
+from pipelines.types import digest_of
 
 FOLDS = 3
 EPOCHS = 4
@@ -80,7 +80,7 @@ def cross_fit(
     groups: NDArray[Any],
     *,
     protocol: Protocol,
-    base: train.Base | None = None,
+    base: champion.Base | None = None,
     epochs: int | None = None,
     seed: int = 0,
     folds: int = FOLDS,
@@ -192,7 +192,7 @@ def suspects_of(
     version: Any,
     *,
     protocol: Protocol,
-    base: train.Base | None = None,
+    base: champion.Base | None = None,
     seed: int = 0,
     tell: Callable[[dict[str, Any]], None] = lambda _row: None,
     keep_going: Callable[[], None] = lambda: None,
@@ -289,17 +289,10 @@ def main(arguments: list[str]) -> int:
 def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
     from pipelines.dataset import open_version  # noqa: PLC0415 - as in `main`
 
-    base = config.get("base")
     document = suspects_of(
         open_version(Path(config["dataset"])),
         protocol=from_document(config["protocol"]),
-        base=base
-        and train.Base(
-            weights=Path(base["weights"]),
-            weights_digest=Digest(base["weights_digest"]),
-            architecture=network.from_document(base["architecture"]),
-            dataset_number=int(base["dataset_number"]),
-        ),
+        base=champion.from_job(config.get("base")),
         seed=int(config.get("seed", 0)),
         tell=lambda row: job.append_progress(directory, row),
         keep_going=job.orphan_watch(),
@@ -307,7 +300,7 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
     return {"suspects": document, "digest": digest_of(document), "text": render_text(document)}
 
 
-def _part(cases: train.Cases, rows: NDArray[np.int64], *, base: train.Base | None) -> train.Cases:
+def _part(cases: train.Cases, rows: NDArray[np.int64], *, base: champion.Base | None) -> train.Cases:
     """Some rows, every one of them new to the champion, so that all are learnt from."""
     since = np.full(len(rows), 1 if base is None else base.dataset_number + 1, dtype=np.int64)
     return train.Cases(

@@ -71,6 +71,7 @@ SCHEMA = pa.schema(
         ("confirmations", pa.list_(_CONFIRMATION)),
     ]
 )
+_SAID = tuple(field.name for field in fields(Confirmation))
 _EXAMPLE = tuple(field.name for field in fields(Example))
 _CASE = tuple(field.name for field in fields(ConfirmedCase) if field.name not in {"patient", "confirmations"})
 
@@ -199,7 +200,7 @@ def _plain(row: CaseRow) -> Mapping[str, Any]:
     else:
         plain |= {"split": outcome.split, "added_in": outcome.added_in, "waiting": outcome.reason}
     plain |= {"group": case.group, "image_digest": bytes.fromhex(case.image_digest)}
-    plain |= {"confirmations": [asdict(item) for item in case.confirmations]}
+    plain |= {"confirmations": [{name: getattr(item, name) for name in _SAID} for item in case.confirmations]}
     if row.place is not None:
         plain |= {"shard": row.place.shard, "row": row.place.row, "phash": row.phash}
     return plain

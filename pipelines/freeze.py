@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from pipelines import case_table, job, shards
+from pipelines import case_table, job, near_duplicates, perceptual, shards
 from pipelines.case_table import CaseRow
 from pipelines.contents import Contents
 from pipelines.data_repository import (
@@ -32,13 +32,15 @@ from pipelines.data_repository import (
     writing,
 )
 from pipelines.dataset import DatasetVersion
-from pipelines.perceptual import perceptual_hash
 from pipelines.protocol import Protocol, from_document
 from pipelines.seals import Seals
 from pipelines.settling import UNREADABLE, Change, PartChange, settle_changes
 from pipelines.shards import Shard, ShardWriter
 from pipelines.summary import summary
 from pipelines.types import SPLITS, Confirmation, ConfirmedCase, Example, Waiting, digest_of
+
+HASHED_AT_ONCE = 1024
+"""Images whose perceptual hashes are taken together."""
 
 
 def freeze(
@@ -195,7 +197,7 @@ def _write(
     parts = {part.part: part for part in before.parts}
     differs = False
     for change in changes:
-        rows = [_stored(row, writer, blobs=blobs, keep_going=keep_going) for row in change.rows]
+        rows = list(_stored(change.rows, writer, blobs=blobs, keep_going=keep_going))
         without = [*change.removed, *(row.case.case_id for row in rows)]
         table = case_table.merged(change.before, case_table.table_of(rows), without=without)
         if table.num_rows:
@@ -212,24 +214,22 @@ def keep_apart(
     contents: Contents, every: Sequence[Shard], *, before: Contents, protocol: Protocol, number: int
 ) -> Contents:
     """Let newcomers wait whose picture is a near duplicate of one in another split: it must not be on two sides."""
-    from pipelines import near_duplicates, quality  # noqa: PLC0415 - statistics take a second, and few freezes ask
-
     assert protocol.data_quality is not None, "it says what a near duplicate is"
     head = {"line": protocol.line, "number": number, "classes": list(protocol.classes)}
     version = DatasetVersion(replace(contents, shards=tuple(every), document=head))
     inside = [table.filter(pc.is_null(table.column("waiting"))) for table in before.tables("case_id", "waiting")]
     known = np.concatenate([np.empty(0, dtype=np.int64), *(table.column("case_id").to_numpy() for table in inside)])
     incumbent = np.isin(version.case_ids, known)
-    table = quality.table_of(version)
     new = np.flatnonzero(~incumbent)
+    rule = protocol.data_quality.near_duplicates
     try:
-        pairs = quality.find_near_duplicates(table, new=new, rules=protocol.data_quality, fetch=version.images)
+        pairs = near_duplicates.among(version.phashes, new=new, rule=rule, fetch=version.images)
     except near_duplicates.TooAlike as error:
         raise FreezeRefused(str(error)) from error
-    twins = near_duplicates.across_splits(pairs, splits=table.splits, incumbent=incumbent, order=table.case_ids)
+    twins = near_duplicates.across_splits(pairs, splits=version.splits, incumbent=incumbent, order=version.case_ids)
     reasons = {
-        int(table.case_ids[twin.row]): f"near duplicate of another: case {table.case_ids[twin.other]} in "
-        f"{table.splits[twin.other]}, {twin.distance} of 64 bits apart"
+        int(version.case_ids[twin.row]): f"near duplicate of another: case {version.case_ids[twin.other]} in "
+        f"{version.splits[twin.other]}, {twin.distance} of 64 bits apart"
         for twin in twins
     }
     parts = {part.part: part for part in contents.parts}
@@ -277,18 +277,31 @@ def _next_id(every: Sequence[Shard]) -> int:
     return max((shard.id for shard in every), default=0) + 1
 
 
-def _stored(row: CaseRow, writer: ShardWriter, *, blobs: Path, keep_going: Callable[[], None]) -> CaseRow:
-    """Store the image of a case that comes in; a case whose image is missing or damaged at rest waits."""
-    keep_going()
-    if not isinstance(row.outcome, Example) or row.place is not None:
-        return row
-    try:
-        pixels = shards.read_blob(blobs, row.case.image_digest)
-    except VersionDamaged as error:
-        reason = f"{UNREADABLE}: {error}"
-        return replace(row, outcome=Waiting(case_id=row.case.case_id, reason=reason, split=row.outcome.split))
-    place = writer.add(row.case.image_digest, pixels, spacing_mm=row.case.spacing_mm)
-    return replace(row, place=place, phash=perceptual_hash(pixels))
+def _stored(
+    rows: Sequence[CaseRow], writer: ShardWriter, *, blobs: Path, keep_going: Callable[[], None]
+) -> Iterator[CaseRow]:
+    """Store the images of cases that come in; a case whose image is missing or damaged at rest waits."""
+    for start in range(0, len(rows), HASHED_AT_ONCE):
+        hold: list[CaseRow] = []
+        thumbnails = []
+        for row in rows[start : start + HASHED_AT_ONCE]:
+            keep_going()
+            if not isinstance(row.outcome, Example) or row.place is not None:
+                yield row
+                continue
+            try:
+                pixels = shards.read_blob(blobs, row.case.image_digest)
+            except VersionDamaged as error:
+                reason = f"{UNREADABLE}: {error}"
+                waiting = Waiting(case_id=row.case.case_id, reason=reason, split=row.outcome.split)
+                yield replace(row, outcome=waiting)
+                continue
+            place = writer.add(row.case.image_digest, pixels, spacing_mm=row.case.spacing_mm)
+            hold.append(replace(row, place=place))
+            thumbnails.append(perceptual.thumbnail(pixels))
+        if hold:
+            hashes = perceptual.hash_thumbnails(np.stack(thumbnails)).tolist()
+            yield from (replace(row, phash=phash) for row, phash in zip(hold, hashes, strict=True))
 
 
 def _result(held: DataRepository, *, line: str, number: int, protocol: Protocol) -> dict[str, Any]:

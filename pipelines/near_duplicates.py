@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import perceptual
+from pipelines.protocol import NearDuplicates
 
 Hashes = NDArray[np.uint64]
 Rows = NDArray[np.int64]
@@ -98,6 +99,27 @@ def confirmed(pairs: Pairs, *, first: Fetch, second: Fetch, minimum_likeness: fl
             _thumbnails(pairs.first[part], first), _thumbnails(pairs.second[part], second)
         )
     return pairs.where(alike >= minimum_likeness)
+
+
+def among(hashes: Hashes, *, new: Rows, rule: NearDuplicates, fetch: Fetch) -> Pairs:
+    """Find the pairs of rows, at least one of them `new`, whose pictures are alike; the pictures of both are compared.
+
+    What is not new was searched when it was. Raises TooAlike.
+    """
+    if len(new) == len(hashes):
+        found = all_pairs(hashes, radius=rule.radius)
+    else:
+        found = near_duplicates(hashes[new], hashes, radius=rule.radius)
+        first, second = new[found.first], found.second
+        is_new = np.isin(np.arange(len(hashes)), new)
+        # Two new rows meet twice and each meets itself: keep each pair once.
+        kept = (first != second) & ~(is_new[second] & (second < first))
+        found = Pairs(
+            first=np.minimum(first, second)[kept],
+            second=np.maximum(first, second)[kept],
+            distance=found.distance[kept],
+        )
+    return confirmed(found, first=fetch, second=fetch, minimum_likeness=rule.minimum_likeness)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

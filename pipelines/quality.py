@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import metrics, near_duplicates, quality_lines, shift
-from pipelines.near_duplicates import Fetch, Pairs, Rows
+from pipelines.near_duplicates import Fetch, Rows
 from pipelines.protocol import DataQuality, ProtocolError, parse
 from pipelines.quality_lines import LEVEL, Table
 from pipelines.quality_report import SCHEMA_VERSION, QualityLine, QualityReport, render_text
@@ -67,7 +67,7 @@ def assess(
     """
     since = 0 if previous is None else previous.number
     new = np.flatnonzero(table.added_in > since).astype(np.int64)
-    pairs = find_near_duplicates(table, new=new, rules=rules, fetch=fetch)
+    pairs = near_duplicates.among(table.phashes, new=new, rule=rules.near_duplicates, fetch=fetch)
     return (
         *quality_lines.exact_duplicates(table),
         *quality_lines.near_duplicates(table, pairs, rules),
@@ -78,28 +78,6 @@ def assess(
         *quality_lines.mix_shift(table, previous, rules, seed=seed),
         *look_lines(table, since=since, rules=rules, fetch=fetch, scores=scores, seed=seed),
     )
-
-
-def find_near_duplicates(table: Table, *, new: Rows, rules: DataQuality, fetch: Fetch) -> Pairs:
-    """Find the pairs of rows, at least one of them `new`, whose pictures are alike; the pictures of both are compared.
-
-    What is not new was searched when it was. Raises TooAlike.
-    """
-    rule = rules.near_duplicates
-    if len(new) == len(table):
-        found = near_duplicates.all_pairs(table.phashes, radius=rule.radius)
-    else:
-        found = near_duplicates.near_duplicates(table.phashes[new], table.phashes, radius=rule.radius)
-        first, second = new[found.first], found.second
-        is_new = np.isin(np.arange(len(table)), new)
-        # Two new rows meet twice and each meets itself: keep each pair once.
-        kept = (first != second) & ~(is_new[second] & (second < first))
-        found = Pairs(
-            first=np.minimum(first, second)[kept],
-            second=np.maximum(first, second)[kept],
-            distance=found.distance[kept],
-        )
-    return near_duplicates.confirmed(found, first=fetch, second=fetch, minimum_likeness=rule.minimum_likeness)
 
 
 def see(fetch: Fetch, rows: Rows) -> Seen:

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipelines import dataset, perceptual, quality, quality_lines, quality_report
+from pipelines import dataset, near_duplicates, perceptual, quality, quality_lines, quality_report
 from pipelines.images import Pixels, image_digest
 from pipelines.protocol import DataQuality, NearDuplicates
 from pipelines.quality_report import QualityLine, QualityReport
@@ -127,7 +127,7 @@ def test_with_a_version_before_only_new_images_and_what_they_are_compared_with_a
     quality.report_of(later, previous=first(), rules=rules)
     assert set(range(160, 240)) <= set(later.read)
     assert len(set(later.read) - set(range(160, 240))) <= 3 + len(
-        quality.find_near_duplicates(quality.table_of(later), new=np.arange(160, 240), rules=rules, fetch=later.images)
+        near_duplicates.among(later.phashes, new=np.arange(160, 240), rule=rules.near_duplicates, fetch=later.images)
     )
 
 

@@ -169,6 +169,13 @@ def merged(before: Any, new: Any, *, without: Collection[int] | NDArray[np.int64
     return pa.concat_tables(parts).sort_by("case_id").combine_chunks()
 
 
+def same_examples(one: Any, other: Any) -> bool:
+    """Say whether two parts hold the same examples, wherever their pixels lie, whoever waits. None: an empty part."""
+    inside = [SCHEMA.empty_table() if table is None else table for table in (one, other)]
+    first, second = (table.filter(pc.is_null(table.column("waiting"))).select(_EXAMPLE) for table in inside)
+    return bool(first.equals(second))
+
+
 def prefixes(table: Any) -> NDArray[np.uint64]:
     """(n,) first eight bytes of each image's digest: enough to find those that may be equal."""
     column = table.column("image_digest").combine_chunks()

@@ -73,13 +73,14 @@ def freeze(
         with held.publishing() as publisher:
             tell("settling confirmations and writing images")
             changes = settle_changes(before, change, protocol=protocol, split_key=split_key, number=number)
-            contents, every, differs = _write(before, changes, blobs=blobs, keep_going=keep_going)
+            contents, every = _write(before, changes, blobs=blobs, keep_going=keep_going)
             if protocol.data_quality is not None and protocol.data_quality.near_duplicates.action == "wait":
                 tell("looking for copies in other splits")
                 contents = keep_apart(contents, every, before=before, protocol=protocol, number=number)
             contents = tidy(contents, every)
             described = summary(contents, classes=protocol.classes, number=number)
-            _refuse_if_useless(described, protocol=protocol, differs=differs or "edition" in before.document)
+            edited = "edition" in before.document  # then there is something new to learn: what to forget
+            _refuse_if_useless(described, protocol=protocol, differs=edited or _differ(before, contents))
             document = {
                 "schema_version": 2,
                 "line": line,
@@ -189,13 +190,12 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 def _write(
     before: Contents, changes: Iterator[PartChange], *, blobs: Path, keep_going: Callable[[], None]
-) -> tuple[Contents, list[Shard], bool]:
-    """Write the images and parts that changed; returns contents, all shards there are, and if an example differs."""
+) -> tuple[Contents, list[Shard]]:
+    """Write the images and parts that changed; returns the contents, and all shards that there are."""
     directory = before.directory
     directory.mkdir(exist_ok=True)
     writer = ShardWriter(directory / "shards", first_id=_next_id(before.shards))
     parts = {part.part: part for part in before.parts}
-    differs = False
     for change in changes:
         rows = list(_stored(change.rows, writer, blobs=blobs, keep_going=keep_going))
         without = [*change.removed, *(row.case.case_id for row in rows)]
@@ -204,10 +204,9 @@ def _write(
             parts[change.part] = case_table.write_part(directory / "cases", part=change.part, table=table)
         else:
             parts.pop(change.part, None)
-        differs = differs or change.differs
     every = [*before.shards, *writer.close()]
     ordered = tuple(parts[part] for part in sorted(parts))
-    return Contents(directory=directory, parts=ordered), every, differs
+    return Contents(directory=directory, parts=ordered), every
 
 
 def keep_apart(
@@ -319,6 +318,13 @@ def _result(held: DataRepository, *, line: str, number: int, protocol: Protocol)
         "submitter_shares": {name: count / total for name, count in document["new_cases"].items()},
         "manifest": document,
     }
+
+
+def _differ(before: Contents, after: Contents) -> bool:
+    """Say whether an example came, went or became another; only parts that were written anew are read."""
+    old, new = ({part.part: part for part in contents.parts} for contents in (before, after))
+    written = [part for part in old.keys() | new.keys() if old.get(part) != new.get(part)]
+    return not all(case_table.same_examples(before.table(part), after.table(part)) for part in written)
 
 
 def _refuse_if_useless(described: Mapping[str, Any], *, protocol: Protocol, differs: bool) -> None:

@@ -52,8 +52,6 @@ class PartChange:
     before: Any
     rows: list[CaseRow]
     removed: set[int]
-    differs: bool
-    """Whether an example came, went or became another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -106,14 +104,7 @@ def settle_changes(
         rows = decide((case for case in arrived.values() if not is_together(case)), mine)
         rows |= {case_id: row for case_id, row in decided.items() if part_of(case_id) == part}
         removed = survey.removed.get(part, set())
-        mine |= {row.case.case_id: row for row in _known(here, [*rows, *removed])}
-        yield PartChange(
-            part=part,
-            before=here,
-            rows=list(rows.values()),
-            removed=removed,
-            differs=_differ(mine, rows),
-        )
+        yield PartChange(part=part, before=here, rows=list(rows.values()), removed=removed)
 
 
 def _survey(before: Contents, change: Change, *, protocol: Protocol, split_key: bytes) -> _Survey:
@@ -215,11 +206,3 @@ def _by_part(ids: Iterable[int]) -> dict[int, set[int]]:
     for case_id in ids:
         found.setdefault(part_of(case_id), set()).add(case_id)
     return found
-
-
-def _differ(before: Mapping[CaseId, CaseRow], after: Mapping[CaseId, CaseRow]) -> bool:
-    old, new = (
-        {case_id: row.outcome for case_id, row in rows.items() if isinstance(row.outcome, Example)}
-        for rows in (before, after)
-    )
-    return old != new

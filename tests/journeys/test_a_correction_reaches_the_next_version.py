@@ -17,7 +17,7 @@ from api.cli.story import Story
 
 @pytest.mark.timeout(420)
 def test_a_correction_reaches_the_next_version(tell: Callable[..., Story]) -> None:
-    story = tell("correct", triggers={"new_confirmations": 160}, recipe={"epochs": 1})
+    story = tell("correct", triggers={"new_confirmations": 160}, recipe={"epochs": 1}, data_quality=None)
     story.confirm_batch(160, "pacs-north")
     frozen(story, number=1)
     corrected, taken_back, doubted, settled = cases_of(story)[:4]

@@ -22,7 +22,7 @@ PATIENT = 7  # of those sent here
 
 @pytest.mark.timeout(420)
 def test_an_erased_patient_is_nowhere(tell: Callable[..., Story], tmp_path: Path) -> None:
-    story = tell("erase", triggers={"new_confirmations": 160}, recipe={"epochs": 1})
+    story = tell("erase", triggers={"new_confirmations": 160}, recipe={"epochs": 1}, data_quality=None)
     story._sent = 1700  # pictures that no other journey's line has
     story.confirm_batch(160, "pacs-north")
     frozen(story, number=1)

@@ -170,7 +170,7 @@ def test_a_changed_byte_in_a_checkout_is_found(frozen: Frozen, tmp_path: Path, n
 
 def test_a_near_duplicate_of_a_case_in_another_split_waits(first_home: Path, tmp_path: Path) -> None:
     hospital = moved(first_home, tmp_path / "home")
-    protocol = parse(PROTOCOL_TEXT + "\ndata_quality: {}\n").document()
+    protocol = parse(PROTOCOL_TEXT).document()
     first = dataset.open_version(dataset.checkout(hospital.repository, line=LINE, number=1, into=tmp_path / "out"))
     (original,) = first.indices("train")[:1].tolist()
     for index in range(100, 140):  # copies, a little brighter, under other patients: some would be in other splits

@@ -162,7 +162,7 @@ def _before(
 
 
 def _traits(version: DatasetVersion, *, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    table = version.columns(*get_args(Attribute), "waiting").take(rows)
+    table = version.columns(*get_args(Attribute)).take(rows)
     return {
         name: np.array([value or "" for value in table.column(name).to_pylist()], dtype=str)
         for name in get_args(Attribute)

@@ -211,6 +211,9 @@ def test_too_few_cases_are_refused_in_words(tmp_path: Path) -> None:
     hospital = Hospital(tmp_path)
     assert "no case has a settled diagnosis" in hospital.freeze(1, n=0)["refused"]
     assert "none yet for" in hospital.freeze(1, n=3)["refused"]
+    asking = parse(PROTOCOL_TEXT).document()  # for copies, among no cases and among a few
+    assert "no case has a settled diagnosis" in hospital.freeze(1, n=0, protocol=asking)["refused"]
+    assert "none yet for" in hospital.freeze(1, n=3, protocol=asking)["refused"]
 
 
 def test_an_image_damaged_at_rest_is_named_and_left_out(tmp_path: Path) -> None:

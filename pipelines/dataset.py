@@ -37,11 +37,9 @@ from pipelines.seals import Seals, sha256_of
 from pipelines.shards import Images, Place
 from pipelines.types import CaseId, Confirmation, Digest, Example, Split, Waiting, digest_of
 
-_COLUMNS = ("case_id", "shard", "row", "split", "finding", "site", "added_in", "label_since")
-
 
 class DatasetVersion:
-    """An opened dataset version. Rows are its examples in order of case id; all columns have N rows.
+    """An opened dataset version. Rows are its examples in order of case id; each column is read when it is asked for.
 
     `labels` are indices into `classes`; `label_since == number` marks the labels new in this version.
     """
@@ -55,51 +53,71 @@ class DatasetVersion:
         self.number: int = document["number"]
         self.digest: Digest = digest_of(document)
         self.classes: tuple[str, ...] = tuple(document["classes"])
-        table = self.columns(*_COLUMNS)
-        index = pa.array(self.classes, pa.string())
-        self.case_ids: NDArray[np.int64] = table.column("case_id").to_numpy()
-        self.labels: NDArray[np.int64] = pc.index_in(table.column("finding"), index).to_numpy().astype(np.int64)
-        self.splits: NDArray[np.str_] = _text(table, "split").astype(np.str_)
-        self.sites: NDArray[np.str_] = _text(table, "site").astype(np.str_)
-        self.added_in: NDArray[np.int64] = table.column("added_in").to_numpy()
-        self.label_since: NDArray[np.int64] = table.column("label_since").to_numpy()
-        self._shard = table.column("shard").to_numpy().astype(np.int64)
-        self._row = table.column("row").to_numpy().astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.case_ids)
 
     @cached_property
+    def case_ids(self) -> NDArray[np.int64]:
+        """(N,) ascending."""
+        return self._numbers("case_id")
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) index into `classes`."""
+        found = pc.index_in(self._column("finding"), pa.array(self.classes, pa.string()))
+        return np.asarray(found.to_numpy(), dtype=np.int64)
+
+    @cached_property
+    def splits(self) -> NDArray[np.str_]:
+        """(N,) `train`, `tune` or `sealed_test`."""
+        return self._text("split").astype(np.str_)
+
+    @cached_property
+    def sites(self) -> NDArray[np.str_]:
+        """(N,) text."""
+        return self._text("site").astype(np.str_)
+
+    @cached_property
+    def added_in(self) -> NDArray[np.int64]:
+        """(N,) number of the version in which the case was first."""
+        return self._numbers("added_in")
+
+    @cached_property
+    def label_since(self) -> NDArray[np.int64]:
+        """(N,) number of the version since which the case has had its label."""
+        return self._numbers("label_since")
+
+    @cached_property
     def groups(self) -> NDArray[Any]:
         """(N,) text: the patient, or the image where the patient is unknown."""
-        return _text(self.columns("group"), "group")
+        return self._text("group")
 
     @cached_property
     def image_digests(self) -> NDArray[np.object_]:
         """(N,) SHA-256 of each image, in hexadecimal."""
-        column = self.columns("image_digest").column("image_digest")
-        return np.array([Digest(value.hex()) for value in column.to_pylist()], dtype=object)
+        return np.array([Digest(value.hex()) for value in self._column("image_digest").to_pylist()], dtype=object)
 
     @cached_property
     def phashes(self) -> NDArray[np.uint64]:
         """(N,) perceptual hash of each image, 64 bits."""
-        found: NDArray[np.uint64] = self.columns("phash").column("phash").to_numpy()
+        found: NDArray[np.uint64] = self._column("phash").to_numpy()
         return found
 
     @cached_property
     def scanners(self) -> NDArray[Any]:
         """(N,) text or None."""
-        return _text(self.columns("scanner"), "scanner")
+        return self._text("scanner")
 
     @cached_property
     def sexes(self) -> NDArray[Any]:
         """(N,) text or None."""
-        return _text(self.columns("sex"), "sex")
+        return self._text("sex")
 
     @cached_property
     def age_bands(self) -> NDArray[Any]:
         """(N,) text or None."""
-        return _text(self.columns("age_band"), "age_band")
+        return self._text("age_band")
 
     @property
     def waiting_counts(self) -> dict[str, int]:
@@ -129,10 +147,8 @@ class DatasetVersion:
     def images(self, indices: Iterable[int]) -> list[Pixels]:
         """Pixels of some rows, as stored: (H, W), (H, W, 3) or (D, H, W); uint8 or uint16. Raises VersionDamaged."""
         stored = Images(self.path / "shards", self.contents.shards)
-        return [
-            stored.read(Place(int(self._shard[index]), int(self._row[index])), self.image_digests[index])
-            for index in indices
-        ]
+        rows = self.columns("shard", "row", "image_digest").take(np.fromiter(indices, dtype=np.int64)).to_pylist()
+        return [stored.read(Place(row["shard"], row["row"]), row["image_digest"].hex()) for row in rows]
 
     def prepared(self, spec: InputSpec) -> Prepared:
         """All images as the network sees them, (N, C, rows, columns) float32 in [0, 1], memory-mapped.
@@ -144,8 +160,8 @@ class DatasetVersion:
             spec=spec,
             directory=self.path / "shards",
             held=self.contents.shards,
-            shard_of=self._shard,
-            row_of=self._row,
+            shard_of=self._numbers("shard"),
+            row_of=self._numbers("row"),
         )
 
     def said(self, case_ids: Iterable[int]) -> dict[CaseId, tuple[Confirmation, ...]]:
@@ -162,6 +178,16 @@ class DatasetVersion:
             for table in self.contents.tables(*columns)
             for row in table.filter(pc.is_valid(table.column("waiting"))).to_pylist()
         ]
+
+    def _column(self, name: str) -> Any:
+        return self.columns(name).column(name)
+
+    def _numbers(self, name: str) -> NDArray[np.int64]:
+        return np.asarray(self._column(name).to_numpy(), dtype=np.int64)
+
+    def _text(self, name: str) -> NDArray[Any]:
+        found: NDArray[Any] = self._column(name).to_numpy(zero_copy_only=False)
+        return found
 
     def _rows(self, case_ids: NDArray[np.int64]) -> Iterator[case_table.CaseRow]:
         parts = {case_table.part_of(case_id) for case_id in case_ids.tolist()}
@@ -241,8 +267,3 @@ def _checking_out(directory: Path) -> Iterator[Path]:
             shutil.rmtree(left)
         with tempfile.TemporaryDirectory(dir=directory, prefix=".checkout-") as temporary:
             yield Path(temporary)
-
-
-def _text(table: Any, name: str) -> NDArray[Any]:
-    found: NDArray[Any] = table.column(name).to_numpy(zero_copy_only=False)
-    return found

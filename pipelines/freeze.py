@@ -215,11 +215,9 @@ def keep_apart(
     """Let newcomers wait whose picture is a near duplicate of one in another split: it must not be on two sides."""
     assert protocol.data_quality is not None, "it says what a near duplicate is"
     head = {"line": protocol.line, "number": number, "classes": list(protocol.classes)}
-    if not contents.parts:
+    if len(every) == len(before.shards):  # no image is new
         return contents
     version = DatasetVersion(replace(contents, shards=tuple(every), document=head))
-    if not len(version):
-        return contents
     inside = [table.filter(pc.is_null(table.column("waiting"))) for table in before.tables("case_id", "waiting")]
     known = np.concatenate([np.empty(0, dtype=np.int64), *(table.column("case_id").to_numpy() for table in inside)])
     incumbent = np.isin(version.case_ids, known)

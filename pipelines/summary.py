@@ -15,14 +15,14 @@ from pipelines.types import SPLITS
 
 def summary(contents: Contents, *, classes: Sequence[str], number: int) -> dict[str, Any]:
     """Count the cases of version `number`; every split and class has an entry, if only 0."""
-    columns = ("split", "finding", "site", "confirmed_on", "waiting", "label_since", "submitters")
+    columns = ("split", "finding", "site", "confirmed_on", "waiting", "label_since")
     by_class: Counter[tuple[str, ...]] = Counter()
     by_site: Counter[tuple[str, ...]] = Counter()
     by_month: Counter[tuple[str, ...]] = Counter()
     submitters: Counter[tuple[str, ...]] = Counter()
     waiting: Counter[str] = Counter()
     new = 0
-    for table in contents.tables(*columns):
+    for part, table in zip(contents.parts, contents.tables(*columns), strict=True):
         waits = pc.is_valid(table.column("waiting"))
         reasons = table.filter(waits).column("waiting").to_pylist()
         waiting.update(reason.partition(":")[0] for reason in reasons)
@@ -31,10 +31,11 @@ def summary(contents: Contents, *, classes: Sequence[str], number: int) -> dict[
         by_site += _tally(inside, "site", "split")
         month = pc.utf8_slice_codeunits(inside.column("confirmed_on"), 0, 7)
         by_month += _tally(inside.append_column("month", month), "month", "split")
-        fresh = inside.filter(pc.equal(inside.column("label_since"), number))
-        new += fresh.num_rows
-        said_by = pc.list_flatten(fresh.column("submitters"))
-        submitters += _tally(pa.table({"submitter": said_by}), "submitter")
+        if pc.any(pc.equal(inside.column("label_since"), number)).as_py():
+            whole = contents.table(part.part)
+            fresh = whole.filter(pc.equal(whole.column("label_since"), number))
+            new += fresh.num_rows
+            submitters += _tally(pa.table({"submitter": pc.list_flatten(fresh.column("submitters"))}), "submitter")
     return {
         "examples": sum(by_class.values()),
         "new_examples": new,

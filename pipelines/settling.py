@@ -23,6 +23,8 @@ from pipelines.manifest import Outcome
 from pipelines.protocol import Protocol
 from pipelines.types import CaseId, ConfirmedCase, Digest, Example, Split, Waiting
 
+_SIDES = ("case_id", "group", "split", "waiting", "added_in")
+
 UNREADABLE = "image unreadable"
 """How the reason of a case begins whose image could not be read; it is tried again at each freeze."""
 
@@ -118,7 +120,7 @@ def _survey(before: Contents, change: Change, *, protocol: Protocol, split_key: 
     gone = np.array(sorted(change.gone), dtype=np.int64)
     kept_splits: dict[str, Split] = {}
     removed, touched, left = [], [wanted], []
-    for table in before.tables("case_id", "image_digest", "group", "split", "waiting", "added_in"):
+    for table in before.tables("image_digest", *_SIDES):
         numbers, prefixes = table.column("case_id").to_numpy(), case_table.prefixes(table)
         present = np.isin(numbers, asked)
         lost = np.isin(numbers, gone) | (change.whole & ~present)
@@ -134,6 +136,10 @@ def _survey(before: Contents, change: Change, *, protocol: Protocol, split_key: 
         chosen = np.isin(prefixes, every_touched) | unreadable
         again += numbers[chosen].tolist()
         images_again += [prefixes[chosen], prefixes[chosen]]  # twice: to be among those that are shared
+    if again and not change.whole:  # their patients' splits hold as well
+        theirs = {row.case.group for part, ids in _by_part(again).items() for row in _known(before.table(part), ids)}
+        for table in before.tables(*_SIDES):
+            _keep_splits(table, kept_splits, groups=theirs, whole=False, key=split_key, protocol=protocol)
     values, counts = np.unique(np.concatenate(images_again), return_counts=True)
     return _Survey(
         together=frozenset(values[counts > 1].tolist()),
@@ -147,7 +153,7 @@ def _keep_splits(
     table: Any, kept: dict[str, Split], *, groups: Collection[str], whole: bool, key: bytes, protocol: Protocol
 ) -> None:
     """Note the splits of groups that today's shares would put elsewhere."""
-    table = table.select(["case_id", "group", "split", "waiting", "added_in"])
+    table = table.select(_SIDES)
     if not whole:
         table = table.filter(pc.is_in(table.column("group"), pa.array(sorted(groups), pa.string())))
     for row in table.to_pylist():

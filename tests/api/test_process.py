@@ -15,7 +15,7 @@ from api.settings import ApiSettings, SettingsError
 from tests.api.pictures import png
 from tests.api.service import ROOT, Service, free_port, start_api, wait_for
 
-START_SECONDS = 1.5
+START_SECONDS = 5.0
 GIVEN = {
     "OVERREAD_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/none",
     "OVERREAD_INFERENCE_TOKEN": "secret-token",

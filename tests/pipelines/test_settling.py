@@ -119,6 +119,24 @@ def test_a_copy_comes_in_once_the_case_before_it_is_erased(tmp_path: Path) -> No
     assert (row.case.case_id, row.outcome.added_in) == (18, 2)
 
 
+def test_a_case_decided_again_for_its_image_keeps_its_patient_s_split(tmp_path: Path) -> None:
+    contents = Contents(directory=tmp_path)
+    mine, other = case(38, (read("normal", number=1),)), case(4, (read("normal", number=2, evidence="report_text"),))
+    contents = version(contents, [other, mine], number=1, whole=True, gone=set(), protocol=PROTOCOL)
+    (row,) = [row for row in rows_of(contents) if row.case.case_id == mine.case_id]
+    moved = next(
+        PROTOCOL.model_copy(update={"splits": shares})
+        for shares in (Splits(train=0.98, tune=0.01, sealed_test=0.01), Splits(train=0.01, tune=0.01, sealed_test=0.98))
+        if manifest.split_of(KEY, row.case.group, shares) != row.outcome.split
+    )
+    contents = version(contents, [other, mine], number=2, whole=True, gone=set(), protocol=moved)
+    said_more = case(4, (read("pneumonia", number=3, evidence="report_text"),))
+    contents = version(contents, [said_more], number=3, whole=False, gone=set(), protocol=moved)
+    (now,) = [row for row in rows_of(contents) if row.case.case_id == mine.case_id]
+    assert isinstance(now.outcome, Example)
+    assert now.outcome.split == row.outcome.split
+
+
 def test_only_the_parts_in_which_something_changed_are_written(tmp_path: Path) -> None:
     cases = [case(number, (read("normal", number=number),)) for number in range(1, 25)]
     first = version(Contents(directory=tmp_path), cases, number=1, whole=True, gone=set(), protocol=PROTOCOL)

@@ -54,10 +54,12 @@ def rows(folder: Path) -> set[int]:
 def holding(home: Path, *, image: str, pseudonym: str, case_id: int, line: str) -> list[str]:
     """Name the files of the service that still hold the image, or a row of the case on this line."""
     found = [str(path) for path in (home / "blobs").rglob(image)]
-    for path in home.rglob("*"):
+    folders = ("data-repository", "dvc-remote", "checkouts", "jobs")
+    for path in (path for folder in folders for path in (home / folder).rglob("*")):
         if path.is_symlink() or not path.is_file():
             continue
-        start = path.open("rb").read(6)
+        with path.open("rb") as file:
+            start = file.read(6)
         if start[:4] == b"PAR1":
             table = pq.read_table(path, partitioning=None)
             if {"case_id", "group"} <= set(table.column_names):

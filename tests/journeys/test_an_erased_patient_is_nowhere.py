@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from api.cli.story import Story
-from tests.journeys.test_a_correction_reaches_the_next_version import cases_of, frozen
+from tests.journeys.test_a_correction_reaches_the_next_version import frozen
 
-PATIENT = 7  # of those sent here
+PATIENT = 1707
 
 
 @pytest.mark.timeout(420)
@@ -26,13 +26,14 @@ def test_an_erased_patient_is_nowhere(tell: Callable[..., Story], tmp_path: Path
     story._sent = 1700  # pictures that no other journey's line has
     story.confirm_batch(160, "pacs-north")
     frozen(story, number=1)
-    case_id = cases_of(story)[PATIENT]
+    sent = story.doors["rita"].get("/v1/cases", line=story.line, limit=200)
+    case_id = next(row["case_id"] for row in sent if row["external_id"] == f"north-{PATIENT}")
     case = story.doors["rita"].get(f"/v1/cases/{case_id}")
     image, pseudonym = str(case["image_digest"]), str(case["patient"])
     assert overread(story, "dataset", "checkout", story.line, "1", "--into", str(tmp_path))["examples"] == 160
     assert case_id in rows(tmp_path / story.line / "v0001" / "cases")
 
-    done = command(story, "erase", "--patient", f"patient-{1700 + PATIENT}", "--reason", "asked", "--yes")
+    done = command(story, "erase", "--patient", f"patient-{PATIENT}", "--reason", "asked", "--yes")
     assert done.returncode == 0, done.stderr
     assert f"{story.line}: dataset version 1, learned from this patient" in done.stdout + done.stderr
 

@@ -53,10 +53,6 @@ class Prepared:
         found: NDArray[np.float32] = self.array[self.places[rows]]
         return found
 
-    def select(self, rows: NDArray[np.integer]) -> Prepared:
-        """The same of some rows only; nothing is read."""
-        return Prepared(self.array, self.places[rows])
-
 
 def prepare(
     folder: Path,

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines import job
+from pipelines.counts import Counts, counts_in, with_counts
 from pipelines.seals import sha256_of
 from pipelines.shards import Place
 from pipelines.types import CaseId, Confirmation, ConfirmedCase, Digest, Example, Waiting
@@ -133,10 +134,10 @@ def rows_of(table: Any) -> Iterator[CaseRow]:
 
 
 def write_part(directory: Path, *, part: int, table: Any) -> Part:
-    """Write one part; the same rows give the same bytes."""
+    """Write one part, with what it holds in numbers in its footer; the same rows give the same bytes."""
     directory.mkdir(exist_ok=True)
     partial = directory / "partial"
-    pq.write_table(table, partial, compression="zstd")
+    pq.write_table(with_counts(table), partial, compression="zstd")
     job.flush(partial)
     digest = sha256_of(partial)
     name = f"{part:07d}-{digest}.parquet"
@@ -149,6 +150,11 @@ def read_part(file: Path, columns: Sequence[str] = ()) -> Any:
     """Read one part, or some columns of it."""
     with pq.ParquetFile(file) as opened:
         return opened.read(columns=list(columns) or None)
+
+
+def read_counts(file: Path) -> Counts:
+    """What one part holds in numbers, from its footer."""
+    return counts_in(pq.read_schema(file))
 
 
 def with_ids(table: Any, ids: Collection[int] | NDArray[np.int64]) -> Any:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipelines import case_table
 from pipelines.case_table import Part
+from pipelines.counts import Counts
 from pipelines.data_repository import VersionDamaged
 from pipelines.seals import Seals
 from pipelines.shards import Place, Shard
@@ -79,6 +80,15 @@ class Contents:
         """All parts of the case table one after the other, with these columns (all columns without any)."""
         for part in self.parts:
             yield self._read(part, columns)
+
+    def counts(self) -> Iterator[tuple[Part, Counts]]:
+        """Every part with what it holds in numbers; no row is read."""
+        for part in self.parts:
+            yield part, case_table.read_counts(self.directory / "cases" / part.name)
+
+    def used_shards(self) -> set[int]:
+        """Ids of the shards that hold an image of the version."""
+        return {shard for _, counts in self.counts() for (shard,), _ in counts.by_shard}
 
     def used_rows(self) -> dict[int, NDArray[np.int64]]:
         """Rows in use of each shard, ascending; a shard that holds no image of the version is not among them."""

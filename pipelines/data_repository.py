@@ -36,9 +36,11 @@ for arguments in json.loads(sys.argv[1]):
     if code:
         sys.exit(code)
 """
-# Imports and opens the repository while the caller still writes the files, which it then names on standard input.
+# Imports (what DVC would import later too) and opens the repository while the caller still writes the files, which it
+# then names on standard input.
 _PUBLISH = """
 import json, sys
+import dvc.repo.add, dvc.repo.push, dvc_data.index.push, networkx, rich.console
 from dvc.repo import Repo
 repo = Repo()
 for step, targets in json.loads(sys.stdin.readline() or "[]"):

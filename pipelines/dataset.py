@@ -79,6 +79,16 @@ class DatasetVersion:
         return self._text("site").astype(np.str_)
 
     @cached_property
+    def evidences(self) -> NDArray[Any]:
+        """(N,) text: the evidence that each answer rests on."""
+        return self._text("evidence")
+
+    @cached_property
+    def ai_exposures(self) -> NDArray[Any]:
+        """(N,) text: `blind`, `aided` or `unknown`, of the reads that each answer rests on."""
+        return self._text("ai_exposure")
+
+    @cached_property
     def added_in(self) -> NDArray[np.int64]:
         """(N,) number of the version in which the case was first."""
         return self._numbers("added_in")

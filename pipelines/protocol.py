@@ -83,6 +83,28 @@ class Splits(_Section):
         return self
 
 
+Weight = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class CaseWeights(_Section):
+    """How often a case is drawn in training, beside another of its site and class that has weight 1.
+
+    A case's weight is the product of what its reads' AI exposure and its evidence have; `blind` is 1.
+    """
+
+    aided: Weight = 0.3
+    unknown: Weight = 1.0
+    report_text: Weight = 1.0
+    single_read: Weight = 1.0
+    consensus: Weight = 1.0
+    follow_up: Weight = 1.0
+    pathology: Weight = 1.0
+
+    def of(self, *, evidence: Evidence, ai_exposure: AiExposure) -> float:
+        """Weight of a case by its evidence and the exposure of those who read it, in (0, 1]."""
+        return float(getattr(self, evidence)) * (1.0 if ai_exposure == "blind" else float(getattr(self, ai_exposure)))
+
+
 class Recipe(_Section):
     """How candidates are trained."""
 
@@ -101,6 +123,7 @@ class Recipe(_Section):
     randomise: Share = 0.0
     """Share of the training images that are shown as an imagined other scanner would, so that the next one surprises
     less."""
+    weights: CaseWeights = CaseWeights()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     threads: Annotated[int, Field(ge=1, le=64)] = 1
     """CPU threads; part of the recipe because floating-point sums depend on it."""

@@ -155,6 +155,8 @@ class Known:
     labels: Rows
     strata: Rows
     """(N,) number of the (site, class) of each case."""
+    weights: NDArray[np.float64]
+    """(N,) how often a case is drawn, beside others of its stratum."""
     new: Rows
     archive: Rows
     recipe: Recipe
@@ -168,8 +170,11 @@ def plan(
     label_since: NDArray[np.int64],
     base_number: int | None,
     recipe: Recipe,
+    weights: NDArray[np.float64] | None = None,
 ) -> Plan:
     """Plan a run over the training split: `labels`, `sites`, `label_since` (N,), one entry a case.
+
+    `weights` (N,) above 0 say how often a case is drawn beside others of its stratum; all alike if None.
 
     `base_number` is the dataset version the champion was trained on, None if there is no champion to start from. A case
     is new if it has had its label only since a later version, so a corrected label counts as new. Without a champion,
@@ -180,6 +185,7 @@ def plan(
     known = Known(
         labels=labels,
         strata=site_codes * (int(labels.max()) + 1) + labels,
+        weights=np.ones(len(labels)) if weights is None else weights,
         new=new,
         archive=np.setdiff1d(np.arange(len(labels)), new),
         recipe=recipe,
@@ -199,25 +205,26 @@ def plan(
 def epoch_order(pools: tuple[Pool, ...], *, rng: np.random.Generator) -> Rows:
     """Draw one epoch: rows (draws,) of the training split, the pools mixed evenly from the first batch to the last.
 
-    Systematic sampling: a row expected k.f times comes k or k + 1 times, in random order.
+    Systematic sampling from a shuffled pool: a row expected k.f times comes k or k + 1 times, in random order.
     """
     drawn, keys = [], []
     for pool in pools:
-        ladder = np.cumsum(pool.weights / pool.weights.sum())
+        places = rng.permutation(len(pool.rows))  # else weights that repeat themselves could meet the steps' rhythm
+        ladder = np.cumsum(pool.weights[places] / pool.weights.sum())
         steps = (np.arange(pool.draws) + rng.random()) / pool.draws
-        picks = np.minimum(np.searchsorted(ladder, steps, "right"), len(pool.rows) - 1)
+        picks = places[np.minimum(np.searchsorted(ladder, steps, "right"), len(places) - 1)]
         drawn.append(rng.permutation(pool.rows[picks]))
         keys.append((np.arange(pool.draws) + rng.random(pool.draws)) / pool.draws)
     return np.concatenate(drawn)[np.argsort(np.concatenate(keys), kind="stable")]
 
 
 def _full(known: Known) -> Plan:
-    return _from_nothing(np.arange(len(known.labels)), strata=known.labels, recipe=known.recipe)
+    return _from_nothing(np.arange(len(known.labels)), strata=known.labels, known=known)
 
 
 def _gdumb(known: Known) -> Plan:
     kept = _memory(np.arange(len(known.labels)), strata=known.strata, size=GDUMB_MEMORY)
-    return _from_nothing(kept, strata=known.strata[kept], recipe=known.recipe)
+    return _from_nothing(kept, strata=known.strata, known=known)
 
 
 def _finetune(known: Known) -> Plan:
@@ -249,17 +256,17 @@ def _auto(known: Known) -> Plan:
     fresh = replace(_fresh(known), draws=max(1, round(AUTO_NEW * draws)))
     if len(known.archive) == 0:
         return _update((replace(fresh, draws=draws),), epochs=AUTO_EPOCHS, known=known)
-    rehearsed = _pool(known.archive, strata=known.strata[known.archive], draws=draws - fresh.draws)
+    rehearsed = _pool(known.archive, strata=known.strata, draws=draws - fresh.draws, known=known)
     return _update((fresh, rehearsed), epochs=AUTO_EPOCHS, known=known)
 
 
 def _warm(known: Known) -> Plan:
-    every = _pool(np.arange(len(known.labels)), strata=known.strata, draws=len(known.labels))
+    every = _pool(np.arange(len(known.labels)), strata=known.strata, draws=len(known.labels), known=known)
     return _update((every,), epochs=WARM_EPOCHS, known=known)
 
 
 def _analytic(known: Known) -> Plan:
-    every = _pool(np.arange(len(known.labels)), strata=known.strata, draws=len(known.labels))
+    every = _pool(np.arange(len(known.labels)), strata=known.strata, draws=len(known.labels), known=known)
     return replace(_update((every,), epochs=1, known=known), epochs=0, ridge=ANALYTIC_RIDGE)
 
 
@@ -278,14 +285,14 @@ PLANS: Mapping[Strategy, Callable[[Known], Plan]] = {
 """How each strategy plans, given a champion and something new."""
 
 
-def _from_nothing(rows: Rows, *, strata: Rows, recipe: Recipe) -> Plan:
-    pool = _pool(rows, strata=strata, draws=len(rows))
+def _from_nothing(rows: Rows, *, strata: Rows, known: Known) -> Plan:
+    pool = _pool(rows, strata=strata, draws=len(rows), known=known)
     return Plan(
         start="nothing",
         pools=(pool,),
-        epochs=recipe.epochs,
-        batch_size=_batch_size(pool.draws, recipe=recipe),
-        peak_learning_rate=recipe.learning_rate,
+        epochs=known.recipe.epochs,
+        batch_size=_batch_size(pool.draws, recipe=known.recipe),
+        peak_learning_rate=known.recipe.learning_rate,
     )
 
 
@@ -305,7 +312,7 @@ def _update(pools: tuple[Pool, ...], *, epochs: int, known: Known) -> Plan:
 
 
 def _fresh(known: Known) -> Pool:
-    return _pool(known.new, strata=known.labels[known.new], draws=len(known.new))
+    return _pool(known.new, strata=known.labels, draws=len(known.new), known=known)
 
 
 def _rehearsal(known: Known, *, archive: Rows) -> tuple[Pool, ...]:
@@ -314,13 +321,14 @@ def _rehearsal(known: Known, *, archive: Rows) -> tuple[Pool, ...]:
     if len(archive) == 0 or share == 0.0:
         return (fresh,)
     draws = fresh.draws if share == 1.0 else max(1, round(fresh.draws * share / (1.0 - share)))
-    rehearsed = _pool(archive, strata=known.strata[archive], draws=draws)
+    rehearsed = _pool(archive, strata=known.strata, draws=draws, known=known)
     return (rehearsed,) if share == 1.0 else (fresh, rehearsed)
 
 
 def _blending(known: Known, *, shares: tuple[float, ...]) -> Blending:
     every = np.arange(len(known.labels))
-    return Blending(shares=shares, pool=_pool(every, strata=known.strata, draws=min(BLEND_CASES, len(every))))
+    pool = _pool(every, strata=known.strata, draws=min(BLEND_CASES, len(every)), known=known)
+    return Blending(shares=shares, pool=pool)
 
 
 def _memory(rows: Rows, *, strata: Rows, size: int) -> Rows:
@@ -332,10 +340,12 @@ def _memory(rows: Rows, *, strata: Rows, size: int) -> Rows:
     return np.sort(rows[np.lexsort((rows, rank))[:size]])
 
 
-def _pool(rows: Rows, *, strata: Rows, draws: int) -> Pool:
-    """Draw evenly over strata (N,), and within each over its rows."""
-    _, inverse, counts = np.unique(strata, return_inverse=True, return_counts=True)
-    return Pool(rows=rows, weights=1.0 / np.maximum(counts, SMALLEST_STRATUM)[inverse], draws=draws)
+def _pool(rows: Rows, *, strata: Rows, draws: int, known: Known) -> Pool:
+    """Draw from `rows`, evenly over `strata` (N,), and within each by the cases' weights."""
+    weights = known.weights[rows]
+    _, inverse = np.unique(strata[rows], return_inverse=True)
+    mass = np.bincount(inverse, weights=weights)
+    return Pool(rows=rows, weights=weights / np.maximum(mass, SMALLEST_STRATUM)[inverse], draws=draws)
 
 
 def _batch_size(draws: int, *, recipe: Recipe) -> int:

@@ -71,6 +71,8 @@ class Cases:
     """(N,) text."""
     label_since: NDArray[np.int64]
     """(N,) number of the dataset version since which the case has this label."""
+    weights: NDArray[np.float64] | None = None
+    """(N,) in (0, 1]: how often a case is drawn beside others; None: all alike."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -114,6 +116,7 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
         label_since=train.label_since,
         base_number=None if base is None else base.dataset_number,
         recipe=recipe,
+        weights=train.weights,
     )
     notes += champion.growth(base, architecture=architecture, plan=plan)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -256,6 +259,12 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
     return Trained(module=chosen, metadata=metadata, history=list(state.history))
 
 
+def weights_of(version: DatasetVersion, *, protocol: Protocol) -> NDArray[np.float64]:
+    """Return the weights (N,) in (0, 1] of a version's cases, by their evidence and AI exposure."""
+    grounds = zip(version.evidences.tolist(), version.ai_exposures.tolist(), strict=True)
+    return np.array([protocol.recipe.weights.of(evidence=one, ai_exposure=other) for one, other in grounds])
+
+
 def main(arguments: list[str]) -> int:
     """Run the training that a job directory describes."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it to be deterministic on CUDA
@@ -271,12 +280,14 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
     if quality is not None:
         job.append_progress(directory, {"stage": f"the data: {quality.verdict}", "text": render_text(quality)})
     prepared = version.prepared(protocol.input)
+    weights = weights_of(version, protocol=protocol)
     splits = [
         Cases(
             images=prepared[rows],
             labels=version.labels[rows],
             sites=version.sites[rows],
             label_since=version.label_since[rows],
+            weights=weights[rows],
         )
         for rows in (version.indices("train"), version.indices("tune"))
     ]

@@ -51,7 +51,7 @@ class Hospital:
             confirmation_id=index + 1,
             finding=PROTOCOL.classes[self.labels[index]],
             evidence="single_read",
-            ai_exposure="blind",
+            ai_exposure="aided" if index % 7 == 3 else "blind",
             submitter="north" if index % 4 else "south",
             reader="ana",
             confirmed_on="2026-03-02",

@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import dataset, images
+from pipelines import dataset, images, train
 from pipelines.data_repository import VersionDamaged, VersionUnknown
 from pipelines.difference import difference
-from pipelines.protocol import InputSpec, parse
+from pipelines.protocol import InputSpec, from_document, parse
 from pipelines.types import CaseId, digest_of
-from tests.pipelines.hospital import LINE, PROTOCOL_TEXT, ROOT, Hospital, moved, start
+from tests.pipelines.hospital import LINE, PROTOCOL, PROTOCOL_TEXT, ROOT, Hospital, moved, start
 
 SPEC = InputSpec(channels=1, rows=28, columns=28)
 
@@ -77,6 +77,17 @@ def test_a_second_version_adds_only_what_is_new(frozen: Frozen, tmp_path: Path) 
     assert len(version.indices(new_only=True)) == 30
     before = dataset.open_version(dataset.checkout(hospital.repository, line=LINE, number=1, into=tmp_path))
     assert np.array_equal(before.splits, version.splits[:100])
+
+
+def test_cases_read_with_the_model_in_sight_weigh_less_in_training(frozen: Frozen, tmp_path: Path) -> None:
+    version = dataset.open_version(dataset.checkout(frozen[0].repository, line=LINE, number=1, into=tmp_path))
+    weights = train.weights_of(version, protocol=PROTOCOL)
+    assert weights.tolist() == [0.3 if case_id % 7 == 4 else 1.0 for case_id in version.case_ids.tolist()]
+    weak = {"recipe": {**PROTOCOL.document()["recipe"], "weights": {"aided": 0.5, "single_read": 0.2}}}
+    weights = train.weights_of(version, protocol=from_document(PROTOCOL.document() | weak))
+    assert weights.tolist() == pytest.approx(
+        [0.1 if case_id % 7 == 4 else 0.2 for case_id in version.case_ids.tolist()]
+    )
 
 
 def test_an_outsider_reproduces_a_version_from_a_clone_and_the_remote_alone(frozen: Frozen, tmp_path: Path) -> None:

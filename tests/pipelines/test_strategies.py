@@ -187,6 +187,26 @@ def test_a_single_case_of_a_small_site_is_not_rehearsed_dozens_of_times() -> Non
     assert np.sum(order == 0) <= 10
 
 
+@pytest.mark.parametrize("strategy", ["full", "auto", "warm", "replay", "derpp", "gdumb", "finetune"])
+def test_a_case_of_less_weight_is_drawn_less_and_its_class_as_often(strategy: Any) -> None:
+    n = 1200
+    labels, doubted = np.arange(n) % 2, np.arange(n) % 6 == 0
+    plan = strategies.plan(
+        strategy,
+        labels=labels,
+        sites=np.full(n, "a"),
+        label_since=np.where(np.arange(n) < n // 2, 1, 2),
+        base_number=1,
+        recipe=RECIPE,
+        weights=np.where(doubted, 0.25, 1.0),
+    )
+    order = np.concatenate([strategies.epoch_order(plan.pools, rng=np.random.default_rng(k)) for k in range(60)])
+    drawn, able = np.bincount(order, minlength=n), np.isin(np.arange(n), np.concatenate([p.rows for p in plan.pools]))
+    same_class = able & (labels == 0)
+    assert drawn[same_class & doubted].mean() == pytest.approx(0.25 * drawn[same_class & ~doubted].mean(), rel=0.12)
+    assert np.mean(labels[order] == 0) == pytest.approx(0.5, abs=0.02)
+
+
 def test_the_same_seed_draws_the_same_epoch() -> None:
     pools = _plan("replay").pools
     first, again, other = (strategies.epoch_order(pools, rng=np.random.default_rng(k)) for k in (1, 1, 2))

@@ -139,7 +139,8 @@ def _play(folder: Path, *, continuous: bool, screen: Console) -> dict[str, Any]:
         "acknowledged_before_the_backup": len(safe),
         "of_these_lost": len(changed),
         "acknowledged_after_it_and_lost": len(gone),
-        "recovery_point_seconds": round((killed_at - restored.taken_at).total_seconds(), 1),
+        # Below 0 where somebody was still confirming while the kill went round.
+        "recovery_point_seconds": max(0.0, round((killed_at - restored.taken_at).total_seconds(), 1)),
         "oldest_loss_seconds": round((killed_at - oldest).total_seconds(), 1),
         "backup_seconds": round(backup_seconds, 1),
         "restore_seconds": round(restore_seconds, 1),

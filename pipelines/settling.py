@@ -7,6 +7,7 @@ case go those that have its image, and the splits that its patient has been in.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -110,13 +111,13 @@ def settle_changes(
 
 
 def _survey(before: Contents, change: Change, *, protocol: Protocol, split_key: bytes) -> _Survey:
-    ids, images, groups = [], [], set()
+    ids, images, groups = array("q"), array("Q"), set()
     for case in change.cases():
         ids.append(case.case_id)
         images.append(case_table.prefix(case.image_digest))
         if not change.whole:
             groups.add(case.group)
-    asked, wanted = np.array(ids, dtype=np.int64), np.array(images, dtype=np.uint64)
+    asked, wanted = np.asarray(ids, dtype=np.int64), np.asarray(images, dtype=np.uint64)
     gone = np.array(sorted(change.gone), dtype=np.int64)
     kept_splits: dict[str, Split] = {}
     removed, touched, left = [], [wanted], []

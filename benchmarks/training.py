@@ -1,0 +1,159 @@
+"""What the training loop costs beside a bare one, and what an update costs as the archive grows.
+
+`overhead`: the same network, images, labels, batches and optimiser, trained by `pipelines.train.fit` and by the ten
+lines below, in turns within one run; without augmentation on either side, tune kept to a few cases, for they are not
+what is compared. `archive`: one `auto` update with 640 new cases beside an archive of 1 to 100 times as many.
+
+    python -m benchmarks.training [overhead] [archive] [--rounds N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from benchmarks.pneumonia import DATA, cases
+from pipelines import network, strategies, train
+from pipelines.protocol import Protocol, from_document, parse
+
+ROOT = Path(__file__).resolve().parent.parent
+EPOCHS, NEW = 3, 640
+ARCHIVES = (1, 3, 10, 30, 100)
+
+
+def bare(data: train.Cases, *, protocol: Protocol, seed: int) -> float:
+    """Train with nothing around it; returns seconds an epoch."""
+    torch.manual_seed(seed)
+    module = network.build(network.architecture_for(protocol)).train().to(memory_format=torch.channels_last)
+    recipe = protocol.recipe
+    optimiser = torch.optim.AdamW(
+        module.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
+    rng = np.random.default_rng(seed)
+    begun = time.perf_counter()
+    for _ in range(EPOCHS):
+        order = rng.permutation(len(data.labels))
+        for rows in np.array_split(order, round(len(order) / recipe.batch_size)):
+            images = torch.from_numpy(data.images[rows]).to(memory_format=torch.channels_last)
+            loss = functional.cross_entropy(module(images), torch.from_numpy(data.labels[rows]))
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+    return (time.perf_counter() - begun) / EPOCHS
+
+
+def ours(data: train.Cases, tune: train.Cases, *, protocol: Protocol, seed: int) -> float:
+    """Train by `train.fit`; returns seconds an epoch."""
+    trained = train.fit(data, tune, protocol=protocol, strategy="full", seed=seed)
+    return sum(row["seconds"] for row in trained.history) / EPOCHS
+
+
+def measure_overhead(every: train.Cases, *, rounds: int) -> None:
+    """Print seconds an epoch of both, and the ratio's median and range."""
+    protocol = _protocol(epochs=EPOCHS, augment=False)
+    tune = _some(every, np.arange(64))
+    pairs = []
+    for seed in range(rounds):
+        sides = [
+            lambda: bare(every, protocol=protocol, seed=seed),  # noqa: B023 - called in this round
+            lambda: ours(every, tune, protocol=protocol, seed=seed),  # noqa: B023
+        ]
+        turns = [(which, sides[which]()) for which in ((0, 1) if seed % 2 else (1, 0))]
+        pairs.append([value for _, value in sorted(turns)])
+    ratios = [mine / theirs for theirs, mine in pairs]
+    print(
+        f"\n{len(every.labels):,} images of 28 × 28, small_cnn, batches of {protocol.recipe.batch_size}, one thread\n"
+    )
+    print("| | bare loop | train.fit | ratio: median (lowest to highest) | n |\n|---|---|---|---|---|")
+    theirs, mine = (statistics.median(side) for side in zip(*pairs, strict=True))
+    spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+    print(f"| s an epoch | {theirs:.2f} | {mine:.2f} | {spread} | {rounds} |", flush=True)
+
+
+def measure_archive(every: train.Cases) -> None:
+    """Print what one `auto` update costs beside archives of growing size."""
+    protocol = _protocol(randomise=0.5)
+    rng = np.random.default_rng(0)
+    tune = _some(every, rng.choice(len(every.labels), 128, replace=False))
+    first = train.fit(_some(every, np.arange(NEW)), tune, protocol=_protocol(epochs=2), strategy="full", seed=0)
+    print("\n| archive, cases | sample-gradients | planning, s | update, s | s for 1,000 sample-gradients |")
+    print("|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        data = network.save_weights(first.module)
+        weights = Path(folder) / "champion.safetensors"
+        weights.write_bytes(data)
+        base = train.Base(
+            weights=weights,
+            weights_digest=network.digest_of_bytes(data),
+            architecture=network.from_document(first.metadata["architecture"]),
+            dataset_number=1,
+        )
+        for times in ARCHIVES:
+            both = _some(every, rng.integers(0, len(every.labels), NEW * (times + 1)), new=NEW)
+            begun = time.perf_counter()
+            plan = strategies.plan(
+                "auto",
+                labels=both.labels,
+                sites=both.sites,
+                label_since=both.label_since,
+                base_number=1,
+                recipe=protocol.recipe,
+            )
+            for epoch in range(plan.epochs):
+                strategies.epoch_order(plan.pools, rng=np.random.default_rng(epoch))
+            planning = time.perf_counter() - begun
+            trained = train.fit(both, tune, protocol=protocol, strategy="auto", seed=1, base=base)
+            seconds = trained.metadata["seconds"]
+            cost = plan.sample_gradients
+            print(
+                f"| {NEW * times:,} | {cost:,} | {planning:.3f} | {seconds:.1f} | {seconds / cost * 1000:.2f} |",
+                flush=True,
+            )
+
+
+def main(arguments: list[str]) -> int:
+    """Measure what was asked for, or both."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", choices=[[], "overhead", "archive"])
+    parser.add_argument("--data", type=Path, default=DATA, help="a PneumoniaMNIST .npz file")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args(arguments)
+    if not options.data.exists():
+        print(f"{options.data} is not there: name a PneumoniaMNIST .npz file with --data", file=sys.stderr)
+        return 2
+    with np.load(options.data, allow_pickle=False) as file:
+        every = cases(dict(file), split="train")
+    torch.set_num_threads(1)
+    if "overhead" in options.sections or not options.sections:
+        measure_overhead(every, rounds=options.rounds)
+    if "archive" in options.sections or not options.sections:
+        measure_archive(every)
+    print(f"\nload average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    return 0
+
+
+def _protocol(**changes: Any) -> Protocol:
+    text = (ROOT / "pipelines" / "protocols" / "cxr-pneumonia.yaml").read_text(encoding="utf-8")
+    document = parse(text).document()
+    return from_document({**document, "recipe": {**document["recipe"], **changes}})
+
+
+def _some(every: train.Cases, rows: Any, *, new: int = 0) -> train.Cases:
+    """Cases of these rows, the last `new` of them new in version 2."""
+    since = np.ones(len(rows), dtype=np.int64)
+    since[len(rows) - new :] += 1 if new else 0
+    return train.Cases(images=every.images[rows], labels=every.labels[rows], sites=every.sites[rows], label_since=since)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

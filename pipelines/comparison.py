@@ -80,10 +80,18 @@ class Comparison:
     fine_tuned: bool = False
     """The candidate started from the champion and saw none of the past cases."""
 
+    use: Mapping[str, Any] | None = None
+    """The use of the sealed test that the ledger granted: `level` is what it is worth. None: it is worth alpha."""
+
+    @property
+    def alpha(self) -> float:
+        """One-sided level at which the candidate has to show what is asked of it."""
+        return self.protocol.gates.alpha if self.use is None else float(self.use["level"])
+
     @property
     def level(self) -> float:
-        """Two-sided level whose bounds are the one-sided tests at the protocol's alpha."""
-        return 1.0 - 2.0 * self.protocol.gates.alpha
+        """Two-sided level whose bounds are the one-sided tests at `alpha`."""
+        return 1.0 - 2.0 * self.alpha
 
     @property
     def truth(self) -> NDArray[np.bool_]:

@@ -32,6 +32,7 @@ def gather(
     champion: Mapping[str, Any] | None,
     approved: Sequence[Mapping[str, Any]] = (),
     previous: Path | None = None,
+    use: Mapping[str, Any] | None = None,
     keep_going: Callable[[], None] = lambda: None,
     tell: Callable[[str], None] = lambda _stage: None,
 ) -> tuple[Comparison, Digest]:
@@ -40,11 +41,12 @@ def gather(
     `previous` is the checked-out version before it, with which its data are compared; None for the first.
     `candidate` and `champion` are {"weights": path, "weights_digest": hex, "metadata": document}, and so is each of
     `approved`, every model that was ever champion, oldest first. A model with other classes cannot be compared. Raises
-    Refused where a model cannot be used.
+    Refused where a model cannot be used. `use` is the use of the sealed test that the ledger granted: in a later epoch
+    only cases that came after the `after_version` of the epochs before are looked at.
     """
     version = open_version(dataset)
     images = version.prepared(protocol.input)
-    rows = version.indices("sealed_test")
+    rows = unworn(version, use=use)
     keep_going()
     tell("scoring the candidate")
     first = _scored(_model(candidate, protocol=protocol), candidate, images=images[rows])
@@ -83,10 +85,17 @@ def gather(
         ),
         approved=tuple(earlier),
         quality=quality,
+        use=use,
         fine_tuned=candidate["metadata"]["strategy"] == "finetune"
         and candidate["metadata"]["started_from"] == "champion",
     )
     return comparison, version.digest
+
+
+def unworn(version: DatasetVersion, *, use: Mapping[str, Any] | None) -> NDArray[np.int64]:
+    """Rows of the sealed test that the epoch of this use may look at: nobody was judged by them in an earlier one."""
+    rows = version.indices("sealed_test")
+    return rows if use is None else rows[version.added_in[rows] > use["after_version"]]
 
 
 def opinions(version: DatasetVersion, *, rows: Iterable[int], champion: Mapping[int, str]) -> list[Opinion]:

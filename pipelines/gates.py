@@ -57,10 +57,11 @@ def decide(comparison: Comparison, *, dataset_digest: Digest) -> GateReport:
         protocol_digest=protocol.digest,
         verdict="fail" if "fail" in verdicts else "insufficient" if "insufficient" in verdicts else "pass",
         results=results,
+        sealed_test=comparison.use,
         summary={
             "sealed_test": {name: counts.get(index, 0) for index, name in enumerate(protocol.classes)},
             "patients": len(np.unique(comparison.sealed.groups)),
-            "alpha": protocol.gates.alpha,
+            "alpha": comparison.alpha,
             "candidate_threshold": comparison.candidate.threshold,
             "champion_threshold": None if champion is None else champion.threshold,
             "data_quality": None if comparison.quality is None else comparison.quality.document(),
@@ -149,7 +150,7 @@ def _improvement(comparison: Comparison) -> GateResult:
     }[verdict]
     return GateResult(
         name="improvement",
-        requirement=f"AUROC above the champion's (one-sided, alpha {comparison.protocol.gates.alpha:g})",
+        requirement=f"AUROC above the champion's (one-sided, alpha {comparison.alpha:g})",
         verdict=verdict,
         reason=reason,
         candidate=area(comparison, comparison.candidate),
@@ -230,7 +231,8 @@ def _subgroups(comparison: Comparison) -> GateResult:
         differences,
         slices,
         margin=rule.margin,
-        alpha=comparison.protocol.gates.alpha,
+        alpha=comparison.alpha,
+        harm_alpha=comparison.protocol.gates.alpha,
         minimum=rule.minimum_cases,
         groups=comparison.sealed.groups,
     )
@@ -360,6 +362,7 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
     comparison, dataset_digest = evaluate.gather(
         Path(config["dataset"]),
         protocol=protocol,
+        use=config.get("use"),
         candidate=config["candidate"],
         champion=config.get("champion"),
         approved=config.get("approved", ()),

@@ -158,6 +158,21 @@ class SubgroupGate(_Section):
     """Positives (for sensitivity) or negatives (for specificity) below which a slice has insufficient data."""
 
 
+class SealedTestPlan(_Section):
+    """What alpha is spent on: the wear of the sealed test, in advance (`pipelines.sealed_ledger`)."""
+
+    success_weight: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8
+    """How much of what is left the next use gets; the rest is kept for uses after a failure."""
+    recipe_share: Share = 0.6
+    """Share of alpha that only candidates of the declared strategy may spend."""
+    uses: Annotated[int, Field(ge=1, le=1000)] = 50
+    """Most uses of one epoch, in each of the two wallets."""
+    smallest_level: Annotated[float, Field(gt=0.0, lt=0.05)] = 1e-4
+    """A wallet whose next level is below this is spent."""
+    new_epoch_cases: Annotated[int, Field(ge=1)] = 100
+    """Newly confirmed sealed cases of each class that open a new epoch once a wallet is spent."""
+
+
 class Gates(_Section):
     """The pre-stated requirements; `docs/protocol.md` gives the reason and source of each default."""
 
@@ -172,6 +187,8 @@ class Gates(_Section):
     subgroups: Annotated[SubgroupGate | None, Field(exclude_if=lambda section: section is None)] = None
     approved_window: Annotated[int, Field(ge=1, le=100, exclude_if=lambda window: window == 15)] = 15
     """Besides the original, how many approved models, newest first, a candidate must not fall below."""
+    sealed_test: Annotated[SealedTestPlan | None, Field(exclude_if=lambda plan: plan is None)] = None
+    """None: every use is judged at alpha, however many there were; `{}` asks for the default plan."""
     require_improvement: bool = True
     """Ask for superiority in AUROC over the champion, not only for non-inferiority."""
 

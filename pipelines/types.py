@@ -176,6 +176,8 @@ class GateReport:
     protocol_digest: Digest
     verdict: Verdict
     results: tuple[GateResult, ...]
+    sealed_test: Mapping[str, Any] | None = None
+    """The use of the sealed test that the ledger granted, with its level; None: outside of a ledger, at alpha."""
     summary: Mapping[str, Any] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def test_a_run_goes_from_freeze_to_gated_candidate_job_by_job(db: Connection) ->
     assert (candidate.number, candidate.state, runs.get(db, run.run_id).state) == (1, "trained", "gating")
     factories.gate_report(db, candidate)
     finished = runs.get(db, run.run_id)
-    assert (finished.state, finished.outcome) == ("finished", "candidate 1: gates pass")
+    assert (finished.state, finished.outcome) == ("finished", "candidate 1: gates passed")
     assert finished.finished_at is not None
     of_run = {"run_id": run.run_id}
     assert _asked(db, line) == [
@@ -129,8 +129,10 @@ def test_nothing_comes_of_a_run_once_it_was_cancelled(db: Connection) -> None:
         factories.signatures(db, candidate, [factories.user(db, "approver")])
 
 
-def test_a_candidate_of_a_finished_run_may_be_gated_again(db: Connection) -> None:
-    candidate = factories.gated_candidate(db, factories.line(db), verdict="fail")
+def test_a_candidate_of_a_finished_run_may_be_gated_again_against_another_champion(db: Connection) -> None:
+    line = factories.line(db)
+    candidate = factories.gated_candidate(db, line, verdict="fail")
+    factories.champion(db, line)
     assert factories.gate_report(db, candidate).verdict == "pass"
 
 

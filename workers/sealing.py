@@ -1,8 +1,8 @@
 """What a use of the sealed test is worth: the ledger's rows become a level, and the level a row.
 
 Invariant: spent before anything is scored, in a transaction of its own, by whoever holds the job's lease. The rows say
-what is left of a wallet, so that an amendment of the protocol brings nothing back; an epoch that is worn out is followed
-by one of cases that no candidate was judged by, or the candidate is refused with the way out in words.
+what is left of a wallet, so that an amendment of the protocol brings nothing back; an epoch that is worn out is
+followed by one of cases that no candidate was judged by, or the candidate is refused with the way out in words.
 
 Reference: Feng et al., UAI 2022; `pipelines.sealed_ledger`.
 """
@@ -111,8 +111,8 @@ def _of_new_epoch(
     level = level_from(full, uses_left=plan.uses, success_weight=plan.success_weight)
     if not uses or level < plan.smallest_level:
         raise ScienceRefused(
-            f"the protocol sets nothing aside for candidates of the {wallet} wallet, so candidate {candidate.number} was "
-            "not held against the sealed test; train by the declared strategy, or amend gates.sealed_test.recipe_share"
+            f"the protocol sets nothing aside for candidates of the {wallet} wallet, so candidate {candidate.number} "
+            "was not held against the sealed test; train by the declared strategy, or amend gates.sealed_test.recipe_share"
         )
     epoch = uses[-1].epoch
     judged = [datasets.get(connection, use.dataset_version_id) for use in uses if use.epoch == epoch]

@@ -30,6 +30,10 @@ LINE_COLUMNS = (
 )
 RUN_COLUMNS = ("run_id", "state", "strategy", "reason", "progress", "outcome", "created_at", "finished_at")
 CANDIDATE_COLUMNS = ("candidate_id", "number", "state", "dataset_version", "weights_digest", "erasures", "created_at")
+USE_COLUMNS = (
+    *("epoch", "wallet", "place", "candidate_id", "champion_candidate_id"),
+    *("wallet_before", "level", "passed", "wallet_after", "created_at"),
+)
 SIGNATURE_COLUMNS = ("printed_name", "decision", "meaning", "reason", "created_at")
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True)]
@@ -75,6 +79,20 @@ def show_line(
     """
     with Client() as client:
         answer(client.get(f"/v1/lines/{client.line(line)}"), as_json=as_json, columns=LINE_COLUMNS)
+
+
+@lines.command("sealed-test")
+def show_sealed_test(
+    line: Annotated[str | None, typer.Argument(help="Name of the line [default: the only one]")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show every use of a line's sealed test, what it cost, and what is left of each wallet.
+
+    Example: overread line sealed-test cxr-pneumonia
+    """
+    with Client() as client:
+        uses = client.get(f"/v1/lines/{client.line(line)}/sealed-test")
+    answer(uses, as_json=as_json, columns=USE_COLUMNS, empty="Nobody has used the sealed test yet.")
 
 
 def predict(

@@ -74,8 +74,9 @@ def judge(
     """Judge `differences` (N,) in [-1, 1], candidate minus champion, in each slice.
 
     A critical slice is shown at `alpha`, harm in a watched one looked for at `harm_alpha` (None: at `alpha` too): a
-    smaller level asks for more evidence of the candidate, and must not ask for more evidence of harm. `margin` is for critical slices, `minimum` the cases below which a slice is `insufficient`; a critical one then
-    makes the whole verdict so. Without slices the verdict is `insufficient`: nothing was looked at.
+    smaller level asks for more evidence of the candidate, and must not ask for more evidence of harm. `margin` is for
+    critical slices, `minimum` the cases below which a slice is `insufficient`; a critical one then makes the whole
+    verdict so. Without slices the verdict is `insufficient`: nothing was looked at.
     """
     values = np.asarray(differences, dtype=np.float64)
     names = np.arange(len(values)) if groups is None else np.asarray(groups)

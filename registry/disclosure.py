@@ -4,8 +4,8 @@ Invariant: until a person has decided, the report of a candidate is open to thos
 to auditors, and to none of them who asked for its run. Others learn whether it passed, and what the gates say that look
 at no score. A candidate that failed is decided by nobody: its report opens when its epoch of the sealed test is over.
 
-Why. Every number that comes back from the sealed test can be fitted to; the levels of `pipelines.sealed_ledger` hold for
-answers of one bit. Reference: Dwork et al., Science 2015; Feng et al., UAI 2022; decision 16.
+Why. Every number that comes back from the sealed test can be fitted to; the levels of `pipelines.sealed_ledger` hold
+for answers of one bit. Reference: Dwork et al., Science 2015; Feng et al., UAI 2022; decision 16.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ def sealed_test_use(db: Connection, candidate: Candidate) -> Use:
 def gate_report_values(
     db: Connection, candidate: Candidate, *, use: Use | None = None, verdict: str = "pass"
 ) -> dict[str, Any]:
-    """All that a report on a candidate against today's champion, under the line's current protocol, is recorded with."""
+    """What a report on a candidate against today's champion, under the line's current protocol, is recorded with."""
     champion = promotions.champion(db, candidate.line_id)
     use = use or sealed_test_use(db, candidate)
     protocol = lines.current_protocol(db, candidate.line_id)

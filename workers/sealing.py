@@ -112,7 +112,8 @@ def _of_new_epoch(
     if not uses or level < plan.smallest_level:
         raise ScienceRefused(
             f"the protocol sets nothing aside for candidates of the {wallet} wallet, so candidate {candidate.number} "
-            "was not held against the sealed test; train by the declared strategy, or amend gates.sealed_test.recipe_share"
+            "was not held against the sealed test; train by the declared strategy, or amend "
+            "gates.sealed_test.recipe_share"
         )
     epoch = uses[-1].epoch
     judged = [datasets.get(connection, use.dataset_version_id) for use in uses if use.epoch == epoch]

@@ -140,6 +140,9 @@ class Record:
                 return "state-moved"
             if model.candidates[job.candidate].state not in {"trained", "gates_passed", "gates_failed"}:
                 return "state-moved"
+            asked = (job.candidate, self.holding.champion, model.protocols[job.line][-1])
+            if asked in {(one.candidate, one.champion, one.protocol) for one in model.reports.values()}:
+                return "state-moved"  # that question has been paid for, and answered
         return DONE if _held(model, self.holding) else "lease-lost"
 
     def do(self, conn: Connection) -> Any:

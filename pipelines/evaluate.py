@@ -73,7 +73,13 @@ def gather(
     tell("deciding")
     comparison = Comparison(
         protocol=protocol,
-        sealed=Sealed(labels=version.labels[rows], groups=version.groups[rows], traits=_traits(version, rows=rows)),
+        sealed=Sealed(
+            labels=version.labels[rows],
+            groups=version.groups[rows],
+            traits=_traits(version, rows=rows),
+            case_ids=version.case_ids[rows],
+            batches=version.added_in[rows],
+        ),
         candidate=first,
         champion=second,
         opinions=tuple(opinions(version, rows=fresh.tolist(), champion=opinions_of_champion)),
@@ -86,6 +92,7 @@ def gather(
         approved=tuple(earlier),
         quality=quality,
         use=use,
+        changed=_changed(version, candidate=candidate["metadata"], champion=champion and champion["metadata"]),
         fine_tuned=candidate["metadata"]["strategy"] == "finetune"
         and candidate["metadata"]["started_from"] == "champion",
     )
@@ -145,6 +152,23 @@ def outweighing(mine: Confirmation, *, others: list[Confirmation]) -> str | None
         return None
     counts = Counter(item.finding for item in voices).most_common(2)
     return None if len(counts) == 2 and counts[0][1] == counts[1][1] else counts[0][0]
+
+
+def _changed(
+    version: DatasetVersion, *, candidate: Mapping[str, Any], champion: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What is another in the candidate than in the champion, by name: [champion's, candidate's]; and the data."""
+    kept = ("strategy", "started_from", "parameters", "seed", "epochs", "chosen_epoch", "batch_size", "temperature")
+    now, before = (
+        {"threshold": (model.get("operating_point") or {}).get("threshold")} | {name: model.get(name) for name in kept}
+        for model in (candidate, champion or {})
+    )
+    return {
+        "dataset": version.number,
+        "examples": len(version),
+        "new_labels": int((version.label_since == version.number).sum()),
+        "models": {name: [before[name], value] for name, value in now.items() if before[name] != value},
+    }
 
 
 def _model(document: Mapping[str, Any], *, protocol: Protocol) -> Model:

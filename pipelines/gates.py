@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ from pipelines.endpoints import (
 from pipelines.protocol import Margin, from_document
 from pipelines.types import Digest, Estimate, GateReport, GateResult, Verdict, digest_of
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of the report's document: 2 added `sealed_test` and `evidence`."""
 
 
 def decide(comparison: Comparison, *, dataset_digest: Digest) -> GateReport:
@@ -356,7 +357,7 @@ def _calibration_error(comparison: Comparison, model: Scored) -> Estimate:
 
 
 def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
-    from pipelines import evaluate, report  # noqa: PLC0415 - torch comes with it, and `decide` needs none
+    from pipelines import evaluate, evidence, report  # noqa: PLC0415 - torch comes with it, and `decide` needs none
 
     protocol = from_document(config["protocol"])
     comparison, dataset_digest = evaluate.gather(
@@ -371,6 +372,8 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
         tell=lambda stage: job.append_progress(directory, {"stage": stage}),
     )
     verdict = decide(comparison, dataset_digest=dataset_digest)
+    job.append_progress(directory, {"stage": "drawing what the report shows"})
+    verdict = replace(verdict, evidence=evidence.gather(comparison))
     document = verdict.document()
     return {
         "report": document,

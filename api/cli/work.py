@@ -203,13 +203,24 @@ def show_candidate(candidate_id: CandidateArgument, as_json: JsonFlag = False) -
 
 
 @candidates.command("report")
-def show_report(candidate_id: CandidateArgument, as_json: JsonFlag = False) -> None:
-    """Print a candidate's gate report.
+def show_report(
+    candidate_id: CandidateArgument,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it as a page of its own, with plots, to read or print")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Print a candidate's gate report, or write it as a page.
 
-    Example: overread candidate report 7
+    Example: overread candidate report 7 --html report-7.html
     """
     with Client() as client:
-        if as_json:
+        if html is not None:
+            report = client.get(f"/v1/candidates/{candidate_id}/gate-report")
+            number = client.get(f"/v1/candidates/{candidate_id}")["number"]
+            write_page(html, report=report, number=number)
+            say(f"✓ {html}: the gates of candidate {number}, {report['verdict'].replace('_', ' ')}")
+        elif as_json:
             answer(client.get(f"/v1/candidates/{candidate_id}/gate-report"), as_json=True)
         else:
             typer.echo(client.text(f"/v1/candidates/{candidate_id}/gate-report"))
@@ -241,6 +252,15 @@ def reject(
     Example: overread candidate reject 7 --reason "Worse on the north site's infants"
     """
     _sign(candidate_id, decision="reject", reason=reason, stdin=password_stdin, as_json=as_json)
+
+
+def write_page(path: Path, *, report: dict[str, Any], number: int) -> None:
+    """Write a gate report, as the API gives it, as a page that needs nothing beside it."""
+    from api.console import report as page  # noqa: PLC0415 - templates, and for this command alone
+
+    made_at = report["created_at"].replace("T", " ").partition(".")[0] + " UTC"
+    text = page.standalone(report["document"], digest=report["digest"], number=number, made_at=made_at)
+    path.write_text(text, encoding="utf-8")
 
 
 def promote(candidate_id: CandidateArgument, reason: ReasonOption, as_json: JsonFlag = False) -> None:

@@ -83,6 +83,8 @@ class Comparison:
     """Models approved before the champion that the candidate must not fall below either, the original first."""
     changed: Mapping[str, Any] = field(default_factory=dict)
     """How candidate and champion came about, in plain values, for people."""
+    made: Mapping[str, Any] = field(default_factory=dict)
+    """Strategy and parameters of the candidate, for the envelope."""
     fine_tuned: bool = False
     """The candidate started from the champion and saw none of the past cases."""
 

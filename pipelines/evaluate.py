@@ -92,6 +92,7 @@ def gather(
         approved=tuple(earlier),
         quality=quality,
         use=use,
+        made={name: candidate["metadata"].get(name) for name in ("strategy", "parameters")},
         changed=_changed(version, candidate=candidate["metadata"], champion=champion and champion["metadata"]),
         fine_tuned=candidate["metadata"]["strategy"] == "finetune"
         and candidate["metadata"]["started_from"] == "champion",

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import data_gates, job, metrics, subgroups
+from pipelines import data_gates, envelope, job, metrics, subgroups
 from pipelines.approved import acceptable
 from pipelines.comparison import Comparison, Scored
 from pipelines.endpoints import (
@@ -88,6 +88,8 @@ def _gates_for(comparison: Comparison) -> list[tuple[str, Gate]]:
         gates.append(("approved_models", _approved_models))
     if comparison.champion is not None and comparison.protocol.gates.subgroups is not None:
         gates.append(("subgroups", _subgroups))
+    if comparison.protocol.envelope is not None:
+        gates.append(("envelope", envelope.gate))
     if comparison.fine_tuned:
         gates.append(("strategy", _strategy))
     return [*gates, ("calibration", _calibration), ("leakage", data_gates.leakage), ("submitters", _submitters)]

@@ -106,6 +106,14 @@ class Recipe(_Section):
     """CPU threads; part of the recipe because floating-point sums depend on it."""
 
 
+class Envelope(_Section):
+    """What a candidate may be another in than its champion; one outside is stopped (`pipelines.envelope`)."""
+
+    strategies: Annotated[tuple[Strategy, ...], Field(min_length=1)]
+    maximum_parameters: Annotated[int, Field(ge=1)] | None = None
+    maximum_threshold_change: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+
+
 class OperatingPointRule(_Section):
     """How the threshold is chosen, on the tune split only."""
 
@@ -234,6 +242,8 @@ class Protocol(_Section):
     reference_standard: ReferenceStandardRule = ReferenceStandardRule()
     splits: Splits = Splits()
     recipe: Recipe = Recipe()
+    envelope: Annotated[Envelope | None, Field(exclude_if=lambda section: section is None)] = None
+    """None: whoever starts a run may choose any strategy."""
     operating_point: OperatingPointRule = OperatingPointRule()
     triggers: Triggers = Triggers()
     gates: Gates = Gates()
@@ -262,6 +272,14 @@ class Protocol(_Section):
     def _positive_is_a_class(self) -> Protocol:
         if self.positive is not None and self.positive not in self.classes:
             raise ValueError(f"positive: {self.positive!r} is not one of the classes {', '.join(self.classes)}")
+        return self
+
+    @model_validator(mode="after")
+    def _recipe_is_in_the_envelope(self) -> Protocol:
+        if self.envelope is not None and self.recipe.strategy not in self.envelope.strategies:
+            raise ValueError(
+                f"envelope.strategies: the recipe's own strategy, {self.recipe.strategy}, is not among them"
+            )
         return self
 
     @property

@@ -21,7 +21,7 @@ from registry.users import User
 
 OPEN_GATES = frozenset(
     {
-        *("minimum_cases", "strategy", "leakage", "submitters"),
+        *("minimum_cases", "envelope", "strategy", "leakage", "submitters"),
         *("missing_patients", "unreadable_images", "near_duplicates", "prior_shift"),
     }
 )

@@ -226,6 +226,32 @@ def show_report(
             typer.echo(client.text(f"/v1/candidates/{candidate_id}/gate-report"))
 
 
+@candidates.command("facts")
+def show_facts(candidate_id: CandidateArgument) -> None:
+    """Write what a model is, as Markdown: facts, the change plan traced to its evidence, the CLAIM checklist.
+
+    Example: overread candidate facts 7 > model-7.md
+    """
+    from api.console import facts  # noqa: PLC0415 - for this command alone
+
+    with Client() as client:
+        candidate = client.get(f"/v1/candidates/{candidate_id}")
+        report = client.get(f"/v1/candidates/{candidate_id}/gate-report")
+        line = client.get(f"/v1/lines/{report['document']['line']}")
+        if candidate["protocol_id"] != line["protocol"]["protocol_id"]:
+            raise Refused("this model was made under an earlier protocol; `overread export --candidate` holds it")
+        found = facts.Sources(
+            line=line,
+            protocol=line["protocol"],
+            candidate=candidate,
+            report=report,
+            version=client.get(f"/v1/dataset-versions/{candidate['dataset_version_id']}"),
+            run=client.get(f"/v1/runs/{candidate['run_id']}"),
+            approvals=client.get(f"/v1/candidates/{candidate_id}/approvals"),
+        )
+    typer.echo(facts.page(found))
+
+
 @candidates.command("approve")
 def approve(
     candidate_id: CandidateArgument,

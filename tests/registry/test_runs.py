@@ -63,6 +63,14 @@ def test_an_unknown_strategy_is_refused(db: Connection) -> None:
         runs.start_run(db, line_id=factories.line(db).line_id, requested_by=None, reason="x", strategy="magic")
 
 
+def test_a_strategy_outside_the_envelope_is_refused_with_the_clause_named(db: Connection) -> None:
+    line = factories.line(db, envelope={"strategies": ["full"]})
+    factories.champion(db, line)
+    with pytest.raises(Invalid, match=r"envelope\.strategies of the protocol does not allow 'warm', only full"):
+        runs.start_run(db, line_id=line.line_id, requested_by=None, reason="x", strategy="warm")
+    assert runs.start_run(db, line_id=line.line_id, requested_by=None, reason="x").strategy == "full"
+
+
 def test_a_second_run_waits_for_the_first(db: Connection) -> None:
     line, other = factories.line(db), factories.line(db)
     first = runs.start_run(db, line_id=line.line_id, requested_by=None, reason="x")

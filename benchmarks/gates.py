@@ -12,6 +12,7 @@ dependencies, for it pins an old setuptools; where it cannot be imported (`pip i
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Callable
@@ -22,7 +23,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from pipelines import gates, metrics, paired
+from api.console import report as page
+from pipelines import evidence, gates, metrics, paired
 from pipelines.comparison import Comparison, Placement, Scored, Sealed
 from pipelines.protocol import from_document
 from pipelines.types import Digest, Estimate
@@ -77,7 +79,13 @@ def whole(labels: NDArray[np.int64], patients: NDArray[np.int64], models: list[S
     groups = np.array([f"p{k}" for k in patients])
     comparison = Comparison(
         protocol=from_document(PROTOCOL),
-        sealed=Sealed(labels=labels, groups=groups, traits={"site": sites}),
+        sealed=Sealed(
+            labels=labels,
+            groups=groups,
+            traits={"site": sites},
+            case_ids=np.arange(len(labels)),
+            batches=np.arange(len(labels)) * 15 // len(labels) + 1,
+        ),
         candidate=models[-1],
         champion=models[-2],
         approved=tuple(models[:-2]),
@@ -87,6 +95,13 @@ def whole(labels: NDArray[np.int64], patients: NDArray[np.int64], models: list[S
         ),
     )
     seconds, report = best(lambda: gates.decide(comparison, dataset_digest=Digest("d" * 64)))
+    drawing, points = best(lambda: evidence.gather(comparison))
+    document = {**report.document(), "evidence": points}
+    writing, text = best(lambda: page.standalone(document, digest="d" * 64, number=1, made_at="now"))
+    print(
+        f"The whole report: gates {seconds:.2f} s, points of its plots {drawing:.2f} s, page {writing:.2f} s, "
+        f"{len(json.dumps(document)) / 1024:.0f} KiB of JSON, {len(text) / 1024:.0f} KiB of HTML"
+    )
     print(
         f"Every gate on {len(labels)} cases of {len(np.unique(patients))} patients, {SUBGROUPS} sites, "
         f"{APPROVED} earlier models: {seconds:.2f} s on one core, verdict {report.verdict}"

@@ -27,6 +27,10 @@ class Sealed:
     """(N,) patient, or the image where the patient is unknown."""
     traits: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """By attribute (site, scanner, sex, age_band), (N,) its value in each case, "" where it is unknown."""
+    case_ids: NDArray[np.int64] | None = None
+    """(N,) for the list of flips."""
+    batches: NDArray[np.int64] | None = None
+    """(N,) number of the dataset version in which each case was first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,13 +81,25 @@ class Comparison:
     """Of the dataset version; a protocol that asks for data quality fails without it."""
     approved: tuple[Scored, ...] = ()
     """Models approved before the champion that the candidate must not fall below either, the original first."""
+    changed: Mapping[str, Any] = field(default_factory=dict)
+    """How candidate and champion came about, in plain values, for people."""
+    made: Mapping[str, Any] = field(default_factory=dict)
+    """Strategy and parameters of the candidate, for the envelope."""
     fine_tuned: bool = False
     """The candidate started from the champion and saw none of the past cases."""
 
+    use: Mapping[str, Any] | None = None
+    """The use of the sealed test that the ledger granted: `level` is what it is worth. None: it is worth alpha."""
+
+    @property
+    def alpha(self) -> float:
+        """One-sided level at which the candidate has to show what is asked of it."""
+        return self.protocol.gates.alpha if self.use is None else float(self.use["level"])
+
     @property
     def level(self) -> float:
-        """Two-sided level whose bounds are the one-sided tests at the protocol's alpha."""
-        return 1.0 - 2.0 * self.protocol.gates.alpha
+        """Two-sided level whose bounds are the one-sided tests at `alpha`."""
+        return 1.0 - 2.0 * self.alpha
 
     @property
     def truth(self) -> NDArray[np.bool_]:

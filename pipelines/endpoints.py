@@ -1,7 +1,7 @@
 """The endpoints of a line: what its models are measured by, and the difference of two models on each of them.
 
 Invariant: every endpoint is a share of cases or an AUROC, so that more is better and a difference is candidate minus
-the other; its interval is at the comparison's level, whose bounds are the one-sided tests at the protocol's alpha.
+the other; its interval is at the comparison's level, whose bounds are the one-sided tests at its alpha.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ def gather(
     champion: Mapping[str, Any] | None,
     approved: Sequence[Mapping[str, Any]] = (),
     previous: Path | None = None,
+    use: Mapping[str, Any] | None = None,
     keep_going: Callable[[], None] = lambda: None,
     tell: Callable[[str], None] = lambda _stage: None,
 ) -> tuple[Comparison, Digest]:
@@ -40,11 +41,12 @@ def gather(
     `previous` is the checked-out version before it, with which its data are compared; None for the first.
     `candidate` and `champion` are {"weights": path, "weights_digest": hex, "metadata": document}, and so is each of
     `approved`, every model that was ever champion, oldest first. A model with other classes cannot be compared. Raises
-    Refused where a model cannot be used.
+    Refused where a model cannot be used. `use` is the use of the sealed test that the ledger granted: in a later epoch
+    only cases that came after the `after_version` of the epochs before are looked at.
     """
     version = open_version(dataset)
     images = version.prepared(protocol.input)
-    rows = version.indices("sealed_test")
+    rows = unworn(version, use=use)
     keep_going()
     tell("scoring the candidate")
     first = _scored(_model(candidate, protocol=protocol), candidate, images=images[rows])
@@ -71,7 +73,13 @@ def gather(
     tell("deciding")
     comparison = Comparison(
         protocol=protocol,
-        sealed=Sealed(labels=version.labels[rows], groups=version.groups[rows], traits=_traits(version, rows=rows)),
+        sealed=Sealed(
+            labels=version.labels[rows],
+            groups=version.groups[rows],
+            traits=_traits(version, rows=rows),
+            case_ids=version.case_ids[rows],
+            batches=version.added_in[rows],
+        ),
         candidate=first,
         champion=second,
         opinions=tuple(opinions(version, rows=fresh.tolist(), champion=opinions_of_champion)),
@@ -83,10 +91,19 @@ def gather(
         ),
         approved=tuple(earlier),
         quality=quality,
+        use=use,
+        made={name: candidate["metadata"].get(name) for name in ("strategy", "parameters")},
+        changed=_changed(version, candidate=candidate["metadata"], champion=champion and champion["metadata"]),
         fine_tuned=candidate["metadata"]["strategy"] == "finetune"
         and candidate["metadata"]["started_from"] == "champion",
     )
     return comparison, version.digest
+
+
+def unworn(version: DatasetVersion, *, use: Mapping[str, Any] | None) -> NDArray[np.int64]:
+    """Rows of the sealed test that the epoch of this use may look at: nobody was judged by them in an earlier one."""
+    rows = version.indices("sealed_test")
+    return rows if use is None else rows[version.added_in[rows] > use["after_version"]]
 
 
 def opinions(version: DatasetVersion, *, rows: Iterable[int], champion: Mapping[int, str]) -> list[Opinion]:
@@ -136,6 +153,23 @@ def outweighing(mine: Confirmation, *, others: list[Confirmation]) -> str | None
         return None
     counts = Counter(item.finding for item in voices).most_common(2)
     return None if len(counts) == 2 and counts[0][1] == counts[1][1] else counts[0][0]
+
+
+def _changed(
+    version: DatasetVersion, *, candidate: Mapping[str, Any], champion: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What is another in the candidate than in the champion, by name: [champion's, candidate's]; and the data."""
+    kept = ("strategy", "started_from", "parameters", "seed", "epochs", "chosen_epoch", "batch_size", "temperature")
+    now, before = (
+        {"threshold": (model.get("operating_point") or {}).get("threshold")} | {name: model.get(name) for name in kept}
+        for model in (candidate, champion or {})
+    )
+    return {
+        "dataset": version.number,
+        "examples": len(version),
+        "new_labels": int((version.label_since == version.number).sum()),
+        "models": {name: [before[name], value] for name, value in now.items() if before[name] != value},
+    }
 
 
 def _model(document: Mapping[str, Any], *, protocol: Protocol) -> Model:

@@ -15,14 +15,14 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipelines import data_gates, job, metrics, subgroups
+from pipelines import data_gates, envelope, job, metrics, subgroups
 from pipelines.approved import acceptable
 from pipelines.comparison import Comparison, Scored
 from pipelines.endpoints import (
@@ -38,7 +38,8 @@ from pipelines.endpoints import (
 from pipelines.protocol import Margin, from_document
 from pipelines.types import Digest, Estimate, GateReport, GateResult, Verdict, digest_of
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of the report's document: 2 added `sealed_test` and `evidence`."""
 
 
 def decide(comparison: Comparison, *, dataset_digest: Digest) -> GateReport:
@@ -57,10 +58,11 @@ def decide(comparison: Comparison, *, dataset_digest: Digest) -> GateReport:
         protocol_digest=protocol.digest,
         verdict="fail" if "fail" in verdicts else "insufficient" if "insufficient" in verdicts else "pass",
         results=results,
+        sealed_test=comparison.use,
         summary={
             "sealed_test": {name: counts.get(index, 0) for index, name in enumerate(protocol.classes)},
             "patients": len(np.unique(comparison.sealed.groups)),
-            "alpha": protocol.gates.alpha,
+            "alpha": comparison.alpha,
             "candidate_threshold": comparison.candidate.threshold,
             "champion_threshold": None if champion is None else champion.threshold,
             "data_quality": None if comparison.quality is None else comparison.quality.document(),
@@ -86,6 +88,8 @@ def _gates_for(comparison: Comparison) -> list[tuple[str, Gate]]:
         gates.append(("approved_models", _approved_models))
     if comparison.champion is not None and comparison.protocol.gates.subgroups is not None:
         gates.append(("subgroups", _subgroups))
+    if comparison.protocol.envelope is not None:
+        gates.append(("envelope", envelope.gate))
     if comparison.fine_tuned:
         gates.append(("strategy", _strategy))
     return [*gates, ("calibration", _calibration), ("leakage", data_gates.leakage), ("submitters", _submitters)]
@@ -149,7 +153,7 @@ def _improvement(comparison: Comparison) -> GateResult:
     }[verdict]
     return GateResult(
         name="improvement",
-        requirement=f"AUROC above the champion's (one-sided, alpha {comparison.protocol.gates.alpha:g})",
+        requirement=f"AUROC above the champion's (one-sided, alpha {comparison.alpha:g})",
         verdict=verdict,
         reason=reason,
         candidate=area(comparison, comparison.candidate),
@@ -230,7 +234,8 @@ def _subgroups(comparison: Comparison) -> GateResult:
         differences,
         slices,
         margin=rule.margin,
-        alpha=comparison.protocol.gates.alpha,
+        alpha=comparison.alpha,
+        harm_alpha=comparison.protocol.gates.alpha,
         minimum=rule.minimum_cases,
         groups=comparison.sealed.groups,
     )
@@ -354,12 +359,13 @@ def _calibration_error(comparison: Comparison, model: Scored) -> Estimate:
 
 
 def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
-    from pipelines import evaluate, report  # noqa: PLC0415 - torch comes with it, and `decide` needs none
+    from pipelines import evaluate, evidence, report  # noqa: PLC0415 - torch comes with it, and `decide` needs none
 
     protocol = from_document(config["protocol"])
     comparison, dataset_digest = evaluate.gather(
         Path(config["dataset"]),
         protocol=protocol,
+        use=config.get("use"),
         candidate=config["candidate"],
         champion=config.get("champion"),
         approved=config.get("approved", ()),
@@ -368,6 +374,8 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
         tell=lambda stage: job.append_progress(directory, {"stage": stage}),
     )
     verdict = decide(comparison, dataset_digest=dataset_digest)
+    job.append_progress(directory, {"stage": "drawing what the report shows"})
+    verdict = replace(verdict, evidence=evidence.gather(comparison))
     document = verdict.document()
     return {
         "report": document,

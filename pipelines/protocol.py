@@ -129,6 +129,14 @@ class Recipe(_Section):
     """CPU threads; part of the recipe because floating-point sums depend on it."""
 
 
+class Envelope(_Section):
+    """What a candidate may be another in than its champion; one outside is stopped (`pipelines.envelope`)."""
+
+    strategies: Annotated[tuple[Strategy, ...], Field(min_length=1)]
+    maximum_parameters: Annotated[int, Field(ge=1)] | None = None
+    maximum_threshold_change: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+
+
 class OperatingPointRule(_Section):
     """How the threshold is chosen, on the tune split only."""
 
@@ -181,6 +189,21 @@ class SubgroupGate(_Section):
     """Positives (for sensitivity) or negatives (for specificity) below which a slice has insufficient data."""
 
 
+class SealedTestPlan(_Section):
+    """What alpha is spent on: the wear of the sealed test, in advance (`pipelines.sealed_ledger`)."""
+
+    success_weight: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8
+    """How much of what is left the next use gets; the rest is kept for uses after a failure."""
+    recipe_share: Share = 0.6
+    """Share of alpha that only candidates of the declared strategy may spend."""
+    uses: Annotated[int, Field(ge=1, le=1000)] = 50
+    """Most uses of one epoch, in each of the two wallets."""
+    smallest_level: Annotated[float, Field(gt=0.0, lt=0.05)] = 1e-4
+    """A wallet whose next level is below this is spent."""
+    new_epoch_cases: Annotated[int, Field(ge=1)] = 100
+    """Newly confirmed sealed cases of each class that open a new epoch once a wallet is spent."""
+
+
 class Gates(_Section):
     """The pre-stated requirements; `docs/protocol.md` gives the reason and source of each default."""
 
@@ -195,6 +218,8 @@ class Gates(_Section):
     subgroups: Annotated[SubgroupGate | None, Field(exclude_if=lambda section: section is None)] = None
     approved_window: Annotated[int, Field(ge=1, le=100, exclude_if=lambda window: window == 15)] = 15
     """Besides the original, how many approved models, newest first, a candidate must not fall below."""
+    sealed_test: Annotated[SealedTestPlan | None, Field(exclude_if=lambda plan: plan is None)] = None
+    """None: every use is judged at alpha, however many there were; `{}` asks for the default plan."""
     require_improvement: bool = True
     """Ask for superiority in AUROC over the champion, not only for non-inferiority."""
 
@@ -240,6 +265,8 @@ class Protocol(_Section):
     reference_standard: ReferenceStandardRule = ReferenceStandardRule()
     splits: Splits = Splits()
     recipe: Recipe = Recipe()
+    envelope: Annotated[Envelope | None, Field(exclude_if=lambda section: section is None)] = None
+    """None: whoever starts a run may choose any strategy."""
     operating_point: OperatingPointRule = OperatingPointRule()
     triggers: Triggers = Triggers()
     gates: Gates = Gates()
@@ -268,6 +295,14 @@ class Protocol(_Section):
     def _positive_is_a_class(self) -> Protocol:
         if self.positive is not None and self.positive not in self.classes:
             raise ValueError(f"positive: {self.positive!r} is not one of the classes {', '.join(self.classes)}")
+        return self
+
+    @model_validator(mode="after")
+    def _recipe_is_in_the_envelope(self) -> Protocol:
+        if self.envelope is not None and self.recipe.strategy not in self.envelope.strategies:
+            raise ValueError(
+                f"envelope.strategies: the recipe's own strategy, {self.recipe.strategy}, is not among them"
+            )
         return self
 
     @property

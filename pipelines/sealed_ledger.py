@@ -26,7 +26,7 @@ from pipelines.types import Digest
 Wallet = Literal["recipe", "adaptive"]
 
 SMALLEST_LEVEL = 1e-6
-"""A level below this is called spent: no sealed test of a size that exists could pass it."""
+"""No sealed test of a size that exists could pass a level below this."""
 
 
 class LedgerError(ValueError):
@@ -44,6 +44,8 @@ class Plan:
     """Most uses of one epoch, in each of the two wallets."""
     recipe_share: float = 0.6
     """Share of alpha that only candidates of the declared recipe may spend."""
+    smallest_level: float = SMALLEST_LEVEL
+    """A level below this is called spent."""
 
     def __post_init__(self) -> None:
         if not (0.0 < self.alpha < 0.5 and 0.0 < self.success_weight < 1.0 and 0.0 <= self.recipe_share <= 1.0):
@@ -86,7 +88,7 @@ class Ledger:
         """Return the level at which the next candidate of a wallet is to be judged, or why there is none."""
         answers = [use.passed for use in self.uses if use.wallet == wallet]
         level = local_level(answers, alpha=self.plan.wallet(wallet), plan=self.plan)
-        if level < SMALLEST_LEVEL:
+        if level < self.plan.smallest_level:
             return Spent(
                 reason=(
                     f"epoch {self.epoch} of the sealed test is worn out for {wallet} candidates after {len(answers)} "
@@ -131,6 +133,17 @@ def local_level(answers: Sequence[bool], *, alpha: float, plan: Plan) -> float:
         else:
             failures += 1
     return alpha * weight * _share(failures, siblings=siblings, rho=rho)
+
+
+def level_from(remaining: float, *, uses_left: int, success_weight: float) -> float:
+    """Return the level of the next test from what is left of its wallet; the same as `local_level` from the answers.
+
+    A test that fails leaves `remaining` less its level, one that passes leaves its level. So what was spent stays spent
+    though the protocol's weights are changed by an amendment.
+    """
+    if uses_left < 1:
+        return 0.0
+    return remaining if uses_left == 1 else success_weight * remaining
 
 
 def _share(failures: int, *, siblings: int, rho: float) -> float:

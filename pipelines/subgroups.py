@@ -69,11 +69,14 @@ def judge(
     alpha: float,
     minimum: int = MINIMUM_CASES,
     groups: NDArray[Any] | None = None,
+    harm_alpha: float | None = None,
 ) -> Subgroups:
     """Judge `differences` (N,) in [-1, 1], candidate minus champion, in each slice.
 
-    `margin` is for critical slices, `minimum` the cases below which a slice is `insufficient`; a critical one then
-    makes the whole verdict so. Without slices the verdict is `insufficient`: nothing was looked at.
+    A critical slice is shown at `alpha`, harm in a watched one looked for at `harm_alpha` (None: at `alpha` too): a
+    smaller level asks for more evidence of the candidate, and must not ask for more evidence of harm. `margin` is for
+    critical slices, `minimum` the cases below which a slice is `insufficient`; a critical one then makes the whole
+    verdict so. Without slices the verdict is `insufficient`: nothing was looked at.
     """
     values = np.asarray(differences, dtype=np.float64)
     names = np.arange(len(values)) if groups is None else np.asarray(groups)
@@ -85,7 +88,8 @@ def judge(
         for place, (one, estimate) in enumerate(zip(slices, found, strict=True))
         if one.tier == "watched" and isinstance(estimate, Estimate)
     ]
-    held = dict(zip([p for p, _ in measured], metrics.holm([p for _, p in measured], alpha=alpha), strict=True))
+    answers = metrics.holm([p for _, p in measured], alpha=alpha if harm_alpha is None else harm_alpha)
+    held = dict(zip([place for place, _ in measured], answers, strict=True))
     p_values = dict(measured)
     results = []
     for place, (one, estimate) in enumerate(zip(slices, found, strict=True)):

@@ -176,7 +176,11 @@ class GateReport:
     protocol_digest: Digest
     verdict: Verdict
     results: tuple[GateResult, ...]
+    sealed_test: Mapping[str, Any] | None = None
+    """The use of the sealed test that the ledger granted, with its level; None: outside of a ledger, at alpha."""
     summary: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    """The points of the report's plots (`pipelines.evidence`); no part of any verdict."""
 
     def document(self) -> dict[str, Any]:
         """The report as plain JSON values; its digest is `digest_of` this."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from registry import audit, datasets, jobs, lifecycle, lines, runs
+from registry import audit, datasets, jobs, lifecycle, lines, runs, sealed_tests
 from registry.db import Connection, constraint_means, fetch_all, fetch_one
 from registry.errors import AlreadyExists, EvidenceMismatch, NotFound, StateMoved
 
@@ -38,7 +38,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateReport:
-    """The verdict on a candidate against the champion of that time (None: there was none)."""
+    """The verdict on a candidate against the champion of that time (None: there was none).
+
+    `sealed_test_use_id` names the use of the sealed test that it answers, None from before there was a ledger.
+    """
 
     gate_report_id: int
     candidate_id: int
@@ -49,7 +52,12 @@ class GateReport:
     document: dict[str, Any]
     text: str
     digest: str
+    sealed_test_use_id: int | None
     created_at: datetime
+
+
+_IN_A_BIT = {True: "gates passed", False: "gates not passed"}
+"""All that whoever made a candidate learns at once of what the sealed test says of it."""
 
 
 def record_candidate(
@@ -115,24 +123,33 @@ def record_gate_report(
     document: Mapping[str, Any],
     text: str,
     digest: str,
+    sealed_test_use_id: int,
 ) -> GateReport:
     """Record the verdict on a candidate and, if its run still waits for it, finish the run.
 
     Anything but "pass" makes the candidate `gates_failed`. Raises EvidenceMismatch if the document does not name
-    exactly these things or has another digest, StateMoved where the run was cancelled or broke off: whoever stopped it
-    was told that nothing more comes of it.
+    exactly these things, or the use of the sealed test that paid for it, or has another digest; StateMoved where the
+    run was cancelled or broke off (whoever stopped it was told that nothing more comes of it), or the use is answered.
     """
     run = runs.lock(conn, get(conn, candidate_id).run_id)
     if run.state not in {"gating", "finished"}:
         raise StateMoved(f"run {run.run_id} is {run.state}; its candidate gets no gate report", state=run.state)
     candidate = lock(conn, candidate_id)
     champion = None if champion_candidate_id is None else get(conn, champion_candidate_id)
+    use = sealed_tests.check_answers(
+        conn,
+        sealed_test_use_id=sealed_test_use_id,
+        candidate_id=candidate_id,
+        champion_id=champion_candidate_id,
+        protocol_id=protocol_id,
+    )
     named = {
         "candidate_digest": candidate.weights_digest,
         "champion_digest": None if champion is None else champion.weights_digest,
         "dataset_digest": datasets.get(conn, dataset_version_id).digest,
         "protocol_digest": lines.protocol(conn, protocol_id).digest,
         "verdict": verdict,
+        "sealed_test": use.named(),
     }
     wrong = [name for name, value in named.items() if name not in document or document[name] != value]
     if audit.digest_of(document) != digest:
@@ -143,26 +160,29 @@ def record_gate_report(
         raise EvidenceMismatch(
             f"the gate report is not about candidate {candidate_id} as recorded: {', '.join(wrong)} differ"
         )
-    report = fetch_one(
-        conn,
-        GateReport,
-        "INSERT INTO gate_reports (candidate_id, champion_candidate_id, dataset_version_id, protocol_id, verdict,"
-        " document, text, digest) VALUES (%s, %s, %s, %s, %s, %s, %s, %s) RETURNING *",
-        (
-            candidate_id,
-            champion_candidate_id,
-            dataset_version_id,
-            protocol_id,
-            verdict,
-            Jsonb(dict(document)),
-            text,
-            digest,
-        ),
-    )
+    answered = StateMoved(f"use {sealed_test_use_id} of the sealed test has its gate report already; it stands")
+    with constraint_means(conn, gate_reports_one_per_use_of_the_sealed_test=answered):
+        report = fetch_one(
+            conn,
+            GateReport,
+            "INSERT INTO gate_reports (candidate_id, champion_candidate_id, dataset_version_id, protocol_id, verdict,"
+            " document, text, digest, sealed_test_use_id) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING *",
+            (
+                candidate_id,
+                champion_candidate_id,
+                dataset_version_id,
+                protocol_id,
+                verdict,
+                Jsonb(dict(document)),
+                text,
+                digest,
+                sealed_test_use_id,
+            ),
+        )
     assert report is not None
     set_state(conn, candidate, "gates_passed" if verdict == "pass" else "gates_failed")
     if run.state == "gating":
-        runs.finish(conn, run_id=run.run_id, outcome=f"candidate {candidate.number}: gates {verdict}")
+        runs.finish(conn, run_id=run.run_id, outcome=f"candidate {candidate.number}: {_IN_A_BIT[verdict == 'pass']}")
     audit.record(
         conn,
         actor=audit.SYSTEM,

@@ -57,6 +57,7 @@ BOUND: dict[str, Bound] = {
         Bound(table="confirmations", key="confirmation_id", older='{"kind": "confirmation"}'),
         Bound(table="dataset_versions", key="dataset_version_id"),
         Bound(table="candidates", key="candidate_id", without="state,mlflow_model_version"),
+        Bound(table="sealed_test_uses", key="sealed_test_use_id"),
         Bound(table="gate_reports", key="gate_report_id"),
         Bound(table="approvals", key="approval_id"),
         Bound(table="promotions", key="promotion_id", without="ended_at"),

@@ -67,8 +67,13 @@ def start_run(
     has_champion = fetch_value(
         conn, "SELECT EXISTS (SELECT FROM promotions WHERE line_id = %s AND ended_at IS NULL)", (line_id,)
     )
-    recipe = protocol.document["recipe"]
+    recipe, envelope = protocol.document["recipe"], protocol.document.get("envelope")
     chosen = (strategy or recipe["strategy"]) if has_champion else "full"
+    if has_champion and envelope is not None and chosen not in envelope["strategies"]:
+        raise Invalid(
+            f"envelope.strategies of the protocol does not allow {chosen!r}, only {', '.join(envelope['strategies'])}; "
+            "amend the protocol first"
+        )
     with constraint_means(
         conn, runs_one_unfinished_per_line=RunInProgress("this line has an unfinished run; wait for it, or cancel it")
     ):

@@ -374,6 +374,7 @@ CREATE TABLE public.gate_reports (
     text text NOT NULL,
     digest text NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    sealed_test_use_id bigint,
     CONSTRAINT gate_reports_digest_check CHECK ((digest ~ '^[0-9a-f]{64}$'::text)),
     CONSTRAINT gate_reports_verdict_check CHECK ((verdict = ANY (ARRAY['pass'::text, 'fail'::text, 'insufficient'::text])))
 );
@@ -585,6 +586,42 @@ CREATE TABLE public.schema_migrations (
     applied_at timestamp with time zone DEFAULT now() NOT NULL
 );
 
+CREATE TABLE public.sealed_test_uses (
+    sealed_test_use_id bigint NOT NULL,
+    line_id bigint NOT NULL,
+    epoch integer NOT NULL,
+    after_version integer NOT NULL,
+    wallet text NOT NULL,
+    place integer NOT NULL,
+    candidate_id bigint NOT NULL,
+    champion_candidate_id bigint,
+    dataset_version_id bigint NOT NULL,
+    protocol_id bigint NOT NULL,
+    wallet_before double precision,
+    level double precision NOT NULL,
+    wallet_after double precision,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT sealed_test_uses_after_version_check CHECK ((after_version >= 0)),
+    CONSTRAINT sealed_test_uses_epoch_check CHECK ((epoch >= 1)),
+    CONSTRAINT sealed_test_uses_level_check CHECK (((level > (0)::double precision) AND (level < (0.5)::double precision))),
+    CONSTRAINT sealed_test_uses_pay_what_they_cost CHECK (
+CASE wallet
+    WHEN 'unlimited'::text THEN ((wallet_before IS NULL) AND (wallet_after IS NULL))
+    ELSE ((wallet_before IS NOT NULL) AND (wallet_after IS NOT NULL) AND (wallet_after >= (0)::double precision) AND (wallet_after = (wallet_before - level)))
+END),
+    CONSTRAINT sealed_test_uses_place_check CHECK ((place >= 1)),
+    CONSTRAINT sealed_test_uses_wallet_is_known CHECK ((wallet = ANY (ARRAY['recipe'::text, 'adaptive'::text, 'unlimited'::text])))
+);
+
+ALTER TABLE public.sealed_test_uses ALTER COLUMN sealed_test_use_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.sealed_test_uses_sealed_test_use_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE TABLE public.sessions (
     token_sha256 bytea NOT NULL,
     user_id bigint NOT NULL,
@@ -696,6 +733,9 @@ ALTER TABLE ONLY public.erasures
     ADD CONSTRAINT erasures_pkey PRIMARY KEY (erasure_id);
 
 ALTER TABLE ONLY public.gate_reports
+    ADD CONSTRAINT gate_reports_one_per_use_of_the_sealed_test UNIQUE (sealed_test_use_id);
+
+ALTER TABLE ONLY public.gate_reports
     ADD CONSTRAINT gate_reports_pkey PRIMARY KEY (gate_report_id);
 
 ALTER TABLE ONLY public.idempotency_keys
@@ -733,6 +773,15 @@ ALTER TABLE ONLY public.runs
 
 ALTER TABLE ONLY public.schema_migrations
     ADD CONSTRAINT schema_migrations_pkey PRIMARY KEY (number);
+
+ALTER TABLE ONLY public.sealed_test_uses
+    ADD CONSTRAINT sealed_test_uses_one_per_hypothesis UNIQUE NULLS NOT DISTINCT (candidate_id, champion_candidate_id, protocol_id);
+
+ALTER TABLE ONLY public.sealed_test_uses
+    ADD CONSTRAINT sealed_test_uses_one_per_place UNIQUE (line_id, epoch, wallet, place);
+
+ALTER TABLE ONLY public.sealed_test_uses
+    ADD CONSTRAINT sealed_test_uses_pkey PRIMARY KEY (sealed_test_use_id);
 
 ALTER TABLE ONLY public.sessions
     ADD CONSTRAINT sessions_pkey PRIMARY KEY (token_sha256);
@@ -886,6 +935,14 @@ CREATE TRIGGER reads_wait_for_a_seal BEFORE INSERT ON public.reads FOR EACH STAT
 
 ALTER TABLE public.reads ENABLE ALWAYS TRIGGER reads_wait_for_a_seal;
 
+CREATE TRIGGER sealed_test_uses_are_append_only BEFORE DELETE OR UPDATE ON public.sealed_test_uses FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.sealed_test_uses ENABLE ALWAYS TRIGGER sealed_test_uses_are_append_only;
+
+CREATE TRIGGER sealed_test_uses_are_not_truncated BEFORE TRUNCATE ON public.sealed_test_uses FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.sealed_test_uses ENABLE ALWAYS TRIGGER sealed_test_uses_are_not_truncated;
+
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(user_id);
 
@@ -961,6 +1018,9 @@ ALTER TABLE ONLY public.gate_reports
 ALTER TABLE ONLY public.gate_reports
     ADD CONSTRAINT gate_reports_protocol_id_fkey FOREIGN KEY (protocol_id) REFERENCES public.protocols(protocol_id);
 
+ALTER TABLE ONLY public.gate_reports
+    ADD CONSTRAINT gate_reports_sealed_test_use_id_fkey FOREIGN KEY (sealed_test_use_id) REFERENCES public.sealed_test_uses(sealed_test_use_id);
+
 ALTER TABLE ONLY public.idempotency_keys
     ADD CONSTRAINT idempotency_keys_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(user_id);
 
@@ -1026,6 +1086,21 @@ ALTER TABLE ONLY public.runs
 
 ALTER TABLE ONLY public.runs
     ADD CONSTRAINT runs_requested_by_fkey FOREIGN KEY (requested_by) REFERENCES public.users(user_id);
+
+ALTER TABLE ONLY public.sealed_test_uses
+    ADD CONSTRAINT sealed_test_uses_candidate_id_fkey FOREIGN KEY (candidate_id) REFERENCES public.candidates(candidate_id);
+
+ALTER TABLE ONLY public.sealed_test_uses
+    ADD CONSTRAINT sealed_test_uses_champion_candidate_id_fkey FOREIGN KEY (champion_candidate_id) REFERENCES public.candidates(candidate_id);
+
+ALTER TABLE ONLY public.sealed_test_uses
+    ADD CONSTRAINT sealed_test_uses_dataset_version_id_fkey FOREIGN KEY (dataset_version_id) REFERENCES public.dataset_versions(dataset_version_id);
+
+ALTER TABLE ONLY public.sealed_test_uses
+    ADD CONSTRAINT sealed_test_uses_line_id_fkey FOREIGN KEY (line_id) REFERENCES public.lines(line_id);
+
+ALTER TABLE ONLY public.sealed_test_uses
+    ADD CONSTRAINT sealed_test_uses_protocol_id_fkey FOREIGN KEY (protocol_id) REFERENCES public.protocols(protocol_id);
 
 ALTER TABLE ONLY public.sessions
     ADD CONSTRAINT sessions_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(user_id);
@@ -1117,6 +1192,8 @@ GRANT UPDATE(history) ON TABLE public.runs TO overread_app;
 GRANT UPDATE(finished_at) ON TABLE public.runs TO overread_app;
 
 GRANT SELECT ON TABLE public.schema_migrations TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.sealed_test_uses TO overread_app;
 
 GRANT SELECT,INSERT,DELETE ON TABLE public.sessions TO overread_app;
 

@@ -122,6 +122,34 @@ def check_champions(conn: Connection) -> Finding:
     return Finding(check="champions", state="fine", detail=f"{count} champions after {changes} changes of champion")
 
 
+def check_sealed_tests(conn: Connection) -> Finding:
+    """Each use of a sealed test was paid from what the use before it left, and no epoch looks at worn cases."""
+    for query, says in ((_UNPAID, "was not paid from what the use before it left"), (_WORN, "looks at worn cases")):
+        row = conn.execute(query).fetchone()
+        if row is not None:
+            return Finding(
+                check="sealed tests", state="damaged", detail=f"sealed_test_uses/{row[1]} of line {row[0]} {says}"
+            )
+    count = fetch_value(conn, "SELECT count(*) FROM sealed_test_uses")
+    return Finding(check="sealed tests", state="fine", detail=f"{count} uses, each paid for from what was left")
+
+
+_UNPAID: LiteralString = """
+    SELECT name, sealed_test_use_id FROM (
+        SELECT uses.*, lag(place, 1, 0) OVER so_far + 1 AS next_place,
+            lag(CASE WHEN verdict = 'pass' THEN level ELSE wallet_after END) OVER so_far AS remaining,
+            (protocols.document #>> '{gates,alpha}')::float8 AS alpha
+        FROM sealed_test_uses uses LEFT JOIN gate_reports USING (sealed_test_use_id)
+        JOIN protocols ON protocols.protocol_id = uses.protocol_id
+        WINDOW so_far AS (PARTITION BY uses.line_id, epoch, wallet ORDER BY place)
+    ) chained JOIN lines USING (line_id)
+    WHERE place <> next_place OR wallet_before > alpha OR wallet_before <> remaining
+    ORDER BY sealed_test_use_id LIMIT 1"""
+_WORN: LiteralString = """
+    SELECT name, uses.sealed_test_use_id FROM sealed_test_uses uses JOIN lines USING (line_id)
+    WHERE EXISTS (SELECT FROM sealed_test_uses earlier JOIN dataset_versions USING (dataset_version_id)
+                  WHERE earlier.line_id = uses.line_id AND earlier.epoch < uses.epoch AND number > uses.after_version)
+    ORDER BY uses.sealed_test_use_id LIMIT 1"""
 _UNLISTED: LiteralString = (
     "SELECT digest FROM (SELECT image_digest AS digest FROM cases UNION SELECT weights_digest FROM candidates"
     " UNION SELECT metadata_digest FROM candidates) named WHERE NOT EXISTS"

@@ -10,7 +10,20 @@ from typing import Any
 
 import yaml
 
-from registry import approvals, audit, candidates, cases, confirmations, datasets, jobs, lines, promotions, runs, users
+from registry import (
+    approvals,
+    audit,
+    candidates,
+    cases,
+    confirmations,
+    datasets,
+    jobs,
+    lines,
+    promotions,
+    runs,
+    sealed_tests,
+    users,
+)
 from registry.candidates import Candidate, GateReport
 from registry.cases import Case
 from registry.confirmations import Confirmation
@@ -20,6 +33,7 @@ from registry.jobs import Job, JobKind
 from registry.lines import Line
 from registry.promotions import Promotion
 from registry.runs import Run
+from registry.sealed_tests import Use
 from registry.users import User
 
 PROTOCOL = Path(__file__).parent.parent / "pipelines" / "protocols" / "cxr-pneumonia.yaml"
@@ -154,9 +168,32 @@ def candidate(db: Connection, line: Line, **run_fields: Any) -> Candidate:
     )
 
 
-def gate_report(db: Connection, candidate: Candidate, *, verdict: str = "pass") -> GateReport:
-    """A report on a candidate against today's champion, under the line's current protocol."""
+def sealed_test_use(db: Connection, candidate: Candidate) -> Use:
+    """A use of the sealed test by a candidate against today's champion, at a level that is as good as any."""
     champion = promotions.champion(db, candidate.line_id)
+    hypothesis: dict[str, Any] = {
+        "candidate_id": candidate.candidate_id,
+        "champion_candidate_id": None if champion is None else champion.candidate_id,
+        "protocol_id": lines.current_protocol(db, candidate.line_id).protocol_id,
+    }
+    return sealed_tests.of_hypothesis(db, **hypothesis) or sealed_tests.record_use(
+        db,
+        **hypothesis,
+        epoch=1,
+        after_version=0,
+        wallet="unlimited",
+        place=len(sealed_tests.list_uses(db, candidate.line_id)) + 1,
+        wallet_before=None,
+        level=0.05,
+    )
+
+
+def gate_report_values(
+    db: Connection, candidate: Candidate, *, use: Use | None = None, verdict: str = "pass"
+) -> dict[str, Any]:
+    """What a report on a candidate against today's champion, under the line's current protocol, is recorded with."""
+    champion = promotions.champion(db, candidate.line_id)
+    use = use or sealed_test_use(db, candidate)
     protocol = lines.current_protocol(db, candidate.line_id)
     document = {
         "candidate_digest": candidate.weights_digest,
@@ -164,19 +201,25 @@ def gate_report(db: Connection, candidate: Candidate, *, verdict: str = "pass") 
         "dataset_digest": datasets.get(db, candidate.dataset_version_id).digest,
         "protocol_digest": protocol.digest,
         "verdict": verdict,
+        "sealed_test": use.named(),
         "results": [],
     }
-    return candidates.record_gate_report(
-        db,
-        candidate_id=candidate.candidate_id,
-        champion_candidate_id=None if champion is None else champion.candidate_id,
-        dataset_version_id=candidate.dataset_version_id,
-        protocol_id=protocol.protocol_id,
-        verdict=verdict,
-        document=document,
-        text=f"verdict: {verdict}",
-        digest=audit.digest_of(document),
-    )
+    return {
+        "candidate_id": candidate.candidate_id,
+        "champion_candidate_id": None if champion is None else champion.candidate_id,
+        "dataset_version_id": candidate.dataset_version_id,
+        "protocol_id": protocol.protocol_id,
+        "verdict": verdict,
+        "document": document,
+        "text": f"verdict: {verdict}",
+        "digest": audit.digest_of(document),
+        "sealed_test_use_id": use.sealed_test_use_id,
+    }
+
+
+def gate_report(db: Connection, candidate: Candidate, *, verdict: str = "pass") -> GateReport:
+    """A report on a candidate against today's champion, under the line's current protocol."""
+    return candidates.record_gate_report(db, **gate_report_values(db, candidate, verdict=verdict))
 
 
 def gated_candidate(db: Connection, line: Line, *, verdict: str = "pass", **run_fields: Any) -> Candidate:

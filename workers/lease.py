@@ -144,6 +144,16 @@ class Lease:
         if answer.cancel_requested:
             raise Cancelled
 
+    def hold(self, connection: db.Connection) -> None:
+        """Renew the lease in a transaction of the caller's, which then commits as its holder. Raises as `beat` does."""
+        answer = jobs.heartbeat(
+            connection, job_id=self.job.job_id, fence=self.job.fence, lease_seconds=self.settings.lease_seconds
+        )
+        if not answer.held:
+            raise LeaseLost
+        if answer.cancel_requested:
+            raise Cancelled
+
     @contextmanager
     def recording(self) -> Iterator[db.Connection]:
         """Lend the transaction that records the result, and finish the job in it. Raises LeaseLost: nothing is kept."""

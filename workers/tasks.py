@@ -13,7 +13,7 @@ from typing import Any
 
 from pipelines.types import canonical_json
 from registry import blobs, candidates, datasets, db, erasures, jobs, promotions, runs, worklists
-from workers import translate
+from workers import sealing, translate
 from workers.lease import Lease, NotYet, Workshop, claimed
 from workers.supervise import Row
 
@@ -70,15 +70,15 @@ def gate_candidate(workshop: Workshop, *, job_id: int) -> None:
         with workshop.transaction() as connection:
             candidate = candidates.get(connection, candidate_id)
         data = _check_out(lease, dataset_version_id=candidate.dataset_version_id)
+        champion, use = sealing.grant(lease, candidate=candidate)
         with workshop.transaction() as connection:
-            champion = promotions.champion(connection, candidate.line_id)
             config = data | translate.gate_config(
-                connection, candidate=candidate, champion=champion, settings=workshop.settings
+                connection, candidate=candidate, champion=champion, use=use, settings=workshop.settings
             )
         result = lease.run("pipelines.gates", name=name, config=config)
         with lease.recording() as connection:
             candidates.record_gate_report(
-                connection, **translate.report_row(candidate, champion=champion, result=result)
+                connection, **translate.report_row(candidate, champion=champion, use=use, result=result)
             )
 
 

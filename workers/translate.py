@@ -17,7 +17,19 @@ from pipelines.arms import Shares
 from pipelines.job import replacing, write_atomically
 from pipelines.types import AiExposure, CaseId, Confirmation, ConfirmedCase, Digest, Evidence, digest_of
 from pipelines.worklist import DEFAULT
-from registry import blobs, candidates, confirmations, datasets, db, erasures, lines, promotions, runs, worklists
+from registry import (
+    blobs,
+    candidates,
+    confirmations,
+    datasets,
+    db,
+    erasures,
+    lines,
+    promotions,
+    runs,
+    sealed_tests,
+    worklists,
+)
 from workers.settings import WorkerSettings
 
 DATASET_DIGEST_LENGTH = 36
@@ -215,11 +227,13 @@ def gate_config(
     *,
     candidate: candidates.Candidate,
     champion: candidates.Candidate | None,
+    use: sealed_tests.Use,
     settings: WorkerSettings,
 ) -> dict[str, Any]:
-    """Say what is measured against what; with `dataset` and `previous_dataset` it is whole."""
+    """Say what is measured against what, and at which level; with `dataset` and `previous_dataset` it is whole."""
     return {
         "protocol": lines.protocol(connection, candidate.protocol_id).document,
+        "use": use.named(),
         "candidate": model_files(candidate, settings=settings),
         "champion": model_files(champion, settings=settings) if champion else None,
         "approved": [
@@ -229,7 +243,11 @@ def gate_config(
 
 
 def report_row(
-    candidate: candidates.Candidate, *, champion: candidates.Candidate | None, result: dict[str, Any]
+    candidate: candidates.Candidate,
+    *,
+    champion: candidates.Candidate | None,
+    use: sealed_tests.Use,
+    result: dict[str, Any],
 ) -> dict[str, Any]:
     """Name the values of `candidates.record_gate_report` for what the gates found."""
     return {
@@ -241,6 +259,7 @@ def report_row(
         "document": result["report"],
         "text": result["text"],
         "digest": result["digest"],
+        "sealed_test_use_id": use.sealed_test_use_id,
     }
 
 

@@ -12,7 +12,20 @@ import sys
 
 import typer
 
-from api.cli import cases, datasets, erase, importing, keeping, people, proof, service, trails, work, worklist
+from api.cli import (
+    cases,
+    datasets,
+    erase,
+    importing,
+    keeping,
+    people,
+    proof,
+    protocols,
+    service,
+    trails,
+    work,
+    worklist,
+)
 from api.cli.errors import CliError
 from api.cli.output import complain
 
@@ -34,6 +47,7 @@ app.command(rich_help_panel=HERE)(service.down)
 app.command(rich_help_panel=HERE)(service.doctor)
 app.command(rich_help_panel=HERE)(service.demo)
 app.add_typer(work.lines, name="line", rich_help_panel=DAILY)
+app.add_typer(protocols.protocols, name="protocol", rich_help_panel=DAILY)
 app.add_typer(cases.cases, name="case", rich_help_panel=DAILY)
 app.command(rich_help_panel=DAILY)(worklist.worklist)
 app.command("import", rich_help_panel=DAILY)(importing.import_rows)

@@ -30,6 +30,10 @@ LINE_COLUMNS = (
 )
 RUN_COLUMNS = ("run_id", "state", "strategy", "reason", "progress", "outcome", "created_at", "finished_at")
 CANDIDATE_COLUMNS = ("candidate_id", "number", "state", "dataset_version", "weights_digest", "erasures", "created_at")
+USE_COLUMNS = (
+    *("epoch", "wallet", "place", "candidate_id", "champion_candidate_id"),
+    *("wallet_before", "level", "passed", "wallet_after", "created_at"),
+)
 SIGNATURE_COLUMNS = ("printed_name", "decision", "meaning", "reason", "created_at")
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True)]
@@ -75,6 +79,20 @@ def show_line(
     """
     with Client() as client:
         answer(client.get(f"/v1/lines/{client.line(line)}"), as_json=as_json, columns=LINE_COLUMNS)
+
+
+@lines.command("sealed-test")
+def show_sealed_test(
+    line: Annotated[str | None, typer.Argument(help="Name of the line [default: the only one]")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show every use of a line's sealed test, what it cost, and what is left of each wallet.
+
+    Example: overread line sealed-test cxr-pneumonia
+    """
+    with Client() as client:
+        uses = client.get(f"/v1/lines/{client.line(line)}/sealed-test")
+    answer(uses, as_json=as_json, columns=USE_COLUMNS, empty="Nobody has used the sealed test yet.")
 
 
 def predict(
@@ -185,16 +203,53 @@ def show_candidate(candidate_id: CandidateArgument, as_json: JsonFlag = False) -
 
 
 @candidates.command("report")
-def show_report(candidate_id: CandidateArgument, as_json: JsonFlag = False) -> None:
-    """Print a candidate's gate report.
+def show_report(
+    candidate_id: CandidateArgument,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it as a page of its own, with plots, to read or print")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Print a candidate's gate report, or write it as a page.
 
-    Example: overread candidate report 7
+    Example: overread candidate report 7 --html report-7.html
     """
     with Client() as client:
-        if as_json:
+        if html is not None:
+            report = client.get(f"/v1/candidates/{candidate_id}/gate-report")
+            number = client.get(f"/v1/candidates/{candidate_id}")["number"]
+            write_page(html, report=report, number=number)
+            say(f"✓ {html}: the gates of candidate {number}, {report['verdict'].replace('_', ' ')}")
+        elif as_json:
             answer(client.get(f"/v1/candidates/{candidate_id}/gate-report"), as_json=True)
         else:
             typer.echo(client.text(f"/v1/candidates/{candidate_id}/gate-report"))
+
+
+@candidates.command("facts")
+def show_facts(candidate_id: CandidateArgument) -> None:
+    """Write what a model is, as Markdown: facts, the change plan traced to its evidence, the CLAIM checklist.
+
+    Example: overread candidate facts 7 > model-7.md
+    """
+    from api.console import facts  # noqa: PLC0415 - for this command alone
+
+    with Client() as client:
+        candidate = client.get(f"/v1/candidates/{candidate_id}")
+        report = client.get(f"/v1/candidates/{candidate_id}/gate-report")
+        line = client.get(f"/v1/lines/{report['document']['line']}")
+        if candidate["protocol_id"] != line["protocol"]["protocol_id"]:
+            raise Refused("this model was made under an earlier protocol; `overread export --candidate` holds it")
+        found = facts.Sources(
+            line=line,
+            protocol=line["protocol"],
+            candidate=candidate,
+            report=report,
+            version=client.get(f"/v1/dataset-versions/{candidate['dataset_version_id']}"),
+            run=client.get(f"/v1/runs/{candidate['run_id']}"),
+            approvals=client.get(f"/v1/candidates/{candidate_id}/approvals"),
+        )
+    typer.echo(facts.page(found))
 
 
 @candidates.command("approve")
@@ -223,6 +278,15 @@ def reject(
     Example: overread candidate reject 7 --reason "Worse on the north site's infants"
     """
     _sign(candidate_id, decision="reject", reason=reason, stdin=password_stdin, as_json=as_json)
+
+
+def write_page(path: Path, *, report: dict[str, Any], number: int) -> None:
+    """Write a gate report, as the API gives it, as a page that needs nothing beside it."""
+    from api.console import report as page  # noqa: PLC0415 - templates, and for this command alone
+
+    made_at = report["created_at"].replace("T", " ").partition(".")[0] + " UTC"
+    text = page.standalone(report["document"], digest=report["digest"], number=number, made_at=made_at)
+    path.write_text(text, encoding="utf-8")
 
 
 def promote(candidate_id: CandidateArgument, reason: ReasonOption, as_json: JsonFlag = False) -> None:

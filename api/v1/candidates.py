@@ -21,7 +21,7 @@ from api.once import PROBLEMS, once
 from api.sign_in import sign_again
 from api.v1 import examples
 from api.v1.views import Digest, Password, Reason, Request, View, shown_as
-from registry import approvals, candidates, datasets, db, erasures, lines
+from registry import approvals, candidates, datasets, db, disclosure, erasures, lines
 from registry.errors import NotFound
 
 router = guarded_router(tag="Candidates")
@@ -57,10 +57,14 @@ class GateReportView(View):
     champion_candidate_id: int | None = Field(description="What it was compared with; null: the line had no champion")
     dataset_version_id: int
     protocol_id: int
-    verdict: Literal["pass", "fail", "insufficient"] = Field(
-        description="`insufficient`: too few cases to tell. It does not pass"
+    verdict: Literal["pass", "fail", "insufficient", "not_passed"] = Field(
+        description="`insufficient`: too few cases to tell. It does not pass. `not_passed`: all that you may know yet"
     )
-    digest: Digest
+    withheld: bool = Field(
+        description="Only the bit is shown: you asked for this run, or may not review, and nobody has decided yet"
+    )
+    sealed_test_use_id: int | None = Field(description="The use of the sealed test that it answers")
+    digest: Digest = Field(description="Of the whole report, withheld or not")
     document: dict[str, Any] = Field(description="Each gate's requirement, estimates with intervals and n, and reason")
     text: str = Field(description="The same for people")
     created_at: datetime
@@ -121,16 +125,22 @@ def read_candidate(pool: Pool, candidate_id: Id) -> CandidateView:
 )
 def read_gate_report(
     pool: Pool,
+    user: CurrentUser,
     candidate_id: Id,
     accept: Annotated[str, Header(description="`text/plain` for the report as a page of text")] = "application/json",
 ) -> Response:
-    """Read the latest gate report of a candidate: as JSON, or as text with `Accept: text/plain`."""
+    """Read the latest gate report of a candidate: as JSON, or as text with `Accept: text/plain`.
+
+    Before a person has decided it is open to reviewers, approvers and auditors who did not ask for the run; others
+    learn whether the candidate passed. Who could read every number would fit the next candidate to them.
+    """
     with db.transaction(pool) as connection:
+        shown = disclosure.latest_report(connection, candidate_id, reader=user)
         number = candidates.get(connection, candidate_id).number
-        row = candidates.latest_report(connection, candidate_id)
-    if row is None:
+    if shown is None:
         raise NotFound(f"candidate {number} has no gate report yet; its run is still at work")
-    report = GateReportView.model_validate(row)
+    values = {name: getattr(shown.report, name) for name in shown.report.__slots__}
+    report = GateReportView.model_validate(values | {"withheld": shown.withheld})
     if accept.startswith("text/plain"):
         return PlainTextResponse(report.text)
     return JSONResponse(report.model_dump(mode="json"))

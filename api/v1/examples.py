@@ -182,6 +182,8 @@ GATE_REPORT: Example = {
     "dataset_version_id": 3,
     "protocol_id": 1,
     "verdict": "pass",
+    "withheld": False,
+    "sealed_test_use_id": 2,
     "digest": _REPORT,
     "document": {
         "verdict": "pass",
@@ -197,6 +199,21 @@ GATE_REPORT: Example = {
     },
     "text": "PASS  cxr-pneumonia candidate 2 against champion 1, on 315 sealed-test cases …",
     "created_at": "2026-03-02T08:42:01.007Z",
+}
+SEALED_TEST_USE: Example = {
+    "sealed_test_use_id": 2,
+    "epoch": 1,
+    "after_version": 0,
+    "wallet": "recipe",
+    "place": 2,
+    "candidate_id": 7,
+    "champion_candidate_id": 3,
+    "protocol_id": 1,
+    "wallet_before": 0.024,
+    "level": 0.0192,
+    "wallet_after": 0.0048,
+    "passed": True,
+    "created_at": "2026-03-02T08:41:35.114Z",
 }
 _APPROVED: Example = {"decision": "approve", "reason": "Gates passed; I reviewed the flips of the north site."}
 DECISION: Example = {**_APPROVED, "password": "correct horse battery staple"}

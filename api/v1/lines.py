@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import Response
 from pydantic import BaseModel, Field
@@ -15,7 +15,7 @@ from api.v1 import candidates as candidate_views
 from api.v1 import examples
 from api.v1.candidates import CandidateView
 from api.v1.views import Digest, View, shown_as
-from registry import cases, confirmations, datasets, db, lines, promotions, runs
+from registry import cases, confirmations, datasets, db, lines, promotions, runs, sealed_tests
 
 router = guarded_router(tag="Lines")
 
@@ -59,6 +59,28 @@ class LineView(BaseModel):
     champion: CandidateView | None = Field(description="The model that answers; null until the first promotion")
     counts: Counts
     next_trigger: NextTrigger
+
+
+class SealedTestUseView(View):
+    """A use of a line's sealed test: which candidate met which question, what it cost, and whether it passed."""
+
+    model_config = shown_as(examples.SEALED_TEST_USE)
+
+    sealed_test_use_id: int
+    epoch: int = Field(description="A new one looks at cases that no candidate was judged by")
+    after_version: int = Field(description="Sealed cases of this dataset version and before are not looked at")
+    wallet: Literal["recipe", "adaptive", "unlimited"] = Field(
+        description="`recipe`: made by the declared strategy; `unlimited`: the protocol says nothing of wear"
+    )
+    place: int = Field(description="First, second, ... use of its wallet in this epoch")
+    candidate_id: int
+    champion_candidate_id: int | None = Field(description="Null: held against the floors alone")
+    protocol_id: int
+    wallet_before: float | None
+    level: float = Field(description="One-sided level at which the candidate was judged")
+    wallet_after: float | None = Field(description="What is left if it fails; if it passes, its level is handed on")
+    passed: bool | None = Field(description="Null: no report has answered it (yet); it then counts as failed")
+    created_at: datetime
 
 
 _YAML = {
@@ -111,6 +133,16 @@ def read_line(pool: Pool, line: str) -> LineView:
     """Read a line: its protocol, its champion, how much it has seen, and what is missing until it learns again."""
     with db.transaction(pool) as connection:
         return _view(connection, lines.get_line(connection, line))
+
+
+@router.get(
+    "/lines/{line}/sealed-test", summary="Read the ledger of the sealed test", **allow(*ANYONE, problems=("not-found",))
+)
+def list_sealed_test_uses(pool: Pool, line: str) -> list[SealedTestUseView]:
+    """List every use of a line's sealed test, oldest first: each wears it out, and says what it cost."""
+    with db.transaction(pool) as connection:
+        found = sealed_tests.list_uses(connection, lines.get_line(connection, line).line_id)
+    return [SealedTestUseView.model_validate(use) for use in found]
 
 
 def _view(connection: db.Connection, line: lines.Line) -> LineView:

@@ -202,6 +202,7 @@ def test_a_candidates_export_holds_its_evidence(service: Service) -> None:
         "gate_reports",
         "promotions",
         "protocols",
+        "sealed_test_uses",
     ]
     assert rows.count("approvals") == 2
     assert service.verify(str(file))[0] == 0

@@ -17,13 +17,13 @@ import httpx
 
 from api.app import create_app
 from api.settings import ApiSettings
-from registry import approvals, candidates, datasets, db, jobs, migrate, promotions, runs, users
+from registry import approvals, candidates, datasets, db, jobs, migrate, promotions, runs, sealed_tests, users
 from registry.db import Connection
 from registry.users import User
 from tests import factories
 from tests.api.pictures import png
 from tests.faults import science
-from workers import relay
+from workers import relay, sealing
 from workers.app import QUEUE, make_celery
 from workers.lease import Workshop, claimed
 from workers.settings import WorkerSettings
@@ -317,6 +317,45 @@ def _check_done(conn: Connection, place: Place, _answer: Any) -> None:
     assert [job.kind for job in waiting] == ["train_candidate"]
 
 
+def _prepare_gates(conn: Connection, _place: Place) -> Place:
+    candidate = factories.candidate(conn, factories.line(conn))
+    (job,) = [job for job in jobs.list_jobs(conn, line_id=candidate.line_id) if job.kind == "gate_candidate"]
+    return {"line_id": candidate.line_id, "candidate": candidate.candidate_id, "job_id": job.job_id}
+
+
+def _judge(place: Place) -> Any:
+    """What the gate's task does, with science of a tenth of a second that writes down what it was granted."""
+    with db.connect(place["database_url"]) as conn:
+        conn.execute("UPDATE jobs SET lease_expires_at = now() - interval '1 s' WHERE state = 'running'")  # time passes
+        relay.put_back(conn, resend_seconds=60.0)
+    workshop = Workshop(worker_settings(place))
+    with claimed(workshop, job_id=place["job_id"]) as lease:
+        if lease is None:
+            return "it is done"
+        with workshop.transaction() as conn:
+            candidate = candidates.get(conn, place["candidate"])
+        _, use = sealing.grant(lease, candidate=candidate)
+        with (Path(place["home"]) / "looks").open("a") as looks:
+            looks.write(f"{use.sealed_test_use_id} {use.level}\n")
+        lease.run("tests.faults.short_science", name=f"gate_candidate-{place['candidate']}", config=use.named())
+        with lease.recording() as conn:
+            candidates.record_gate_report(
+                conn, **factories.gate_report_values(conn, candidate, use=use, verdict="insufficient")
+            )
+    workshop.close()
+    return "done"
+
+
+def _check_judged(conn: Connection, place: Place, _answer: Any) -> None:
+    (use,) = sealed_tests.list_uses(conn, place["line_id"])
+    assert use.passed is False, "the use has no answer"
+    looks = (Path(place["home"]) / "looks").read_text(encoding="utf-8").splitlines()
+    assert set(looks) == {f"{use.sealed_test_use_id} {use.level}"}, "somebody looked for free, or paid twice"
+    report = candidates.latest_report(conn, place["candidate"])
+    assert report is not None
+    assert report.sealed_test_use_id == use.sealed_test_use_id
+
+
 # The record itself
 
 
@@ -357,6 +396,12 @@ SCENARIOS: dict[str, Scenario] = {
     "the reaper": Scenario(prepare=_prepare_dead_worker, act=_reap, check=_check_reaped, subjects=("reaper",)),
     "a worker": Scenario(
         prepare=_prepare_job, act=_do_the_job, check=_check_done, subjects=("transaction", "science", "job")
+    ),
+    "a gate": Scenario(
+        prepare=_prepare_gates,
+        act=_judge,
+        check=_check_judged,
+        subjects=("transaction", "sealed", "science", "job"),
     ),
     "a new champion": Scenario(
         prepare=lambda conn, place: science.prepare_serving(conn, worker_settings(place)),

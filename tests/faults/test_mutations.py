@@ -101,6 +101,25 @@ KILLED: dict[str, tuple[str, str, tuple[Mutation, ...], str]] = {
         (("workers.lease", "Lease.recording", FAULT + "job", "connection.commit(); " + FAULT + "job"),),
         "after a kill at job.finish.before",
     ),
+    "a use of the sealed test is looked for before it is paid for": (
+        "a gate",
+        "sealed.spend.after",
+        (("workers.sealing", "spend", "sealed_tests.of_hypothesis(connection, **hypothesis) or ", ""),),
+        "after a kill at sealed.spend.after",
+    ),
+    "a use of the sealed test is on record before anybody looks": (
+        "a gate",
+        "science.end.after",
+        (
+            (
+                "workers.sealing",
+                "grant",
+                "champion=champion)\n    sys.audit",
+                "champion=champion)\n        connection.rollback()\n    sys.audit",
+            ),
+        ),
+        "there is no use",
+    ),
     "a migration and the note of it are one transaction": (
         "a migration",
         "migration.note.before",

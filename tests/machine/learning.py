@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from registry import audit, candidates, confirmations, datasets, jobs, lines, promotions, runs
+from registry import audit, candidates, confirmations, datasets, jobs, lines, promotions, runs, sealed_tests
 from registry.db import Connection, fetch_value
 from registry.errors import RegistryError
 from registry.users import User
@@ -140,6 +140,9 @@ class Record:
                 return "state-moved"
             if model.candidates[job.candidate].state not in {"trained", "gates_passed", "gates_failed"}:
                 return "state-moved"
+            asked = (job.candidate, self.holding.champion, model.protocols[job.line][-1])
+            if asked in {(one.candidate, one.champion, one.protocol) for one in model.reports.values()}:
+                return "state-moved"  # that question has been paid for, and answered
         return DONE if _held(model, self.holding) else "lease-lost"
 
     def do(self, conn: Connection) -> Any:
@@ -196,12 +199,25 @@ class Record:
         candidate = candidates.get(conn, candidate_id)
         protocol = lines.current_protocol(conn, candidate.line_id)
         champion = None if self.holding.champion is None else candidates.get(conn, self.holding.champion)
+        use = sealed_tests.record_use(
+            conn,
+            candidate_id=candidate_id,
+            champion_candidate_id=self.holding.champion,
+            protocol_id=protocol.protocol_id,
+            epoch=1,
+            after_version=0,
+            wallet="unlimited",
+            place=len(sealed_tests.list_uses(conn, candidate.line_id)) + 1,
+            wallet_before=None,
+            level=0.05,
+        )
         document = {
             "candidate_digest": candidate.weights_digest,
             "champion_digest": None if champion is None else champion.weights_digest,
             "dataset_digest": datasets.get(conn, candidate.dataset_version_id).digest,
             "protocol_digest": protocol.digest,
             "verdict": self.verdict,
+            "sealed_test": use.named(),
         }
         return candidates.record_gate_report(
             conn,
@@ -213,6 +229,7 @@ class Record:
             document=document,
             text=self.verdict,
             digest=audit.digest_of(document),
+            sealed_test_use_id=use.sealed_test_use_id,
         )
 
     def _note_version(self, model: Model, job: Job, version: Any) -> None:
@@ -244,6 +261,7 @@ class Record:
             protocol=model.protocols[job.line][-1],
             verdict=self.verdict,
         )
+        model.trail.append((SYSTEM, "sealed_test:use", f"candidate/{job.candidate}"))
         if model.runs[job.run].state == "gating":
             model.end_run(job.run, "finished", actor=SYSTEM)
         model.trail.append((SYSTEM, f"candidate:gate_{self.verdict}", f"candidate/{job.candidate}"))

@@ -50,7 +50,9 @@ def test_an_append_only_table_refuses_every_change(filled: Connection, table: st
     columns = {row[0] for row in filled.execute(_on(table, "SELECT * FROM {}")).description or ()}
     assert filled.execute(_on(table, "SELECT count(*) FROM {}")).fetchone() != (0,)
     filled.execute("SELECT set_config('session_replication_role', %s, true)", (role,))
-    column = sql.Identifier(next(iter(columns & {"digest", "finding", "reason", "decision", "purpose", "subject"})))
+    column = sql.Identifier(
+        next(iter(columns & {*("digest", "finding", "reason"), *("decision", "purpose", "subject", "wallet")}))
+    )
     for statement in (
         sql.SQL("UPDATE {} SET {} = {}").format(sql.Identifier(table), column, column),
         _on(table, "DELETE FROM {}"),

@@ -164,8 +164,13 @@ def test_a_gate_report_about_something_else_is_not_recorded(db: Connection) -> N
         "protocol_id": report.protocol_id,
         "verdict": "pass",
         "text": "",
+        "sealed_test_use_id": report.sealed_test_use_id,
     }
-    for name, value in (("candidate_digest", "0" * 64), ("verdict", "fail"), ("champion_digest", "0" * 64)):
+    dearer = {**report.document["sealed_test"], "level": 0.5}
+    for name, value in (
+        *(("candidate_digest", "0" * 64), ("verdict", "fail"), ("champion_digest", "0" * 64)),
+        ("sealed_test", dearer),
+    ):
         document = {**report.document, name: value}
         with pytest.raises(EvidenceMismatch, match=name):
             candidates.record_gate_report(

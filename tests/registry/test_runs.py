@@ -36,7 +36,7 @@ def test_a_run_goes_from_freeze_to_gated_candidate_job_by_job(db: Connection) ->
     assert (candidate.number, candidate.state, runs.get(db, run.run_id).state) == (1, "trained", "gating")
     factories.gate_report(db, candidate)
     finished = runs.get(db, run.run_id)
-    assert (finished.state, finished.outcome) == ("finished", "candidate 1: gates pass")
+    assert (finished.state, finished.outcome) == ("finished", "candidate 1: gates passed")
     assert finished.finished_at is not None
     of_run = {"run_id": run.run_id}
     assert _asked(db, line) == [
@@ -61,6 +61,14 @@ def test_the_strategy_is_the_protocols_once_there_is_a_champion(db: Connection) 
 def test_an_unknown_strategy_is_refused(db: Connection) -> None:
     with pytest.raises(Invalid, match="unknown strategy"):
         runs.start_run(db, line_id=factories.line(db).line_id, requested_by=None, reason="x", strategy="magic")
+
+
+def test_a_strategy_outside_the_envelope_is_refused_with_the_clause_named(db: Connection) -> None:
+    line = factories.line(db, envelope={"strategies": ["full"]})
+    factories.champion(db, line)
+    with pytest.raises(Invalid, match=r"envelope\.strategies of the protocol does not allow 'warm', only full"):
+        runs.start_run(db, line_id=line.line_id, requested_by=None, reason="x", strategy="warm")
+    assert runs.start_run(db, line_id=line.line_id, requested_by=None, reason="x").strategy == "full"
 
 
 def test_a_second_run_waits_for_the_first(db: Connection) -> None:
@@ -129,8 +137,10 @@ def test_nothing_comes_of_a_run_once_it_was_cancelled(db: Connection) -> None:
         factories.signatures(db, candidate, [factories.user(db, "approver")])
 
 
-def test_a_candidate_of_a_finished_run_may_be_gated_again(db: Connection) -> None:
-    candidate = factories.gated_candidate(db, factories.line(db), verdict="fail")
+def test_a_candidate_of_a_finished_run_may_be_gated_again_against_another_champion(db: Connection) -> None:
+    line = factories.line(db)
+    candidate = factories.gated_candidate(db, line, verdict="fail")
+    factories.champion(db, line)
     assert factories.gate_report(db, candidate).verdict == "pass"
 
 

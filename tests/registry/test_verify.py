@@ -53,6 +53,7 @@ def findings(db: Connection, folder: Path, signer: Signer) -> dict[str, verify.F
         *verify.check_trail(db, folder=folder, verifier=signer.verifier, tell=tell),
         *verify.check_rows(db, tell=tell),
         verify.check_champions(db),
+        verify.check_sealed_tests(db),
     ]
     return {finding.check: finding for finding in found}
 
@@ -105,6 +106,7 @@ def test_an_untouched_record_is_found_whole(filled: Connection, tmp_path: Path, 
         ("dataset_versions", "UPDATE dataset_versions SET number = 99 WHERE dataset_version_id = %s"),
         ("candidates", "UPDATE candidates SET weights_digest = metadata_digest WHERE candidate_id = %s"),
         ("gate_reports", "UPDATE gate_reports SET text = 'all passed' WHERE gate_report_id = %s"),
+        ("sealed_test_uses", "UPDATE sealed_test_uses SET level = 0.001 WHERE sealed_test_use_id = %s"),
         ("approvals", "UPDATE approvals SET printed_name = 'Dr Nobody' WHERE approval_id = %s"),
         ("promotions", "UPDATE promotions SET reason = 'no reason' WHERE promotion_id = %s"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from registry import db
+from tests import factories
 from workers import translate
 from workers.settings import WorkerSettings
 
@@ -15,7 +16,9 @@ def test_a_candidate_is_gated_against_every_model_that_was_ever_approved(
     line, _ = make_line(record)
     first, second = (crown(record, settings, line, seed=seed) for seed in (1, 2))
     waiting = approved(record, blob_root=settings.blob_root, line=line, seed=3)
-    config = translate.gate_config(record, candidate=waiting, champion=second, settings=settings)
+    use = factories.sealed_test_use(record, waiting)
+    config = translate.gate_config(record, candidate=waiting, champion=second, use=use, settings=settings)
+    assert (config["use"]["level"], config["use"]["use"]) == (use.level, use.sealed_test_use_id)
     assert config["champion"]["weights_digest"] == second.weights_digest
     assert [model["weights_digest"] for model in config["approved"]] == [first.weights_digest, second.weights_digest]
     assert all(model["metadata"]["classes"] == ["normal", "pneumonia"] for model in config["approved"])

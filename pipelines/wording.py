@@ -1,0 +1,193 @@
+"""A protocol in words: what it asks for, what of it is another than before, and its JSON Schema.
+
+Invariant: a difference between two protocols names every clause that is another, by its dotted path, defaults filled
+in, so that a person who agrees to an amendment knows what it changes. Nothing is judged here.
+
+    python -m pipelines.wording check FILE ...        # digest, or each field at fault
+    python -m pipelines.wording explain FILE          # what it asks for, in words
+    python -m pipelines.wording diff BEFORE AFTER     # clause by clause; exit code 1 if they differ
+    python -m pipelines.wording schema                # JSON Schema 2020-12
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines import protocol
+from pipelines.protocol import Protocol, ProtocolError, SealedTestPlan
+from pipelines.sealed_ledger import Plan, level_from
+
+SCHEMA_ID = "https://overread.example/protocol.schema.json"
+WIDTH = 100
+LOOSER = {
+    "gates.alpha": 1,
+    "gates.auroc.floor": -1,
+    "gates.auroc.margin": 1,
+    "gates.sensitivity.floor": -1,
+    "gates.sensitivity.margin": 1,
+    "gates.specificity.floor": -1,
+    "gates.specificity.margin": 1,
+    "gates.calibration.maximum_ece": 1,
+    "gates.calibration.margin": 1,
+    "gates.submitters.maximum_disagreement": 1,
+    "gates.minimum_cases_per_class": -1,
+    "gates.approved_window": -1,
+    "approvals.required": -1,
+    "approvals.maximum_submitter_share": 1,
+    "blind_fraction": -1,
+}
+"""Numbers of which more (1) or less (-1) asks for less evidence than before."""
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of a protocol as it is written, generated from the model that checks it."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA_ID} | Protocol.model_json_schema()
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Tell each clause that two protocols' documents have another value of; a change that asks for less says so."""
+    old, new = dict(_leaves(before)), dict(_leaves(after))
+    told = []
+    for clause in sorted(old.keys() | new.keys()):
+        one, other = old.get(clause), new.get(clause)
+        if one != other:
+            looser = clause in LOOSER and one is not None and other is not None and (other - one) * LOOSER[clause] > 0
+            words = "  (asks for less evidence)" if looser else ""
+            told.append(f"{clause}: {_value(one)} -> {_value(other)}{words}")
+    return told
+
+
+def explain(asked: Protocol) -> str:
+    """Say what a protocol asks for, paragraph by paragraph, at most 100 columns wide."""
+    gates, recipe = asked.gates, asked.recipe
+    decisions = "by arg-max" if asked.positive is None else f"{asked.positive} at or above a threshold"
+    classes = " or ".join(asked.classes)
+    question = (
+        f"A model answers {classes}, {decisions} (rule {asked.operating_point.rule}, chosen on the tune split), on "
+        f"images of {asked.input.rows} x {asked.input.columns} pixels."
+    )
+    tier = asked.reference_standard.minimum_evidence.replace("_", " ")
+    evidence = (
+        f"A case counts once {asked.reference_standard.minimum_reads} or more confirmations of at least "
+        f"{tier} agree; {asked.splits.train:.0%} of the patients "
+        f"are learnt from, {asked.splits.tune:.0%} tuned on, {asked.splits.sealed_test:.0%} sealed."
+    )
+    hours = f", or {asked.triggers.every_hours:g} hours" if asked.triggers.every_hours else ""
+    learning = (
+        f"A run starts after {asked.triggers.new_confirmations} new confirmations{hours}, and trains {recipe.network} "
+        f"by {recipe.strategy}. {_envelope(asked)}"
+    )
+    better = "; and its AUROC is shown to be better than the champion's" if gates.require_improvement else ""
+    passing = (
+        f"It passes only if AUROC is at least {gates.auroc.floor:g} and not worse than the champion's by "
+        f"{gates.auroc.margin:g}, sensitivity {gates.sensitivity.floor:g} by {gates.sensitivity.margin:g}, specificity "
+        f"{gates.specificity.floor:g} by {gates.specificity.margin:g}; calibration error at most "
+        f"{gates.calibration.maximum_ece:g}{better}."
+    )
+    people = (
+        f"Then {asked.approvals.required} people sign, none of whom asked for the run or submitted more than "
+        f"{asked.approvals.maximum_submitter_share:.0%} of its new labels. {asked.blind_fraction:.0%} of the cases are "
+        "read before the model is seen."
+    )
+    paragraphs = [
+        f"{asked.title} ({asked.line}), protocol {asked.digest[:12]}.",
+        f"Intended use: {asked.intended_use.strip()}",
+        *(question, evidence, learning, passing, _wear(gates.sealed_test, alpha=gates.alpha), people),
+    ]
+    return "\n\n".join(textwrap.fill(paragraph, width=WIDTH) for paragraph in paragraphs) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    """Check, explain or compare protocols, or print their schema; returns the exit code."""
+    match arguments:
+        case ["check", _, *_]:
+            return protocol.main(arguments)
+        case ["schema"]:
+            print(json.dumps(schema(), indent=1, ensure_ascii=False))
+            return 0
+        case ["explain", name]:
+            return _explain(name)
+        case ["diff", first, second]:
+            return _diff(first, second)
+    usage = "check FILE ... | explain FILE | diff BEFORE AFTER | schema"
+    print(f"usage: python -m pipelines.wording {usage}", file=sys.stderr)
+    return 2
+
+
+def _explain(name: str) -> int:
+    read = _read(name)
+    if read is None:
+        return 2
+    print(explain(read), end="")
+    return 0
+
+
+def _diff(first: str, second: str) -> int:
+    before, after = _read(first), _read(second)
+    if before is None or after is None:
+        return 2
+    told = differences(before.document(), after.document())
+    print("\n".join(told) if told else f"no difference: both have digest {before.digest}")
+    return 1 if told else 0
+
+
+def _read(name: str) -> Protocol | None:
+    try:
+        return protocol.parse(Path(name).read_text(encoding="utf-8"))
+    except OSError as error:
+        print(f"{name}: {error.strerror}", file=sys.stderr)
+    except ProtocolError as error:
+        for item in error.errors:
+            print(f"{name}: {item.field}: {item.message}", file=sys.stderr)
+    return None
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{path}.{name}" if path else str(name))
+    else:
+        yield path, value
+
+
+def _value(value: Any) -> str:
+    return "nothing" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _envelope(asked: Protocol) -> str:
+    if asked.envelope is None:
+        return "Whoever starts a run may choose another strategy: the protocol sets no envelope."
+    parts = [f"Allowed are the strategies {', '.join(asked.envelope.strategies)}"]
+    if asked.envelope.maximum_parameters is not None:
+        parts.append(f"at most {asked.envelope.maximum_parameters} parameters")
+    if asked.envelope.maximum_threshold_change is not None:
+        parts.append(f"a threshold within {asked.envelope.maximum_threshold_change:g} of the champion's")
+    return ", ".join(parts) + "; a candidate outside is stopped."
+
+
+def _wear(stated: SealedTestPlan | None, *, alpha: float) -> str:
+    if stated is None:
+        return (
+            f"Every use of the sealed test is judged at alpha {alpha:g}, however many there were. Whoever tries often "
+            "enough gets a bad model approved: add gates.sealed_test."
+        )
+    plan = Plan(alpha=alpha, success_weight=stated.success_weight, uses=stated.uses, recipe_share=stated.recipe_share)
+    full = plan.wallet("recipe")
+    first = level_from(full, uses_left=stated.uses, success_weight=stated.success_weight)
+    failed = level_from(full - first, uses_left=stated.uses - 1, success_weight=stated.success_weight)
+    passed = level_from(first, uses_left=stated.uses - 1, success_weight=stated.success_weight)
+    return (
+        f"Over the whole life of a sealed test at most {alpha:g} is spent, {stated.recipe_share:.0%} of it by "
+        f"candidates of the declared strategy: the first is judged at level {first:.3g}, the next at {passed:.3g} if "
+        f"that passed and at {failed:.3g} if not. Once nothing is left, {stated.new_epoch_cases} new sealed cases of "
+        "each class open a new epoch."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

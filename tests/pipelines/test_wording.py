@@ -1,0 +1,98 @@
+"""A protocol in words: every clause that changes is named, and the published schema is the one that checks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines import wording
+from pipelines.protocol import ProtocolError, from_document, parse
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "pipelines" / "protocols" / "cxr-pneumonia.yaml"
+
+
+def changed(**sections: Any) -> dict[str, Any]:
+    """The example's document with some sections changed."""
+    document: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))
+    for name, values in sections.items():
+        document[name] = {**document[name], **values} if isinstance(values, dict) and name in document else values
+    return from_document(document).document()
+
+
+def test_a_difference_names_each_clause_and_whether_it_asks_for_less() -> None:
+    told = wording.differences(changed(), changed(gates={"alpha": 0.2}, approvals={"required": 3}, title="Another one"))
+    assert told == [
+        "approvals.required: 2 -> 3",
+        "gates.alpha: 0.1 -> 0.2  (asks for less evidence)",
+        'title: "Pneumonia on a frontal chest radiograph" -> "Another one"',
+    ]
+    assert wording.differences(changed(), changed(gates={"auroc": {"floor": 0.7, "margin": 0.03}})) == [
+        "gates.auroc.floor: 0.8 -> 0.7  (asks for less evidence)"
+    ]
+    assert wording.differences(changed(), changed()) == []
+
+
+def test_a_section_that_goes_is_told_clause_by_clause() -> None:
+    document = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))
+    del document["gates"]["sealed_test"]
+    told = wording.differences(changed(), from_document(document).document())
+    assert "gates.sealed_test.uses: 50 -> nothing" in told
+    assert {line.split(".")[1] for line in told} == {"sealed_test"}
+
+
+def test_the_explanation_says_what_each_use_of_the_sealed_test_is_worth() -> None:
+    text = " ".join(wording.explain(parse(EXAMPLE.read_text(encoding="utf-8"))).split())
+    assert "the first is judged at level 0.04, the next at 0.02 if that passed and at 0.02 if not" in text
+    assert "Then 2 people sign" in text
+    assert max(map(len, wording.explain(parse(EXAMPLE.read_text(encoding="utf-8"))).splitlines())) <= wording.WIDTH
+
+
+def test_a_protocol_without_a_plan_for_wear_is_told_so() -> None:
+    document = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))
+    del document["gates"]["sealed_test"]
+    assert "gets a bad model approved: add gates.sealed_test" in " ".join(
+        wording.explain(from_document(document)).split()
+    )
+
+
+def test_the_published_schema_is_that_of_the_code() -> None:
+    published = json.loads((ROOT / "docs" / "protocol.schema.json").read_text(encoding="utf-8"))
+    assert published == wording.schema(), "run `overread protocol schema > docs/protocol.schema.json`"
+    assert published["additionalProperties"] is False
+    assert "sealed_test" in published["$defs"]["Gates"]["properties"]
+
+
+def test_the_recipe_lies_within_its_own_envelope() -> None:
+    with pytest.raises(ProtocolError, match=r"envelope\.strategies"):
+        changed(envelope={"strategies": ["replay"]})
+    assert changed(envelope={"strategies": ["full", "replay"]})["envelope"]["strategies"] == ["full", "replay"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["explain", str(EXAMPLE)], 0, "Intended use"),
+        (["diff", str(EXAMPLE), str(EXAMPLE)], 0, "no difference"),
+        (["check", str(EXAMPLE)], 0, "digest"),
+        (["schema"], 0, "json-schema.org"),
+        (["explain", "no-such-file.yaml"], 2, "No such file"),
+        (["amend"], 2, "usage"),
+    ],
+)
+def test_the_command_answers_or_says_what_is_wrong(
+    arguments: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert wording.main(arguments) == code
+    out, err = capsys.readouterr()
+    assert said in out + err
+
+
+def test_a_typo_is_named_and_nothing_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "typo.yaml").write_text(EXAMPLE.read_text(encoding="utf-8").replace("alpha:", "alhpa:"))
+    assert wording.main(["diff", str(EXAMPLE), str(tmp_path / "typo.yaml")]) == 2
+    assert "gates.alhpa: Extra inputs are not permitted" in capsys.readouterr().err

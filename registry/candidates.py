@@ -197,6 +197,16 @@ def list_candidates(conn: Connection, line_id: int) -> list[Candidate]:
     return fetch_all(conn, Candidate, "SELECT * FROM candidates WHERE line_id = %s ORDER BY number DESC", (line_id,))
 
 
+def in_state(conn: Connection, line_id: int, *, state: str) -> list[Candidate]:
+    """Candidates of a line that are in a state, newest first."""
+    return fetch_all(
+        conn,
+        Candidate,
+        "SELECT * FROM candidates WHERE line_id = %s AND state = %s ORDER BY number DESC",
+        (line_id, state),
+    )
+
+
 def latest_report(conn: Connection, candidate_id: int) -> GateReport | None:
     """Return the gate report that counts, None before the first."""
     return fetch_one(

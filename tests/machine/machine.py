@@ -176,7 +176,9 @@ class RecordMachine(RuleBasedStateMachine):
         self.draw_and_perform(then, last, ending)
 
     @rule(first=numbers, second=numbers, last=numbers, ending=ending)
-    def a_better_model_is_taken_back(self, first: Numbers, second: Numbers, last: Numbers, ending: Ending | int) -> None:
+    def a_better_model_is_taken_back(
+        self, first: Numbers, second: Numbers, last: Numbers, ending: Ending | int
+    ) -> None:
         """Two candidates reign one after the other, then the later one goes."""
         for asker in (first[1], second[1]):
             self._learn((first[0], asker, 0, 0))

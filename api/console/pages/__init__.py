@@ -1,0 +1,7 @@
+"""The pages, one module for each person's need."""
+
+from __future__ import annotations
+
+from api.console.pages import home, mine, reading, settling, signing_in
+
+ROUTERS = tuple(module.router for module in (signing_in, home, reading, settling, mine))

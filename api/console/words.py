@@ -39,8 +39,8 @@ STATES = {
     "succeeded": "succeeded",
 }
 
-VERDICTS = {"pass": "passed", "fail": "failed", "insufficient": "too few cases to tell"}
-MARKS = {"pass": "✓", "fail": "✗", "insufficient": "?"}
+VERDICTS = {"pass": "passed", "fail": "failed", "insufficient": "too few cases to tell", "warn": "warning"}
+MARKS = {"pass": "✓", "fail": "✗", "insufficient": "?", "warn": "!"}
 
 ARMS = {
     "blind": "blind audit",
@@ -53,6 +53,8 @@ ARMS = {
 }
 
 UNFINISHED = ("freezing", "training", "gating")
+
+JOB_STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 
 
 def plain(word: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,7 +54,7 @@ Enter = Callable[..., Page]
 
 @pytest.fixture
 def enter(browser: Browser, service: Service, staff: None) -> Iterator[Enter]:
-    """Open a page as somebody who came by a link; a violation of the page's policy, or an error in it, fails the test."""
+    """Open a page as somebody who came by a link; an error on it, or a violation of its policy, fails the test."""
     opened: list[BrowserContext] = []
     wrong: list[str] = []
 
@@ -82,8 +83,8 @@ def enter(browser: Browser, service: Service, staff: None) -> Iterator[Enter]:
 
 
 @pytest.fixture
-def pictures() -> Path:
+def pictures(tmp_path: Path) -> Path:
     """Where a test may leave screenshots to look at."""
-    folder = Path("/tmp/console-pictures")
+    folder = Path(os.environ.get("CONSOLE_PICTURES", tmp_path))
     folder.mkdir(exist_ok=True)
     return folder

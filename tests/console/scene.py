@@ -53,7 +53,8 @@ def make_scene(service: Service, *, to_read: int = 24) -> Scene:
         discordant = read.pop()
         for reader, finding in (("clara", "pneumonia"), ("carl", "normal")):
             person = users.by_name(connection, reader)
-            factories.confirmation(connection, cases.get_case(connection, discordant), actor=person, reader=reader, finding=finding)  # fmt: skip
+            case = cases.get_case(connection, discordant)
+            factories.confirmation(connection, case, actor=person, reader=reader, finding=finding)
         rank(connection, line, read)
         champion = promotions.champion(connection, line.line_id)
         assert champion is not None
@@ -139,22 +140,17 @@ def results(verdict: str) -> list[dict[str, Any]]:
     def estimate(value: float) -> dict[str, Any]:
         return {"value": value, "low": value - 0.02, "high": value + 0.02, "n": 315, "level": 0.9}
 
+    def row(name: str, requirement: str, reason: str, verdict: str = "pass", **measured: Any) -> dict[str, Any]:
+        nothing = {"candidate": None, "champion": None, "difference": None, "details": {}}
+        return {"name": name, "requirement": requirement, "reason": reason, "verdict": verdict, **nothing, **measured}
+
+    poisoned = "pacs-east disagrees in 96 % of 40 labels" if verdict == "fail" else "at most 8 %"
+    auroc = {"candidate": estimate(0.968), "champion": estimate(0.947), "difference": estimate(0.021)}
     return [
-        {
-            "name": "minimum_cases", "requirement": "at least 5 sealed cases of each class", "verdict": "pass",
-            "reason": "normal 120, pneumonia 195", "candidate": None, "champion": None, "difference": None, "details": {},
-        },
-        {
-            "name": "auroc", "requirement": "at least 0.80, and not worse than the champion by more than 0.03",
-            "verdict": "pass", "reason": "0.968, 0.021 better than the champion", "candidate": estimate(0.968),
-            "champion": estimate(0.947), "difference": estimate(0.021), "details": {},
-        },
-        {
-            "name": "submitters", "requirement": "no submitter disagrees with the others in more than 35 %",
-            "verdict": verdict, "reason": "pacs-east disagrees in 96 % of 40 labels" if verdict == "fail" else "at most 8 %",
-            "candidate": None, "champion": None, "difference": None, "details": {},
-        },
-    ]  # fmt: skip
+        row("minimum_cases", "at least 5 sealed cases of each class", "normal 120, pneumonia 195"),
+        row("auroc", "at least 0.80, not worse by more than 0.03", "0.968, 0.021 better than the champion", **auroc),
+        row("submitters", "nobody disagrees with the others in more than 35 %", poisoned, verdict),
+    ]
 
 
 def wait_for_champion(service: Service, scene: Scene) -> None:

@@ -55,6 +55,7 @@ def test_an_answer_is_taken_back_and_corrected_with_a_note(service: Service, sce
     case_id = scene.worklist[2]
     page = enter("clara", f"/console/cases/{case_id}")
     page.keyboard.press("1")
+    expect(page.get_by_text("You answered normal")).to_be_visible()
     page.keyboard.press("u")
     expect(page.get_by_role("group", name="What do you see?")).to_be_visible()
     page.get_by_label("Evidence").select_option("consensus")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from playwright.sync_api import expect
 
-from registry import adjudications, confirmations
+from registry import adjudications, confirmations, users
 from tests import factories
 from tests.api.service import Service
 from tests.console.conftest import Enter
@@ -51,6 +51,8 @@ def test_a_decision_over_what_has_moved_on_is_refused_and_keeps_what_was_typed(
 def test_a_reader_sees_which_models_learned_from_their_answers(service: Service, scene: Scene, enter: Enter) -> None:
     with service.connect() as connection:
         line = factories.lines.get_line(connection, scene.line)
+        case = factories.cases.get_case(connection, scene.worklist[0])
+        factories.confirmation(connection, case, actor=users.by_name(connection, "clara"))
         factories.candidate(connection, line, submitter_shares={"clara": 0.5})
         connection.commit()
     page = enter("clara", "/console/mine")

@@ -281,7 +281,7 @@ def list_jobs(
 
 def summary(conn: Connection) -> Summary:
     """How the queue stands: how many jobs are in each state, and whether one waits for somebody who does not come."""
-    states = dict(conn.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
+    counted = conn.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall()
     unsent = fetch_value(
         conn,
         "SELECT extract(epoch FROM clock_timestamp() - min(greatest(created_at, run_after)))::double precision"
@@ -290,6 +290,7 @@ def summary(conn: Connection) -> Summary:
     expired = fetch_value(
         conn, "SELECT count(*) FROM jobs WHERE state = 'running' AND lease_expires_at < clock_timestamp()"
     )
+    states = {str(state): int(count) for state, count in counted}
     return Summary(states=states, oldest_unsent_seconds=unsent, expired_leases=int(expired))
 
 

@@ -59,14 +59,15 @@ JOB_STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 
 def plain(word: str) -> str:
     """A word of the record as people write it."""
-    return STATES.get(word, word.replace("_", " "))
+    return STATES.get(word, word.replace("_", " ").replace("auroc", "AUROC"))
 
 
 def estimate(value: Mapping[str, Any] | None) -> str:
     """An estimate with its interval and number of cases."""
     if not value:
         return "–"
-    return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f}), n = {value['n']}"
+    interval = f"({value['low']:.3f}\u00a0to\u00a0{value['high']:.3f})"
+    return f"{value['value']:.3f} {interval}, n\u00a0=\u00a0{value['n']}"
 
 
 def percent(share: float) -> str:

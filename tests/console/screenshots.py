@@ -110,7 +110,7 @@ def photograph(camera: Camera) -> None:
     clara.keyboard.press("a")
     clara.get_by_text("You answered").wait_for()
     clara.keyboard.press("h")
-    clara.get_by_alt_text("Heat map").wait_for()
+    clara.locator("canvas[data-heat]").wait_for()
     camera.shoot(clara, "answered")
     camera.shoot(clara, "mine", path="/console/mine")
     dark = camera.enter("clara", scheme="dark")

@@ -42,6 +42,7 @@ def test_the_model_is_shown_on_request_and_an_answer_after_that_is_aided(
     heat = page.get_by_alt_text("Heat map")
     expect(heat).to_be_visible()
     assert heat.evaluate("image => image.complete && image.naturalWidth > 0")
+    expect(page.locator("canvas[data-heat]")).to_be_visible()
     page.screenshot(path=pictures / "case-aided.png")
     page.keyboard.press("a")
     expect(page.get_by_text("after seeing the model")).to_have_count(2)

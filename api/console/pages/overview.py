@@ -148,9 +148,8 @@ def _show_run(request: Request, pool: db.Pool, run_id: int, *, refused: dict[str
         made = candidates.of_run(connection, run_id)
         who = users.get_user(connection, run.requested_by).printed_name if run.requested_by else None
         line = lines.line_by_id(connection, run.line_id).name
-    columns = [
-        name for name in (run.history[0] if run.history else {}) if isinstance(run.history[0][name], int | float)
-    ]
+    measured = run.history[0] if run.history else {}
+    columns = [name for name in measured if isinstance(measured[name], int | float) and name not in {"epoch", "epochs"}]
     return page(
         request,
         "run.html",
@@ -159,7 +158,7 @@ def _show_run(request: Request, pool: db.Pool, run_id: int, *, refused: dict[str
         run=run,
         made=made,
         who=who,
-        columns=columns,
+        columns=["epoch", *columns],
         under_way=run.state in words.UNFINISHED,
         refused=refused,
     )

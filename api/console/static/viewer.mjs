@@ -36,6 +36,20 @@ async function decoded(url) {
   return { width, height, channels, values, most: 2 ** depth - 1 };
 }
 
+// A heat map is grey; over the image it is orange, and the clearer the less the network looked there.
+async function warmed(url) {
+  const picture = new Image();
+  picture.src = url;
+  await picture.decode();
+  const made = new OffscreenCanvas(picture.naturalWidth, picture.naturalHeight);
+  const context = made.getContext("2d");
+  context.drawImage(picture, 0, 0);
+  const heat = context.getImageData(0, 0, made.width, made.height);
+  for (let at = 0; at < heat.data.length; at += 4) heat.data.set([255, 120, 0, heat.data[at] * 0.6], at);
+  context.putImageData(heat, 0, 0);
+  return made;
+}
+
 function extent(values) {
   let [low, high] = [Infinity, -Infinity];
   for (const value of values) {
@@ -180,6 +194,7 @@ class Viewer {
     context.imageSmoothingQuality = "high";
     context.setTransform(this.scale, 0, 0, this.scale, this.x, this.y);
     context.drawImage(this.picture, 0, 0);
+    if (this.heat) context.drawImage(this.heat, 0, 0, this.image.width, this.image.height);
     this.canvas.dataset.drawn = "yes";
   }
 }
@@ -187,6 +202,12 @@ class Viewer {
 for (const section of document.querySelectorAll("[data-viewer]")) {
   if (!section.querySelector("canvas")) continue;
   decoded(section.dataset.viewer)
-    .then((image) => new Viewer(section, image))
+    .then(async (image) => {
+      const viewer = new Viewer(section, image);
+      if (!section.dataset.heat) return;
+      viewer.heat = await warmed(section.dataset.heat);
+      viewer.draw();
+      viewer.canvas.dataset.heat = "yes";
+    })
     .catch((error) => (section.querySelector(".says").textContent = error.message));
 }

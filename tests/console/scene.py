@@ -43,9 +43,9 @@ class Scene:
     discordant: int
 
 
-def make_scene(service: Service, *, to_read: int = 24) -> Scene:
+def make_scene(service: Service, *, to_read: int = 24, blind_fraction: float = 0.0) -> Scene:
     """Make a line with a champion that serves, a candidate that passed, one that failed, and cases to read."""
-    name = service.new_line(blind_fraction=0.0, gates={"minimum_cases_per_class": 5})
+    name = service.new_line(blind_fraction=blind_fraction, gates={"minimum_cases_per_class": 5})
     crown(service, name)
     with service.connect() as connection:
         line = lines.get_line(connection, name)

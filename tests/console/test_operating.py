@@ -53,3 +53,23 @@ def test_a_run_is_asked_for_watched_and_stopped(scene: Scene, enter: Enter) -> N
     expect(page.get_by_role("status")).to_contain_text("freezing its dataset")
     page.get_by_role("button", name="Stop this run").click()
     expect(page.get_by_role("status")).to_contain_text("cancelled by rita")
+
+
+def test_a_page_follows_a_run_by_itself(service: Service, scene: Scene, enter: Enter) -> None:
+    with service.connect() as connection:
+        line = lines.get_line(connection, scene.line)
+        run = runs.start_run(connection, line_id=line.line_id, requested_by=None, reason="a test watches it")
+        connection.commit()
+        page = enter("rita", f"/console/runs/{run.run_id}")
+        expect(page.get_by_role("status")).to_contain_text("freezing its dataset")
+        runs.record_progress(
+            connection,
+            run_id=run.run_id,
+            progress={"epoch": 3, "epochs": 8},
+            history_rows=[{"epoch": 3, "epochs": 8, "loss": 0.25}],
+        )
+        connection.commit()
+        expect(page.get_by_role("region", name="Learning curve")).to_contain_text("0.2500")
+        runs.refuse(connection, run_id=run.run_id, outcome="nothing new was confirmed")
+        connection.commit()
+        expect(page.get_by_role("status")).to_contain_text("nothing new was confirmed")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-from registry import confirmations
+from registry import confirmations, reads
 from tests.api.service import Service
 from tests.console.conftest import Enter
-from tests.console.scene import Scene, wait_for_champion
+from tests.console.scene import Scene, make_scene, wait_for_champion
 
 
 def test_twenty_cases_are_confirmed_without_a_mouse(service: Service, scene: Scene, enter: Enter) -> None:
@@ -99,3 +99,63 @@ def test_the_viewer_inverts_zooms_and_windows_all_sixteen_bits(scene: Scene, ent
     assert look(page) == before
     page.keyboard.press("+")
     assert float(page.locator("canvas").evaluate("c => c.getContext('2d').getTransform().a")) > 1
+
+
+def test_a_blind_case_shows_nothing_of_the_model_before_it_is_answered(
+    service: Service, staff: None, enter: Enter
+) -> None:
+    scene = make_scene(service, to_read=2, blind_fraction=1.0)
+    case_id = scene.worklist[0]
+    page = enter("clara", f"/console/cases/{case_id}")
+    expect(page.get_by_text("Blind audit: the model's answer is kept back")).to_be_visible()
+    page.keyboard.press("p")  # does nothing
+    expect(page.get_by_role("button", name="Show what it says")).to_have_count(0)
+    with service.client("clara") as client:
+        asked = client.post(f"/console/cases/{case_id}/model")
+        assert (asked.status_code, "blind audit" in asked.text) == (409, True)
+        assert client.get(f"/console/cases/{case_id}/heat-map.png?finding=normal").status_code == 422
+    page.keyboard.press("1")
+    expect(page.get_by_text("You answered normal, without the model")).to_be_visible()
+    page.keyboard.press("p")
+    expect(page.get_by_text("At its operating point it says")).to_be_visible()
+
+
+def test_a_reader_answers_before_they_see_what_others_said(scene: Scene, enter: Enter) -> None:
+    page = enter("rita", f"/console/cases/{scene.discordant}")
+    expect(page.get_by_text("2 earlier entries are shown once you have answered.")).to_be_visible()
+    expect(page.get_by_text("carl")).to_have_count(0)
+    page.keyboard.press("2")
+    expect(page.get_by_role("region", name="Answers about this case")).to_contain_text("carl")
+
+
+def test_an_answer_sent_twice_is_one_and_a_form_without_its_key_is_refused(service: Service, scene: Scene) -> None:
+    path = f"/console/cases/{scene.worklist[3]}/answer"
+    form = {"finding": "normal", "evidence": "single_read", "note": "as typed", "key": "the key of a form"}
+    with service.client("clara") as client:
+        assert [client.post(path, data=form).status_code for _ in range(2)] == [303, 303]
+        wrong = client.post(path, data={**form, "finding": "a cold", "key": "another"})
+        assert (wrong.status_code, "as typed" in wrong.text, "not a finding of this line" in wrong.text) == (
+            422,
+            True,
+            True,
+        )
+        assert client.post(path, data={**form, "key": ""}).status_code == 422
+    with service.connect() as connection:
+        assert len(confirmations.list_for_case(connection, scene.worklist[3])) == 1
+
+
+def test_without_scripts_a_case_is_answered_all_the_same(service: Service, scene: Scene, enter: Enter) -> None:
+    page = enter("clara", f"/console/cases/{scene.worklist[4]}", java_script_enabled=False)
+    expect(page.get_by_alt_text(f"The image of case {scene.worklist[4]}")).to_be_visible()
+    page.get_by_role("button", name="pneumonia").click()
+    expect(page.get_by_text("You answered pneumonia")).to_be_visible()
+    page.get_by_role("link", name="Next case").click()
+    expect(page.get_by_role("group", name="What do you see?")).to_be_visible()
+
+
+def test_every_look_at_a_case_and_its_image_is_written_down(service: Service, scene: Scene, enter: Enter) -> None:
+    page = enter("anna", f"/console/cases/{scene.worklist[5]}")
+    expect(page.locator("canvas[data-drawn]")).to_be_visible()
+    with service.connect() as connection:
+        seen = [(row.reader, row.action) for row in reads.list_reads(connection, case_id=scene.worklist[5])]
+    assert seen == [("anna", "case:read"), ("anna", "image:read")]

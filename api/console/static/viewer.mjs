@@ -45,7 +45,7 @@ async function warmed(url) {
   const context = made.getContext("2d");
   context.drawImage(picture, 0, 0);
   const heat = context.getImageData(0, 0, made.width, made.height);
-  for (let at = 0; at < heat.data.length; at += 4) heat.data.set([255, 120, 0, heat.data[at] * 0.6], at);
+  for (let at = 0; at < heat.data.length; at += 4) heat.data.set([255, 120, 0, heat.data[at] ** 2 / 500], at);
   context.putImageData(heat, 0, 0);
   return made;
 }

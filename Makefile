@@ -11,12 +11,12 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export PYTHONDONTWRITEBYTECODE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup servers demo up doctor test check quick soak bench drill lock clean
+.PHONY: help setup servers demo up doctor test check quick soak bench screenshots drill lock clean
 
 help: ## show this
 	@echo "Overread: a second reader that learns from every confirmed diagnosis, and changes only with evidence."
 	@echo
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  First time on a machine: 'make demo' (a few minutes to install, then about two to run)."
 
@@ -39,7 +39,7 @@ up: setup ## start the service on this machine, under ~/.overread (Ctrl-C stops 
 doctor: setup ## check the running service and print what to mend
 	@$(BIN)/overread doctor
 
-servers: ## install Redis and RabbitMQ for the tests, where apt-get can; without them their tests are skipped
+servers: ## install Redis, RabbitMQ and Chromium for the tests, where apt-get can; else their tests are skipped
 	@sh .ci/servers.sh
 
 test: setup check servers ## everything the project promises, against real processes (under 20 minutes)
@@ -60,6 +60,9 @@ soak: setup servers ## the long versions of the tests (about an hour)
 bench: setup ## measure: official PneumoniaMNIST test, prediction latency
 	@$(BIN)/python -m benchmarks.pneumonia
 	@$(BIN)/python -m benchmarks.inference
+
+screenshots: setup servers ## photograph every page of the console after a demo, into docs/images
+	@$(BIN)/python -m tests.console.screenshots
 
 drill: setup ## lose a whole service under load, restore it, and print what was lost and how long it took
 	@$(BIN)/overread drill

@@ -1,9 +1,10 @@
 #!/bin/sh
-# Real brokers for the tests. Installs what is missing where root and apt-get can, starts nothing, and never fails:
-# tests that find no server are skipped and say so.
+# Real brokers and a browser for the tests. Installs what is missing where root and apt-get can, starts nothing, and
+# never fails: tests that find none are skipped and say so.
 missing=""
 [ -x "$(command -v redis-server)" ] || missing="$missing redis-server"
 [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || missing="$missing rabbitmq-server"
+[ -x "$(command -v chromium)" ] || missing="$missing chromium"
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || [ ! -x "$(command -v apt-get)" ]; then
     echo "The tests on$missing will be skipped: install them to run these too (this needs root and apt-get)."

@@ -20,6 +20,7 @@ from fastapi.openapi.utils import get_openapi
 
 from api import errors, pages
 from api.auth import ROLES_KEY, SECURITY_SCHEMES
+from api.console import pages as console
 from api.inference import InferenceClient
 from api.limits import Buckets
 from api.middleware import AddHeaders, LimitBody
@@ -105,6 +106,8 @@ def create_app(settings: ApiSettings) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     app.include_router(pages.router)
+    for router in console.ROUTERS:
+        app.include_router(router)
     errors.install(app)
     app.add_middleware(LimitBody)
     app.add_middleware(AddHeaders)  # outermost: refusals of the one above carry the headers too

@@ -50,10 +50,14 @@ SECURITY_SCHEMES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who asks; `signed_in_seconds` is how long ago they gave their password, None without a session."""
+    """Who asks; `signed_in_seconds` is how long ago they signed in, None without a session.
+
+    `password_given` is false of a session that began with a link: no proof of a password.
+    """
 
     user: User
     signed_in_seconds: float | None = None
+    password_given: bool = True
 
 
 class GuardedRoute(APIRoute):
@@ -161,4 +165,4 @@ def _by_session(request: Request, token: str) -> Caller:
         session = sessions.find(connection, token, limits=request.app.state.settings.session_limits)
     if session is None:
         raise Refusal("unauthenticated", "This session has ended; sign in again.")
-    return Caller(user=session.user, signed_in_seconds=session.age_seconds)
+    return Caller(user=session.user, signed_in_seconds=session.age_seconds, password_given=session.password_given)

@@ -33,7 +33,8 @@ def root() -> str:
     return _page(
         "Overread",
         "<h1>Overread</h1><p>A second reader for diagnostic images that learns from every confirmed diagnosis, and "
-        "changes only with evidence.</p><ul><li><a href='/docs'>API reference</a>, for people</li>"
+        "changes only with evidence.</p><ul><li><a href='/console'>Console</a>, where people work</li>"
+        "<li><a href='/docs'>API reference</a>, for people</li>"
         "<li><a href='/openapi.json'>openapi.json</a>, for programs</li>"
         "<li><a href='/health/ready'>Is it ready?</a></li></ul><p>Not a medical device.</p>",
     )

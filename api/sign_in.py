@@ -81,7 +81,8 @@ async def sign_again(request: Request, *, password: str | None) -> None:
             f"`overread user password {caller.user.name}`",
         )
     if password is None:
-        if caller.signed_in_seconds is None or caller.signed_in_seconds > FRESH_SECONDS:
+        seconds = caller.signed_in_seconds if caller.password_given else None
+        if seconds is None or seconds > FRESH_SECONDS:
             raise Refusal("sign-in-again")
         return
     proven = await sign_in.prove(name=caller.user.name, password=password, address=address_of(request))

@@ -145,6 +145,17 @@ def discordances(conn: Connection, *, line_id: int, after: int = 0, limit: int =
     ]
 
 
+def count_discordances(conn: Connection, line_id: int) -> int:
+    """Number of cases of a line that wait for an adjudication."""
+    value = fetch_value(
+        conn,
+        "SELECT count(*) FROM discordances JOIN cases USING (case_id) WHERE discordances.line_id = %s"
+        " AND erasure_id IS NULL",
+        (line_id,),
+    )
+    return int(value)
+
+
 def _check(conn: Connection, decision: Decision, *, actor: User) -> Question:
     actor.require("reviewer")
     if not fetch_value(conn, "SELECT EXISTS (SELECT FROM passwords WHERE user_id = %s)", (actor.user_id,)):

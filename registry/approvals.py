@@ -81,17 +81,7 @@ def sign(conn: Connection, *, candidate_id: int, approver: User, decision: str, 
     if not reason.strip():
         raise Invalid("a signature needs a reason")
     candidate = candidates.lock(conn, candidate_id)
-    report = candidates.latest_report(conn, candidate_id)
-    if candidate.state in {"trained", "gates_failed"} or report is None or report.verdict != "pass":
-        raise GateNotPassed(f"candidate {candidate.number} has not passed its gates; there is nothing to sign")
-    if candidate.state != "gates_passed":
-        raise StateMoved(f"candidate {candidate.number} is {candidate.state}; it takes no more signatures")
-    current = fetch_value(
-        conn, "SELECT candidate_id FROM promotions WHERE line_id = %s AND ended_at IS NULL", (candidate.line_id,)
-    )
-    if report.champion_candidate_id != current:
-        raise ChampionMoved(f"candidate {candidate.number} was compared with a former champion; start a new run")
-    _check_distinct(conn, candidate, approver)
+    report = check_signable(conn, candidate, approver=approver)
     with constraint_means(
         conn,
         approvals_one_signature_per_person=AlreadySigned(
@@ -130,6 +120,26 @@ def sign(conn: Connection, *, candidate_id: int, approver: User, decision: str, 
         row=f"approvals/{approval.approval_id}",
     )
     return approval
+
+
+def check_signable(conn: Connection, candidate: candidates.Candidate, *, approver: User) -> candidates.GateReport:
+    """Return the gate report that this person may sign on a candidate.
+
+    Raises Forbidden, GateNotPassed, StateMoved, ChampionMoved, NotDistinct.
+    """
+    approver.require("approver")
+    report = candidates.latest_report(conn, candidate.candidate_id)
+    if candidate.state in {"trained", "gates_failed"} or report is None or report.verdict != "pass":
+        raise GateNotPassed(f"candidate {candidate.number} has not passed its gates; there is nothing to sign")
+    if candidate.state != "gates_passed":
+        raise StateMoved(f"candidate {candidate.number} is {candidate.state}; it takes no more signatures")
+    current = fetch_value(
+        conn, "SELECT candidate_id FROM promotions WHERE line_id = %s AND ended_at IS NULL", (candidate.line_id,)
+    )
+    if report.champion_candidate_id != current:
+        raise ChampionMoved(f"candidate {candidate.number} was compared with a former champion; start a new run")
+    _check_distinct(conn, candidate, approver)
+    return report
 
 
 def list_for_candidate(conn: Connection, candidate_id: int) -> list[Approval]:

@@ -118,6 +118,27 @@ def list_events(conn: Connection, *, after: int = 0, limit: int = 100, subject: 
     )
 
 
+def find_events(
+    conn: Connection,
+    *,
+    before: int | None = None,
+    limit: int = 100,
+    actor: str | None = None,
+    action: str | None = None,
+    subject: str | None = None,
+) -> list[AuditEvent]:
+    """Events with an id below `before`, newest first: of an actor, an action (`case:` is all of cases), a subject."""
+    return fetch_all(
+        conn,
+        AuditEvent,
+        "SELECT * FROM audit_events WHERE (%(before)s::bigint IS NULL OR audit_event_id < %(before)s)"
+        " AND (%(actor)s::text IS NULL OR actor = %(actor)s)"
+        " AND (%(action)s::text IS NULL OR starts_with(action, %(action)s))"
+        " AND (%(subject)s::text IS NULL OR subject = %(subject)s) ORDER BY audit_event_id DESC LIMIT %(limit)s",
+        {"before": before, "limit": limit, "actor": actor, "action": action, "subject": subject},
+    )
+
+
 def chain(conn: Connection, *, after: int = 0) -> Iterator[Link]:
     """Stream the events with an id above `after` as the chain has them, oldest first."""
     query = (

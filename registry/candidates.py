@@ -217,6 +217,28 @@ def list_candidates(conn: Connection, line_id: int) -> list[Candidate]:
     return fetch_all(conn, Candidate, "SELECT * FROM candidates WHERE line_id = %s ORDER BY number DESC", (line_id,))
 
 
+def of_run(conn: Connection, run_id: int) -> Candidate | None:
+    """Return what a run made, None where it has made nothing."""
+    return fetch_one(conn, Candidate, "SELECT * FROM candidates WHERE run_id = %s", (run_id,))
+
+
+def of_dataset(conn: Connection, dataset_version_id: int) -> list[Candidate]:
+    """Candidates that were made from a dataset version, oldest first."""
+    return fetch_all(
+        conn, Candidate, "SELECT * FROM candidates WHERE dataset_version_id = %s ORDER BY number", (dataset_version_id,)
+    )
+
+
+def in_state(conn: Connection, line_id: int, *, state: str) -> list[Candidate]:
+    """Candidates of a line that are in a state, newest first."""
+    return fetch_all(
+        conn,
+        Candidate,
+        "SELECT * FROM candidates WHERE line_id = %s AND state = %s ORDER BY number DESC",
+        (line_id, state),
+    )
+
+
 def latest_report(conn: Connection, candidate_id: int) -> GateReport | None:
     """Return the gate report that counts, None before the first."""
     return fetch_one(

@@ -51,6 +51,8 @@ class Diagnosis:
     reader: str
     confirmed_at: datetime | None
     supersedes: int | None
+    reason: str | None = None
+    """A note of the reader: what they saw, or why they corrected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

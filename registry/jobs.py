@@ -69,6 +69,15 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The queue at a glance; `oldest_unsent_seconds` is None where the relay has sent all that is due."""
+
+    states: dict[str, int]
+    oldest_unsent_seconds: float | None
+    expired_leases: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
     """Answer to a heartbeat: is the lease still ours, and does somebody want the job to stop? True while `held`."""
 
@@ -268,6 +277,21 @@ def list_jobs(
         " AND (%(states)s::text[] IS NULL OR state = ANY(%(states)s)) ORDER BY job_id DESC LIMIT %(limit)s",
         {"line_id": line_id, "states": None if states is None else list(states), "limit": limit},
     )
+
+
+def summary(conn: Connection) -> Summary:
+    """How the queue stands: how many jobs are in each state, and whether one waits for somebody who does not come."""
+    counted = conn.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall()
+    unsent = fetch_value(
+        conn,
+        "SELECT extract(epoch FROM clock_timestamp() - min(greatest(created_at, run_after)))::double precision"
+        " FROM jobs WHERE state = 'queued' AND sent_at IS NULL AND run_after <= clock_timestamp()",
+    )
+    expired = fetch_value(
+        conn, "SELECT count(*) FROM jobs WHERE state = 'running' AND lease_expires_at < clock_timestamp()"
+    )
+    states = {str(state): int(count) for state, count in counted}
+    return Summary(states=states, oldest_unsent_seconds=unsent, expired_leases=int(expired))
 
 
 def _end(conn: Connection, *, job_id: int, fence: int, state: str, error: str | None) -> Job | None:

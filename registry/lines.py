@@ -16,7 +16,7 @@ from psycopg.types.json import Jsonb
 
 from registry import audit
 from registry.db import Connection, constraint_means, fetch_all, fetch_one, fetch_value
-from registry.errors import AlreadyExists, EvidenceMismatch, NotFound, WrongLine
+from registry.errors import AlreadyExists, EvidenceMismatch, Invalid, NotFound, StateMoved, WrongLine
 from registry.users import User
 
 
@@ -28,6 +28,8 @@ class Line:
     name: str
     split_key: bytes = field(repr=False)
     created_at: datetime
+    paused_at: datetime | None
+    """Since when it starts no run by itself; None: it does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +82,34 @@ def create_line(conn: Connection, *, name: str, document: Mapping[str, Any], dig
         row=f"protocols/{protocol_id}",
     )
     return line
+
+
+def pause(conn: Connection, *, line_id: int, paused: bool, reason: str, actor: User) -> Line:
+    """Keep a line from starting runs by itself, or let it again; a run that is under way goes on.
+
+    Raises Forbidden, Invalid without a reason, StateMoved where it is so already, NotFound.
+    """
+    actor.require("operator")
+    if not reason.strip():
+        raise Invalid("say why, in a sentence that an auditor will understand")
+    line_by_id(conn, line_id)
+    changed = fetch_one(
+        conn,
+        Line,
+        "UPDATE lines SET paused_at = CASE WHEN %(paused)s THEN now() END"
+        " WHERE line_id = %(line_id)s AND (paused_at IS NOT NULL) <> %(paused)s RETURNING *",
+        {"line_id": line_id, "paused": paused},
+    )
+    if changed is None:
+        raise StateMoved(f"the line is {'paused' if paused else 'not paused'} already")
+    audit.record(
+        conn,
+        actor=actor.name,
+        action="line:pause" if paused else "line:resume",
+        subject=f"line/{line_id}",
+        details={"reason": reason.strip()},
+    )
+    return changed
 
 
 def get_line(conn: Connection, name: str) -> Line:

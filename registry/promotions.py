@@ -91,21 +91,7 @@ def promote(
     line_id = candidates.get(conn, candidate_id).line_id
     incumbent = _take_the_line(conn, line_id, expected_champion_id=expected_champion_id)
     candidate = candidates.lock(conn, candidate_id)
-    report = candidates.latest_report(conn, candidate_id)
-    protocol = lines.current_protocol(conn, line_id)
-    if report is None or report.verdict != "pass":
-        raise GateNotPassed(f"candidate {candidate.number} has not passed its gates")
-    if report.champion_candidate_id != expected_champion_id:
-        raise ChampionMoved(f"candidate {candidate.number} was compared with a former champion; start a new run")
-    if report.protocol_id != protocol.protocol_id:
-        raise GateNotPassed(
-            f"candidate {candidate.number} was gated under an earlier protocol; version {protocol.version} now counts"
-        )
-    if report.dataset_version_id != candidate.dataset_version_id:
-        raise GateNotPassed(f"the gate report is on other data than candidate {candidate.number} was trained on")
-    if candidate.state != "gates_passed":
-        raise StateMoved(f"candidate {candidate.number} is {candidate.state}; only one that passed may be promoted")
-    bound = approvals.check_enough(conn, candidate_id=candidate_id, required=protocol.document["approvals"]["required"])
+    report, bound = check_promotable(conn, candidate, champion_id=expected_champion_id)
     return _crown(
         conn,
         candidate,
@@ -116,6 +102,31 @@ def promote(
         actor=actor,
         reason=reason,
     )
+
+
+def check_promotable(
+    conn: Connection, candidate: Candidate, *, champion_id: int | None
+) -> tuple[candidates.GateReport, str]:
+    """Return the report on which a candidate may take the place of a champion, and the digest that people signed.
+
+    Raises GateNotPassed, ChampionMoved, StateMoved, ApprovalMissing, ApprovalVoid.
+    """
+    report = candidates.latest_report(conn, candidate.candidate_id)
+    protocol = lines.current_protocol(conn, candidate.line_id)
+    if report is None or report.verdict != "pass":
+        raise GateNotPassed(f"candidate {candidate.number} has not passed its gates")
+    if report.champion_candidate_id != champion_id:
+        raise ChampionMoved(f"candidate {candidate.number} was compared with a former champion; start a new run")
+    if report.protocol_id != protocol.protocol_id:
+        raise GateNotPassed(
+            f"candidate {candidate.number} was gated under an earlier protocol; version {protocol.version} now counts"
+        )
+    if report.dataset_version_id != candidate.dataset_version_id:
+        raise GateNotPassed(f"the gate report is on other data than candidate {candidate.number} was trained on")
+    if candidate.state != "gates_passed":
+        raise StateMoved(f"candidate {candidate.number} is {candidate.state}; only one that passed may be promoted")
+    required = protocol.document["approvals"]["required"]
+    return report, approvals.check_enough(conn, candidate_id=candidate.candidate_id, required=required)
 
 
 def roll_back(

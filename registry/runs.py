@@ -226,13 +226,13 @@ def list_runs(conn: Connection, line_id: int, *, limit: int = 100) -> list[Run]:
 
 
 def due_triggers(conn: Connection) -> list[tuple[Line, str]]:
-    """Lines whose protocol says that it is time to learn, each with the reason in words."""
+    """Lines whose protocol says that it is time to learn, each with the reason in words; not those that are paused."""
     due = []
     for line in lines.list_lines(conn):
         triggers = lines.current_protocol(conn, line.line_id).document["triggers"]
         now = _situation(conn, line.line_id)
         hours = triggers.get("every_hours")
-        if now.busy:
+        if now.busy or line.paused_at is not None:
             continue
         if now.fresh >= triggers["new_confirmations"]:
             due.append((line, f"{now.fresh} new confirmations; the protocol asks for {triggers['new_confirmations']}"))

@@ -288,9 +288,9 @@ CREATE TABLE public.confirmations (
     CONSTRAINT confirmations_kind_is_known CHECK ((kind = ANY (ARRAY['confirmation'::text, 'retraction'::text, 'adjudication'::text]))),
     CONSTRAINT confirmations_not_from_the_future CHECK ((confirmed_at <= (created_at + '1 day'::interval))),
     CONSTRAINT confirmations_overrule_with_a_reason CHECK (
-CASE kind
-    WHEN 'confirmation'::text THEN (reason IS NULL)
-    ELSE (COALESCE(length(TRIM(BOTH FROM reason)), 0) > 0)
+CASE
+    WHEN (reason IS NULL) THEN (kind = 'confirmation'::text)
+    ELSE (length(TRIM(BOTH FROM reason)) > 0)
 END),
     CONSTRAINT confirmations_retract_one_row CHECK (((kind <> 'retraction'::text) OR (supersedes IS NOT NULL)))
 );
@@ -438,6 +438,7 @@ CREATE TABLE public.lines (
     name text NOT NULL,
     split_key bytea NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    paused_at timestamp with time zone,
     CONSTRAINT lines_split_key_is_256_bits CHECK ((octet_length(split_key) = 32))
 );
 
@@ -627,7 +628,15 @@ CREATE TABLE public.sessions (
     user_id bigint NOT NULL,
     started_at timestamp with time zone DEFAULT now() NOT NULL,
     last_used_at timestamp with time zone DEFAULT now() NOT NULL,
+    password_given boolean DEFAULT true NOT NULL,
     CONSTRAINT sessions_keep_only_a_hash CHECK ((octet_length(token_sha256) = 32))
+);
+
+CREATE TABLE public.sign_in_links (
+    token_sha256 bytea NOT NULL,
+    user_id bigint NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    CONSTRAINT sign_in_links_keep_only_a_hash CHECK ((octet_length(token_sha256) = 32))
 );
 
 CREATE TABLE public.users (
@@ -786,6 +795,9 @@ ALTER TABLE ONLY public.sealed_test_uses
 ALTER TABLE ONLY public.sessions
     ADD CONSTRAINT sessions_pkey PRIMARY KEY (token_sha256);
 
+ALTER TABLE ONLY public.sign_in_links
+    ADD CONSTRAINT sign_in_links_pkey PRIMARY KEY (token_sha256);
+
 ALTER TABLE ONLY public.users
     ADD CONSTRAINT users_name_is_taken UNIQUE (name);
 
@@ -810,6 +822,8 @@ CREATE INDEX cases_by_patient ON public.cases USING btree (patient) WHERE (patie
 CREATE INDEX confirmations_by_case ON public.confirmations USING btree (case_id);
 
 CREATE INDEX confirmations_by_line ON public.confirmations USING btree (line_id, confirmation_id);
+
+CREATE INDEX confirmations_by_submitter ON public.confirmations USING btree (submitted_by, confirmation_id);
 
 CREATE INDEX discordances_by_line ON public.discordances USING btree (line_id, since);
 
@@ -1105,6 +1119,9 @@ ALTER TABLE ONLY public.sealed_test_uses
 ALTER TABLE ONLY public.sessions
     ADD CONSTRAINT sessions_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(user_id);
 
+ALTER TABLE ONLY public.sign_in_links
+    ADD CONSTRAINT sign_in_links_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(user_id);
+
 ALTER TABLE ONLY public.worklist_cases
     ADD CONSTRAINT worklist_cases_are_of_the_cases_line FOREIGN KEY (case_id, line_id) REFERENCES public.cases(case_id, line_id);
 
@@ -1159,6 +1176,8 @@ GRANT SELECT,INSERT,UPDATE ON TABLE public.jobs TO overread_app;
 
 GRANT SELECT,INSERT ON TABLE public.lines TO overread_app;
 
+GRANT UPDATE(paused_at) ON TABLE public.lines TO overread_app;
+
 GRANT SELECT,INSERT ON TABLE public.passwords TO overread_app;
 
 GRANT UPDATE(hash) ON TABLE public.passwords TO overread_app;
@@ -1198,6 +1217,8 @@ GRANT SELECT,INSERT ON TABLE public.sealed_test_uses TO overread_app;
 GRANT SELECT,INSERT,DELETE ON TABLE public.sessions TO overread_app;
 
 GRANT UPDATE(last_used_at) ON TABLE public.sessions TO overread_app;
+
+GRANT SELECT,INSERT,DELETE ON TABLE public.sign_in_links TO overread_app;
 
 GRANT SELECT,INSERT ON TABLE public.users TO overread_app;
 

@@ -29,20 +29,24 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """A session that stands, and since when; `age_seconds` is the time since the password was given."""
+    """A session that stands, and since when; `password_given` is false of one that began with a link."""
 
     user: User
     started_at: datetime
     age_seconds: float
+    password_given: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _SessionOfUser(User):
     started_at: datetime
     age_seconds: float
+    password_given: bool
 
 
-def start(conn: Connection, *, user_id: int, replaces: str | None, limits: Limits) -> tuple[str, User]:
+def start(
+    conn: Connection, *, user_id: int, replaces: str | None, limits: Limits, password_given: bool = True
+) -> tuple[str, User]:
     """Sign a user in; return the token, for the only time, and the user. What `replaces` names is ended.
 
     The user's sessions that have run out go too. Raises NotFound.
@@ -55,8 +59,12 @@ def start(conn: Connection, *, user_id: int, replaces: str | None, limits: Limit
         " OR started_at < now() - make_interval(secs => %(absolute)s))",
         {"old": _hash(replaces or ""), "user_id": user_id, **_bounds(limits)},
     )
-    conn.execute("INSERT INTO sessions (token_sha256, user_id) VALUES (%s, %s)", (_hash(token), user_id))
-    audit.record(conn, actor=user.name, action="session:start", subject=f"user/{user_id}")
+    conn.execute(
+        "INSERT INTO sessions (token_sha256, user_id, password_given) VALUES (%s, %s, %s)",
+        (_hash(token), user_id, password_given),
+    )
+    how = {} if password_given else {"by": "link"}
+    audit.record(conn, actor=user.name, action="session:start", subject=f"user/{user_id}", details=how)
     return token, user
 
 
@@ -71,13 +79,18 @@ def find(conn: Connection, token: str, *, limits: Limits) -> Session | None:
         " used AS (UPDATE sessions SET last_used_at = now() FROM standing"
         "  WHERE sessions.token_sha256 = standing.token_sha256"
         "  AND standing.last_used_at < now() - make_interval(secs => %(touch)s))"
-        " SELECT users.*, started_at, extract(epoch FROM now() - started_at)::float8 AS age_seconds"
+        " SELECT users.*, started_at, password_given, extract(epoch FROM now() - started_at)::float8 AS age_seconds"
         " FROM standing JOIN users USING (user_id) WHERE disabled_at IS NULL",
         {"token": _hash(token), "touch": min(_TOUCH_SECONDS, limits.idle_seconds / 4), **_bounds(limits)},
     )
     if found is None:
         return None
-    return Session(user=User.of(found), started_at=found.started_at, age_seconds=found.age_seconds)
+    return Session(
+        user=User.of(found),
+        started_at=found.started_at,
+        age_seconds=found.age_seconds,
+        password_given=found.password_given,
+    )
 
 
 def end(conn: Connection, token: str) -> bool:

@@ -19,13 +19,17 @@ from rich.console import Console
 from rich.table import Table
 
 from api.cli.doors import StoryStopped, make_people
+from api.cli.home import home_at
+from api.cli.links import demo_links
 from api.cli.stack import Stack
 from api.cli.story import MORE_CASES, MORE_ROUNDS, Cycle, Story, Xray, find_xrays, in_words
 
 LINE = "cxr-pneumonia"
 PROTOCOL = Path(__file__).parents[2] / "pipelines" / "protocols" / "cxr-pneumonia.yaml"
 FIRST_BATCH, GOOD_BATCH, POISONED_BATCH = 240, 800, 240
-XRAYS = FIRST_BATCH + GOOD_BATCH + POISONED_BATCH + 2 * MORE_ROUNDS * MORE_CASES + 1  # the last one no model sees
+UNREAD, DIFFERING = 40, 3
+XRAYS = FIRST_BATCH + GOOD_BATCH + POISONED_BATCH + UNREAD + DIFFERING
+XRAYS += 2 * MORE_ROUNDS * MORE_CASES + 1  # the last one no model sees
 MARK = "this-is-a-demo"  # only a home with this file in it is ever emptied
 SETTINGS = {
     "OVERREAD_API_PORT": "0",
@@ -110,6 +114,9 @@ def _tell(stack: Stack, screen: Console, begun: float, *, xrays: Sequence[Xray],
     story.wait("MLflow's alias to follow", lambda: story.alias_follows(champion))
     story.say(f"MLflow agrees: models:/{LINE}@champion is model {champion['number']}")
 
+    chapter("5  Work for people is left at the console")
+    story.leave_work(unread=UNREAD, differing=DIFFERING)
+
     screen.print()
     screen.print(closing_table(cycles, signed=story.signatures()))
     screen.print(
@@ -119,11 +126,19 @@ def _tell(stack: Stack, screen: Console, begun: float, *, xrays: Sequence[Xray],
     story.close()
     if keep:
         screen.print(
-            f"\nStill running: API docs {stack.url}/docs · MLflow {stack.environment['OVERREAD_MLFLOW_URL']} · "
-            f"keys and passwords in {stack.home / 'demo-people.json'}\nCtrl-C stops it.",
+            f"\nStill running: console {stack.url}/console · API docs {stack.url}/docs · "
+            f"MLflow {stack.environment['OVERREAD_MLFLOW_URL']} · "
+            f"keys and passwords in {stack.home / 'demo-people.json'}",
             highlight=False,
         )
+        for line in demo_links(home_at(stack.home)):
+            screen.print(line, highlight=False, soft_wrap=True)
+        screen.print("Ctrl-C stops it.", highlight=False)
         stack.wait()
     else:
-        screen.print("To look around (API docs, MLflow), run it with --keep.", highlight=False)
+        screen.print(
+            f"To look around (console, API docs, MLflow): overread up --home {stack.home}, or run it with --keep.",
+            highlight=False,
+            soft_wrap=True,
+        )
     return 0

@@ -172,11 +172,16 @@ def demo(
 
 
 def _greet(stack: Stack, *, seconds: float) -> None:
+    from api.cli.links import demo_links  # noqa: PLC0415 - `overread --help` must be quick
+
     say(f"\n✓ Overread is up after {seconds:.0f} s, home {stack.home}")
     say(f"  API     {stack.url}  (documentation: {stack.url}/docs)")
+    say(f"  console {stack.url}/console")
     say(f"  MLflow  {stack.environment['OVERREAD_MLFLOW_URL']}")
     say(f"  logs    {stack.home / 'logs'}")
     say(f"  proof   {_verifier_key(stack)}  (keep a copy elsewhere: it checks what `overread verify` checks)")
+    for line in demo_links(home_at(stack.home)):
+        say(f"  {line}")
     say("  First time: `overread user create --help`. Something wrong: `overread doctor`. Ctrl-C stops all of it.")
 
 

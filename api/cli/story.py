@@ -89,27 +89,7 @@ class Story:
             raise StoryStopped(f"{count} more X-rays are needed and only {len(batch)} are left")
         first, self._sent = self._sent, self._sent + count
         door, site = self.doors[submitter], submitter.removeprefix("pacs-")
-
-        def send(position: int) -> int:
-            file = batch[position].path
-            case = door.post(
-                "/v1/cases",
-                data={
-                    "line": self.line,
-                    "site": site,
-                    "patient": f"patient-{first + position}",
-                    "external_id": f"{site}-{first + position}",
-                },
-                files={"image": (file.name, file.read_bytes(), "image/png")},
-            )
-            return int(case["case_id"])
-
-        case_ids = []
-        with self._progress() as progress, ThreadPoolExecutor(4) as pool:
-            task = progress.add_task(f"{count} chest X-rays in over HTTP", total=count)
-            for case_id in pool.map(send, range(count)):
-                case_ids.append(case_id)
-                progress.advance(task)
+        case_ids = self._send(batch, first=first, submitter=submitter)
         rows = [
             {
                 "case_id": case_id,
@@ -132,6 +112,44 @@ class Story:
             )
         self.say(f"{answer['accepted']} confirmed diagnoses accepted from {submitter}")
         return time.monotonic()
+
+    def leave_work(self, *, unread: int, differing: int) -> None:
+        """Leave something for people to do at the console: X-rays to read, and some that readers see differently."""
+        batch = self._xrays[self._sent : self._sent + unread + differing]
+        first, self._sent = self._sent, self._sent + len(batch)
+        case_ids = self._send(batch, first=first, submitter="pacs-north")
+        for case_id in case_ids[:differing]:
+            for submitter, finding in (("pacs-north", "normal"), ("pacs-south", "pneumonia")):
+                read = {"evidence": "single_read", "ai_exposure": "blind", "reader": f"reader-{submitter[5:]}"}
+                self.doors[submitter].post(f"/v1/cases/{case_id}/confirmations", json={"finding": finding, **read})
+        path = f"/v1/lines/{self.line}/worklist"
+        self.wait("the worklist to be ranked", lambda: self.doors["clara"].get(path)["cases"])
+        self.say(f"{len(batch) - differing} X-rays wait to be read, and readers differ about {differing}")
+
+    def _send(self, batch: Sequence[Xray], *, first: int, submitter: str) -> list[int]:
+        door, site = self.doors[submitter], submitter.removeprefix("pacs-")
+
+        def send(position: int) -> int:
+            file = batch[position].path
+            case = door.post(
+                "/v1/cases",
+                data={
+                    "line": self.line,
+                    "site": site,
+                    "patient": f"patient-{first + position}",
+                    "external_id": f"{site}-{first + position}",
+                },
+                files={"image": (file.name, file.read_bytes(), "image/png")},
+            )
+            return int(case["case_id"])
+
+        case_ids = []
+        with self._progress() as progress, ThreadPoolExecutor(4) as pool:
+            task = progress.add_task(f"{len(batch)} chest X-rays in over HTTP", total=len(batch))
+            for case_id in pool.map(send, range(len(batch))):
+                case_ids.append(case_id)
+                progress.advance(task)
+        return case_ids
 
     def learn_until_shown(self, count: int, submitter: str) -> list[Cycle]:
         """Confirm cases and learn; where the gates ask for more cases, confirm more. The last cycle has passed.

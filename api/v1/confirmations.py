@@ -42,6 +42,12 @@ class NewConfirmation(Request):
     supersedes: int | None = Field(
         default=None, ge=1, description="The confirmation of the same case that this one corrects"
     )
+    reason: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=2000,
+        description="A note of the reader, kept for ever: what was seen, or why it is corrected. No names of patients",
+    )
 
 
 class ConfirmationView(View):
@@ -63,7 +69,7 @@ class ConfirmationView(View):
     confirmed_at: datetime
     supersedes: int | None = Field(description="The confirmation that this one corrects")
     superseded_by: int | None = Field(description="The confirmation that corrects this one; null while it stands")
-    reason: str | None = Field(description="Why: given by retractions and adjudications")
+    reason: str | None = Field(description="Why; retractions and adjudications always say it")
     created_at: datetime
 
 

@@ -81,7 +81,7 @@ async def sign_in(
         return token, Caller(user=user, signed_in_seconds=0.0)
 
     token, caller = await run_in_threadpool(start)
-    response.set_cookie(COOKIE, token, path="/", secure=True, httponly=True, samesite="strict")
+    set_cookie(response, token)
     return _view(caller, limits)
 
 
@@ -99,6 +99,11 @@ def sign_out(request: HttpRequest, response: Response, pool: Pool, caller: Curre
     with db.transaction(pool) as connection:
         sessions.end(connection, request.cookies[COOKIE])
     response.delete_cookie(COOKIE, path="/", secure=True, httponly=True, samesite="strict")
+
+
+def set_cookie(response: Response, token: str) -> None:
+    """Give a browser the token of its session: for this host alone, and for no script."""
+    response.set_cookie(COOKIE, token, path="/", secure=True, httponly=True, samesite="strict")
 
 
 def _view(caller: Caller, limits: sessions.Limits) -> SessionView:

@@ -251,7 +251,7 @@ def test_a_new_protocol_decides_anew_which_voices_count(db: Connection) -> None:
     [
         ("retraction", "normal", "why", 1, "confirmations_have_a_finding_unless_retracted"),
         ("confirmation", None, None, None, "confirmations_have_a_finding_unless_retracted"),
-        ("confirmation", "normal", "why", None, "confirmations_overrule_with_a_reason"),
+        ("confirmation", "normal", " ", None, "confirmations_overrule_with_a_reason"),
         ("adjudication", "normal", " ", None, "confirmations_overrule_with_a_reason"),
         ("adjudication", None, None, None, "confirmations_overrule_with_a_reason"),
         ("retraction", None, "why", None, "confirmations_retract_one_row"),

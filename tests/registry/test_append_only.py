@@ -81,9 +81,9 @@ def test_the_service_itself_may_only_add_to_the_record_and_change_what_is_not_hi
     assert may["INSERT"] == may["SELECT"] - {"schema_migrations", "erasures", "erasure_effects", "discordances"}
     assert may["UPDATE"] == {
         *("users", "api_keys", "passwords", "sessions"),
-        *("jobs", "runs", "candidates", "promotions"),
+        *("jobs", "lines", "runs", "candidates", "promotions"),
     }
-    assert may["DELETE"] == {"sessions", "worklists", "worklist_cases"}
+    assert may["DELETE"] == {"sessions", "sign_in_links", "worklists", "worklist_cases"}
     assert may["TRUNCATE"] == set()
 
 

@@ -1,0 +1,40 @@
+"""What forms have in common: their values become the API's own requests, and a refusal stands beside what was typed.
+
+A page does nothing itself: it calls the function behind the API's route with the request that a program would send.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+from fastapi import Response
+from pydantic import BaseModel, ValidationError
+
+from api.errors import Refusal, document_of, invalid
+from registry.errors import RegistryError
+
+REFUSALS = (Refusal, RegistryError)
+"""What the function behind a route may raise for the person at the form to read."""
+
+Asked = TypeVar("Asked", bound=BaseModel)
+
+
+def asked(model: type[Asked], **values: Any) -> Asked:
+    """Make a request of the API from a form's values. Raises Refusal (invalid-request) naming each field at fault."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise invalid(error.errors()) from None
+
+
+def refusal(error: Exception) -> dict[str, Any]:
+    """A refusal as a page shows it: the problem document of the API."""
+    assert isinstance(error, REFUSALS)
+    return document_of(error)
+
+
+def answer_of(response: Response) -> dict[str, Any]:
+    """What the function behind a route answered."""
+    found: dict[str, Any] = json.loads(bytes(response.body))
+    return found

@@ -1,0 +1,55 @@
+"""Where everyone starts: each line, and what on it waits for this person."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import Request, Response
+
+from api.auth import ANYONE
+from api.console.frame import page
+from api.console.route import pages_router, people
+from api.dependencies import CurrentUser, Pool
+from registry import adjudications, candidates, db, lines, promotions, runs, worklists
+from registry.candidates import Candidate
+from registry.lines import Line
+from registry.runs import Run
+from registry.worklists import Worklist
+
+router = pages_router()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A line, and what on it waits for people."""
+
+    line: Line
+    title: str
+    champion: Candidate | None
+    worklist: Worklist | None
+    first_unread: bool
+    discordances: int
+    to_sign: list[Candidate]
+    run: Run | None
+
+
+@router.get("", **people(*ANYONE))
+def home(request: Request, pool: Pool, user: CurrentUser) -> Response:
+    """Show every line with the work that a person may do on it."""
+    with db.transaction(pool) as connection:
+        found = [_waiting(connection, line) for line in lines.list_lines(connection)]
+    return page(request, "home.html", waiting=found)
+
+
+def _waiting(connection: db.Connection, line: Line) -> Waiting:
+    latest = runs.list_runs(connection, line.line_id, limit=1)
+    return Waiting(
+        line=line,
+        title=lines.current_protocol(connection, line.line_id).document.get("title") or line.name,
+        champion=promotions.champion(connection, line.line_id),
+        worklist=worklists.latest(connection, line.line_id),
+        first_unread=bool(worklists.entries(connection, line_id=line.line_id, limit=1)),
+        discordances=adjudications.count_discordances(connection, line.line_id),
+        to_sign=candidates.in_state(connection, line.line_id, state="gates_passed"),
+        run=latest[0] if latest else None,
+    )

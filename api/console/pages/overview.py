@@ -1,0 +1,164 @@
+"""A line at a glance: who answers on it, what it learns, what it waits for; and asking for a run, or for a pause."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Form, Request, Response
+
+from api.auth import ANYONE
+from api.console import forms, words
+from api.console.frame import page
+from api.console.route import pages_router, people, see
+from api.dependencies import CurrentUser, Id, Pool
+from api.v1 import runs as runs_api
+from registry import adjudications, candidates, datasets, db, lines, promotions, runs, users, worklists
+from registry.candidates import Candidate
+from registry.datasets import DatasetVersion
+from registry.lines import Line, StoredProtocol
+from registry.promotions import Promotion
+from registry.runs import Run
+from registry.worklists import Worklist
+
+router = pages_router()
+
+SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """What a line's page shows; `versions` are the numbers of dataset versions by id."""
+
+    line: Line
+    protocol: StoredProtocol
+    champion: Candidate | None
+    reign: Promotion | None
+    trigger: dict[str, Any]
+    runs: list[Run]
+    candidates: list[Candidate]
+    versions: dict[int, int]
+    newest: DatasetVersion | None
+    worklist: Worklist | None
+    discordances: int
+
+    @property
+    def under_way(self) -> bool:
+        """A run of this line is unfinished."""
+        return any(run.state in words.UNFINISHED for run in self.runs)
+
+
+@router.get("/lines/{line}", **people(*ANYONE))
+def show_line(request: Request, pool: Pool, line: str) -> Response:
+    """Show a line."""
+    return _show(request, pool, line)
+
+
+@router.post("/lines/{line}/run", **people("reviewer", "operator"))
+def start_run(
+    *,
+    request: Request,
+    user: CurrentUser,
+    pool: Pool,
+    line: str,
+    key: Annotated[str, Form(min_length=1, max_length=200)],
+    reason: Annotated[str, Form()] = "",
+) -> Response:
+    """Ask for a new model from what is confirmed so far."""
+    try:
+        wish = forms.asked(runs_api.NewRun, reason=reason)
+        made = forms.answer_of(runs_api.start_run(user, pool, key, line, wish))
+    except forms.REFUSALS as refused:
+        return _show(request, pool, line, refused=forms.refusal(refused), reason=reason)
+    return see(f"/runs/{made['run_id']}")
+
+
+@router.post("/lines/{line}/pause", **people("operator"))
+def pause(
+    *,
+    request: Request,
+    user: CurrentUser,
+    pool: Pool,
+    line: str,
+    reason: Annotated[str, Form()] = "",
+    paused: Annotated[bool, Form()] = True,
+) -> Response:
+    """Keep a line from starting runs by itself, or let it again."""
+    try:
+        with db.transaction(pool) as connection:
+            line_id = lines.get_line(connection, line).line_id
+            lines.pause(connection, line_id=line_id, paused=paused, reason=reason, actor=user)
+    except forms.REFUSALS as refused:
+        return _show(request, pool, line, refused=forms.refusal(refused), reason=reason)
+    return see(f"/lines/{line}")
+
+
+@router.get("/runs/{run_id}", **people(*ANYONE))
+def show_run(request: Request, pool: Pool, run_id: Id) -> Response:
+    """Show a run, as it goes."""
+    return _show_run(request, pool, run_id)
+
+
+@router.post("/runs/{run_id}/stop", **people("reviewer", "operator"))
+def stop_run(request: Request, user: CurrentUser, pool: Pool, run_id: Id) -> Response:
+    """Stop an unfinished run."""
+    try:
+        runs_api.cancel_run(user, pool, run_id)
+    except forms.REFUSALS as refused:
+        return _show_run(request, pool, run_id, refused=forms.refusal(refused))
+    return see(f"/runs/{run_id}")
+
+
+def _show(
+    request: Request, pool: db.Pool, name: str, *, refused: dict[str, Any] | None = None, reason: str = ""
+) -> Response:
+    with db.transaction(pool) as connection:
+        overview = _overview(connection, lines.get_line(connection, name))
+    return page(
+        request,
+        "line.html",
+        status=refused["status"] if refused else 200,
+        line=name,
+        shown=overview,
+        refused=refused,
+        reason=reason,
+    )
+
+
+def _overview(connection: db.Connection, line: Line) -> Overview:
+    versions = datasets.list_versions(connection, line.line_id)
+    return Overview(
+        line=line,
+        protocol=lines.current_protocol(connection, line.line_id),
+        champion=promotions.champion(connection, line.line_id),
+        reign=promotions.current(connection, line.line_id),
+        trigger=runs.next_trigger(connection, line.line_id),
+        runs=runs.list_runs(connection, line.line_id, limit=SHOWN),
+        candidates=candidates.list_candidates(connection, line.line_id)[:SHOWN],
+        versions={version.dataset_version_id: version.number for version in versions},
+        newest=versions[0] if versions else None,
+        worklist=worklists.latest(connection, line.line_id),
+        discordances=adjudications.count_discordances(connection, line.line_id),
+    )
+
+
+def _show_run(request: Request, pool: db.Pool, run_id: int, *, refused: dict[str, Any] | None = None) -> Response:
+    with db.transaction(pool) as connection:
+        run = runs.get(connection, run_id)
+        made = candidates.of_run(connection, run_id)
+        who = users.get_user(connection, run.requested_by).printed_name if run.requested_by else None
+        line = lines.line_by_id(connection, run.line_id).name
+    measured = run.history[0] if run.history else {}
+    columns = [name for name in measured if isinstance(measured[name], int | float) and name not in {"epoch", "epochs"}]
+    return page(
+        request,
+        "run.html",
+        status=refused["status"] if refused else 200,
+        line=line,
+        run=run,
+        made=made,
+        who=who,
+        columns=["epoch", *columns],
+        under_way=run.state in words.UNFINISHED,
+        refused=refused,
+    )

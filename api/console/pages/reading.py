@@ -1,0 +1,303 @@
+"""For whoever reads images: the worklist, a case with its image, an answer, and what the model says of it.
+
+A reader answers before they are shown what others said. What a model says is shown when they ask for it, which is
+written down; an answer given after that is `aided`. Cases of the blind audit show nothing before they are answered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import Depends, Form, Query, Request, Response
+
+from api.console import forms, words
+from api.console.frame import page
+from api.console.pictures import png
+from api.console.route import pages_router, people, see
+from api.dependencies import CurrentReader, Id, Inference, Pool, Reader, Settings
+from api.v1 import adjudications, predictions, worklist
+from api.v1.confirmations import NewConfirmation, confirm
+from registry import blobs, cases, confirmations, db, lines, worklists
+from registry import predictions as said
+from registry.confirmations import AiExposure, Confirmation
+from registry.errors import Invalid, NotFound
+from registry.predictions import Prediction
+from registry.users import Role, User
+
+router = pages_router()
+
+READERS: tuple[Role, ...] = ("submitter", "reviewer")
+LOOKERS: tuple[Role, ...] = ("submitter", "reviewer", "approver")
+PER_PAGE = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trail:
+    """Where a reader is on a worklist, and how they read: it goes along in the address from page to page."""
+
+    site: str = ""
+    reason: str = ""
+    place: int = 0
+    evidence: str = "single_read"
+
+    def __str__(self) -> str:
+        return urlencode({name: value for name, value in asdict(self).items() if value})
+
+    def at(self, place: int) -> Trail:
+        """The same way of reading, at another place."""
+        return replace(self, place=place)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A case as one reader may see it: `shown` is the model's answer that they asked for, None before."""
+
+    case: cases.Case
+    line: lines.Line
+    classes: tuple[str, ...]
+    answers: list[Confirmation]
+    mine: Confirmation | None
+    shown: Prediction | None
+    blind: bool
+    discordant: bool
+
+    @property
+    def exposure(self) -> AiExposure:
+        """What an answer given now is."""
+        return "blind" if self.shown is None else "aided"
+
+    @property
+    def others(self) -> list[Confirmation]:
+        """What others said; not before this reader has answered."""
+        return self.answers if self.mine is not None else []
+
+
+def _trail(
+    site: Annotated[str, Query(max_length=80)] = "",
+    reason: Annotated[str, Query(max_length=40)] = "",
+    place: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
+    evidence: Annotated[str, Query(max_length=40)] = "single_read",
+) -> Trail:
+    known = evidence if evidence in words.EVIDENCE else "single_read"
+    return Trail(site=site.strip(), reason=reason, place=place, evidence=known)
+
+
+OnTrail = Annotated[Trail, Depends(_trail)]
+
+
+@router.get("/lines/{line}/worklist", **people(*READERS))
+def show_worklist(
+    *, request: Request, reader: CurrentReader, pool: Pool, line: str, trail: OnTrail, after: int = 0
+) -> Response:
+    """List what to read next, most wanted first."""
+    shown = worklist.read_worklist(
+        reader=reader,
+        pool=pool,
+        line=line,
+        site=trail.site or None,
+        reason=trail.reason or None,  # type: ignore[arg-type]  # the record names those there are
+        after=max(0, after),
+        limit=PER_PAGE,
+    )
+    return page(
+        request, "worklist.html", line=line, worklist=shown, trail=trail, after=after, full=len(shown.cases) == PER_PAGE
+    )
+
+
+@router.get("/lines/{line}/worklist/next", **people(*READERS))
+def next_case(pool: Pool, line: str, trail: OnTrail) -> Response:
+    """Go to the next case that nobody has answered."""
+    with db.transaction(pool) as connection:
+        line_id = lines.get_line(connection, line).line_id
+        found = worklists.entries(
+            connection,
+            line_id=line_id,
+            after=trail.place,
+            limit=1,
+            site=trail.site or None,
+            arm=trail.reason or None,
+        )
+    if not found:
+        return see(f"/lines/{line}/worklist?{trail.at(0)}")
+    return see(f"/cases/{found[0].case_id}?{trail.at(found[0].place)}")
+
+
+@router.get("/cases/{case_id}", **people(*LOOKERS))
+def show_case(
+    *, request: Request, reader: CurrentReader, pool: Pool, case_id: Id, trail: OnTrail, heat: str = ""
+) -> Response:
+    """Show a case: its image, what this reader said, and what they asked the model."""
+    return _show(request, reader, pool, case_id, trail, heat=heat)
+
+
+@router.post("/cases/{case_id}/answer", **people(*READERS))
+def answer(
+    *,
+    request: Request,
+    reader: CurrentReader,
+    pool: Pool,
+    case_id: Id,
+    trail: OnTrail,
+    key: Annotated[str, Form()] = "",
+    finding: Annotated[str, Form()] = "",
+    evidence: Annotated[str, Form()] = "",
+    note: Annotated[str, Form()] = "",
+    supersedes: Annotated[int | None, Form()] = None,
+) -> Response:
+    """Confirm a finding in the reader's own name, or correct what they said before."""
+    try:
+        with db.transaction(pool) as connection:
+            exposure = _exposure(connection, case_id, reader.user)
+        wish = forms.asked(
+            NewConfirmation,
+            finding=finding,
+            evidence=evidence,
+            ai_exposure=exposure,
+            reader=reader.user.name,
+            reason=note.strip() or None,
+            supersedes=supersedes,
+        )
+        confirm(reader.user, pool, _key(key), case_id, wish)
+    except forms.REFUSALS as refused:
+        typed = {"finding": finding, "evidence": evidence, "note": note}
+        return _show(request, reader, pool, case_id, trail, refused=forms.refusal(refused), typed=typed)
+    return see(f"/cases/{case_id}?{replace(trail, evidence=evidence)}")
+
+
+@router.post("/cases/{case_id}/undo", **people(*READERS))
+def undo(
+    *,
+    request: Request,
+    reader: CurrentReader,
+    pool: Pool,
+    case_id: Id,
+    trail: OnTrail,
+    confirmation_id: Annotated[int, Form(ge=1, le=2**63 - 1)],
+    key: Annotated[str, Form()] = "",
+) -> Response:
+    """Take an answer back: it stays in the record, retracted."""
+    try:
+        wish = forms.asked(adjudications.NewRetraction, reason="taken back by the reader")
+        adjudications.retract(reader.user, pool, _key(key), confirmation_id, wish)
+    except forms.REFUSALS as refused:
+        return _show(request, reader, pool, case_id, trail, refused=forms.refusal(refused))
+    return see(f"/cases/{case_id}?{trail}")
+
+
+@router.post("/cases/{case_id}/model", **people(*READERS))
+def ask_model(
+    *,
+    request: Request,
+    reader: CurrentReader,
+    pool: Pool,
+    inference: Inference,
+    settings: Settings,
+    case_id: Id,
+    trail: OnTrail,
+) -> Response:
+    """Show the reader what the champion says; from then on what they answer is `aided`."""
+    try:
+        predictions.predict_case(
+            reader=reader, pool=pool, inference=inference, settings=settings, case_id=case_id, shown=True
+        )
+    except forms.REFUSALS as refused:
+        return _show(request, reader, pool, case_id, trail, refused=forms.refusal(refused))
+    return see(f"/cases/{case_id}?{trail}")
+
+
+@router.get("/cases/{case_id}/image.png", **people(*LOOKERS))
+def image(reader: CurrentReader, pool: Pool, settings: Settings, case_id: Id) -> Response:
+    """Give the stored pixels, all bits of them."""
+    with db.transaction(pool) as connection:
+        case = cases.get_case(connection, case_id)
+        if case.erasure_id is not None:
+            raise NotFound(f"the image of case {case_id} has been erased at its patient's request")
+        reader.sees(connection, "image:read", case_id=case_id, line_id=case.line_id)
+    picture = png(blobs.read(settings.blob_root, case.image_digest))
+    return Response(picture, media_type="image/png", headers={"Cache-Control": "no-store"})
+
+
+@router.get("/cases/{case_id}/heat-map.png", **people(*READERS))
+def heat_map(
+    *,
+    reader: CurrentReader,
+    pool: Pool,
+    inference: Inference,
+    settings: Settings,
+    case_id: Id,
+    finding: Annotated[str, Query(max_length=60)],
+) -> Response:
+    """Draw what the champion's score rests on, for whoever has been shown the score."""
+    with db.transaction(pool) as connection:
+        if _exposure(connection, case_id, reader.user) == "blind":
+            raise Invalid("ask the model first: a heat map shows what it says")
+    return predictions.heat_map(
+        reader=reader, pool=pool, inference=inference, settings=settings, case_id=case_id, finding=finding
+    )
+
+
+def look(connection: db.Connection, case_id: int, *, reader: User) -> Seen:
+    """Read a case as one reader may see it. Raises NotFound."""
+    case = cases.get_case(connection, case_id)
+    line = lines.line_by_id(connection, case.line_id)
+    answers = confirmations.list_for_case(connection, case_id)
+    mine = [row for row in answers if row.submitted_by == reader.user_id and _stands(row)]
+    findings = {row.finding for row in answers if _stands(row)}
+    return Seen(
+        case=case,
+        line=line,
+        classes=lines.current_protocol(connection, line.line_id).classes,
+        answers=answers,
+        mine=mine[-1] if mine else None,
+        shown=_shown_to(connection, case_id, reader),
+        blind=worklists.is_blind(connection, line=line, image_digest=case.image_digest),
+        discordant=len(findings) > 1,
+    )
+
+
+def _show(
+    request: Request,
+    reader: Reader,
+    pool: db.Pool,
+    case_id: int,
+    trail: Trail,
+    *,
+    heat: str = "",
+    refused: dict[str, Any] | None = None,
+    typed: dict[str, str] | None = None,
+) -> Response:
+    with db.transaction(pool) as connection:
+        seen = look(connection, case_id, reader=reader.user)
+        reader.sees(connection, "case:read", case_id=case_id, line_id=seen.line.line_id)
+    return page(
+        request,
+        "case.html",
+        status=refused["status"] if refused else 200,
+        seen=seen,
+        line=seen.line.name,
+        trail=trail,
+        heat=heat if heat in seen.classes and seen.shown is not None else "",
+        refused=refused,
+        typed=typed or {"finding": "", "evidence": trail.evidence, "note": ""},
+    )
+
+
+def _stands(row: Confirmation) -> bool:
+    return row.superseded_by is None and row.kind == "confirmation"
+
+
+def _shown_to(connection: db.Connection, case_id: int, reader: User) -> Prediction | None:
+    rows = said.list_for_case(connection, case_id)
+    return next((row for row in reversed(rows) if row.shown and row.requested_by == reader.user_id), None)
+
+
+def _exposure(connection: db.Connection, case_id: int, reader: User) -> AiExposure:
+    return "blind" if _shown_to(connection, case_id, reader) is None else "aided"
+
+
+def _key(key: str) -> str:
+    if not 1 <= len(key) <= 200:
+        raise Invalid("this form has lost its key; load the page again")
+    return key

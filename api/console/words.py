@@ -1,0 +1,86 @@
+"""What the service's own words are called on a page, where a person may not know them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+EVIDENCE = {
+    "single_read": "One reader",
+    "consensus": "Consensus of readers",
+    "follow_up": "Follow-up",
+    "pathology": "Pathology",
+    "report_text": "Text of a report",
+}
+"""Kinds of evidence, the one that is usual first."""
+
+EXPOSURE = {
+    "blind": "without the model",
+    "aided": "after seeing the model",
+    "unknown": "not known whether the model was seen",
+}
+
+STATES = {
+    "trained": "trained, waits for its gates",
+    "gates_passed": "passed its gates, waits for people",
+    "gates_failed": "stopped at its gates",
+    "rejected": "rejected by a person",
+    "champion": "champion",
+    "retired": "retired champion",
+    "freezing": "freezing its dataset",
+    "training": "training",
+    "gating": "at its gates",
+    "finished": "finished",
+    "refused": "had nothing to learn from",
+    "failed": "failed",
+    "cancelled": "cancelled",
+    "queued": "queued",
+    "running": "running",
+    "succeeded": "succeeded",
+}
+
+VERDICTS = {
+    "pass": "passed",
+    "fail": "failed",
+    "insufficient": "too few cases to tell",
+    "not_passed": "not passed",
+    "withheld": "not open to you yet",
+    "warn": "warning",
+}
+MARKS = {"pass": "✓", "fail": "✗", "insufficient": "?", "not_passed": "✗", "withheld": "·", "warn": "!"}
+
+ARMS = {
+    "blind": "blind audit",
+    "random": "random",
+    "uncertain": "uncertain",
+    "diverse": "uncertain, and unlike each other",
+    "unlike": "unlike what is known",
+    "coverage": "site with few answers",
+    "disagreement": "models disagree",
+}
+
+UNFINISHED = ("freezing", "training", "gating")
+
+JOB_STATES = ("queued", "running", "succeeded", "failed", "cancelled")
+
+
+def plain(word: str) -> str:
+    """A word of the record as people write it."""
+    return STATES.get(word, word.replace("_", " ").replace("auroc", "AUROC"))
+
+
+def estimate(value: Mapping[str, Any] | None) -> str:
+    """An estimate with its interval and number of cases."""
+    if not value:
+        return "–"
+    interval = f"({value['low']:.3f}\u00a0to\u00a0{value['high']:.3f})"
+    return f"{value['value']:.3f} {interval}, n\u00a0=\u00a0{value['n']}"
+
+
+def percent(share: float) -> str:
+    """A share in per cent; one that rounds to nothing or all of it says so."""
+    if 0 < share < 0.01:
+        return "under 1 %"
+    if 0.99 < share < 1:
+        return "over 99 %"
+    return f"{share:.0%}".replace("%", " %")

@@ -1,0 +1,165 @@
+"""What the console shows in the tests: made through the record as the service would, one line for each test."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipelines import images, synthetic
+from registry import audit, blobs, candidates, cases, datasets, lines, promotions, users, worklists
+from registry.candidates import Candidate
+from registry.db import Connection
+from registry.lines import Line
+from registry.users import Role
+from tests import factories
+from tests.api.service import Service
+from tests.api.test_predictions import crown
+
+PEOPLE: dict[str, tuple[str, tuple[Role, ...]]] = {
+    "clara": ("Dr Clara Clinician, radiology", ("submitter",)),
+    "carl": ("Dr Carl Colleague, radiology", ("submitter",)),
+    "rita": ("Rita Reviewer, ML engineer", ("reviewer",)),
+    "anna": ("Dr Anna Approver, clinical safety", ("approver",)),
+    "ben": ("Dr Ben Approver, radiology", ("approver",)),
+    "otto": ("Otto Operator", ("operator", "auditor")),
+}
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """A line and what is on it; `worklist` are case ids in their order, the first of them a blind audit."""
+
+    line: str
+    champion: Candidate
+    candidate: Candidate
+    failed: Candidate
+    worklist: list[int]
+    discordant: int
+
+
+def make_scene(service: Service, *, to_read: int = 24, blind_fraction: float = 0.0) -> Scene:
+    """Make a line with a champion that serves, a candidate that passed, one that failed, and cases to read."""
+    name = service.new_line(blind_fraction=blind_fraction, gates={"minimum_cases_per_class": 5})
+    crown(service, name)
+    with service.connect() as connection:
+        line = lines.get_line(connection, name)
+        read = images_in(connection, service, line, count=to_read + 1)
+        discordant = read.pop()
+        for reader, finding in (("clara", "pneumonia"), ("carl", "normal")):
+            person = users.by_name(connection, reader)
+            case = cases.get_case(connection, discordant)
+            factories.confirmation(connection, case, actor=person, reader=reader, finding=finding)
+        rank(connection, line, read)
+        champion = promotions.champion(connection, line.line_id)
+        assert champion is not None
+        failed = gated(connection, line, verdict="fail")
+        passed = gated(connection, line, verdict="pass")
+        connection.commit()
+    return Scene(line=name, champion=champion, candidate=passed, failed=failed, worklist=read, discordant=discordant)
+
+
+def images_in(connection: Connection, service: Service, line: Line, *, count: int, size: int = 96) -> list[int]:
+    """Synthetic radiographs as cases; every third has 12 bits in 16. Returns their ids."""
+    pictures, _ = synthetic.radiographs(count, rng=np.random.default_rng(next(_numbers)), size=size)
+    made = []
+    for place, picture in enumerate(pictures):
+        pixels = picture if place % 3 else picture.astype(np.uint16) * 16
+        digest = blobs.put(connection, service.blob_root, images.npy_bytes(pixels), media_type="application/x-npy")
+        sender = users.by_name(connection, "second-submitter")
+        made.append(
+            factories.case(
+                connection, line, actor=sender, image_digest=digest, site=("north", "south")[place % 2],
+                external_id=f"{line.name}-{next(_numbers):04d}", scanner="dx-2", age_band="1-5",
+            ).case_id
+        )  # fmt: skip
+    return made
+
+
+def rank(connection: Connection, line: Line, case_ids: list[int]) -> None:
+    """Leave a ranking as a worker would."""
+    last_case_id, last_confirmation_id = worklists.reach(connection, line.line_id)
+    champion = promotions.champion(connection, line.line_id)
+    arms = ["random", "uncertain", "coverage"]
+    words = {
+        "random": "random, so that the rest can be trusted",
+        "uncertain": "uncertain: .52 for pneumonia",
+        "coverage": "site south has 12 confirmations of 340 cases",
+    }
+    chosen = [arms[place % 3] for place in range(len(case_ids))]
+    worklists.replace(
+        connection,
+        line_id=line.line_id,
+        candidate_id=champion.candidate_id if champion else None,
+        protocol_id=lines.current_protocol(connection, line.line_id).protocol_id,
+        shares={"random": 1.0},
+        left_out=0,
+        last_case_id=last_case_id,
+        last_confirmation_id=last_confirmation_id,
+        case_ids=case_ids,
+        arms=chosen,
+        reasons=[words[arm] for arm in chosen],
+    )
+
+
+def gated(connection: Connection, line: Line, *, verdict: str) -> Candidate:
+    """A candidate whose gate report says something of each kind of gate."""
+    made = factories.candidate(connection, line)
+    champion = promotions.champion(connection, line.line_id)
+    protocol = lines.current_protocol(connection, line.line_id)
+    document = {
+        "candidate_digest": made.weights_digest,
+        "champion_digest": None if champion is None else champion.weights_digest,
+        "dataset_digest": datasets.get(connection, made.dataset_version_id).digest,
+        "protocol_digest": protocol.digest,
+        "verdict": verdict,
+        "results": results(verdict),
+    }
+    candidates.record_gate_report(
+        connection,
+        candidate_id=made.candidate_id,
+        champion_candidate_id=None if champion is None else champion.candidate_id,
+        dataset_version_id=made.dataset_version_id,
+        protocol_id=protocol.protocol_id,
+        verdict=verdict,
+        document=document,
+        text=f"verdict: {verdict}",
+        digest=audit.digest_of(document),
+    )
+    return candidates.get(connection, made.candidate_id)
+
+
+def results(verdict: str) -> list[dict[str, Any]]:
+    """Rows of a gate report."""
+
+    def estimate(value: float) -> dict[str, Any]:
+        return {"value": value, "low": value - 0.02, "high": value + 0.02, "n": 315, "level": 0.9}
+
+    def row(name: str, requirement: str, reason: str, verdict: str = "pass", **measured: Any) -> dict[str, Any]:
+        nothing = {"candidate": None, "champion": None, "difference": None, "details": {}}
+        return {"name": name, "requirement": requirement, "reason": reason, "verdict": verdict, **nothing, **measured}
+
+    poisoned = "pacs-east disagrees in 96 % of 40 labels" if verdict == "fail" else "at most 8 %"
+    auroc = {"candidate": estimate(0.968), "champion": estimate(0.947), "difference": estimate(0.021)}
+    return [
+        row("minimum_cases", "at least 5 sealed cases of each class", "normal 120, pneumonia 195"),
+        row("auroc", "at least 0.80, not worse by more than 0.03", "0.968, 0.021 better than the champion", **auroc),
+        row("submitters", "nobody disagrees with the others in more than 35 %", poisoned, verdict),
+    ]
+
+
+def wait_for_champion(service: Service, scene: Scene) -> None:
+    """Wait until the inference process serves the scene's champion."""
+    end = time.monotonic() + 30
+    with service.client("operator") as client:
+        while time.monotonic() < end:
+            answer = client.post(f"/v1/cases/{scene.worklist[-1]}/predictions", params={"shown": False})
+            if answer.status_code == 200:
+                return
+            time.sleep(0.1)
+    raise AssertionError(answer.text)

@@ -1,0 +1,159 @@
+"""Photographs of every page after a demo, for the README and the docs.
+
+    python -m tests.console.screenshots [--home DIR]     # without --home: plays the demo first, some two minutes
+
+What a person would do is done: a case is read, the model asked, a heat map shown. Pictures have few colours, so that
+none is larger than 150 kB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from api.cli.demo import LINE
+from api.cli.home import home_at, read_stack_file
+from api.cli.links import make_link
+from registry import adjudications, candidates, datasets, db, lines, runs
+
+FOLDER = Path(__file__).parents[2] / "docs" / "images"
+LARGEST_BYTES = 150_000
+PATIENCE_SECONDS = 900.0
+
+
+@contextmanager
+def demo() -> Iterator[Path]:
+    """Play the demo and keep it up; gives its home."""
+    home = Path(tempfile.mkdtemp(prefix="ovr-")) / "demo"
+    with subprocess.Popen(
+        [sys.executable, "-m", "api.cli", "demo", "--keep", "--home", str(home)], stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            end = time.monotonic() + PATIENCE_SECONDS
+            assert process.stderr is not None
+            for line in process.stderr:
+                sys.stderr.write(line)
+                if "Ctrl-C stops it" in line or time.monotonic() > end:
+                    break
+            yield home
+        finally:
+            process.terminate()
+    shutil.rmtree(home.parent, ignore_errors=True)
+
+
+class Camera:
+    """Opens pages of a running service as one of its people, and keeps what they see."""
+
+    def __init__(self, browser: Browser, home: Path) -> None:
+        stack = read_stack_file(home_at(home))
+        assert stack is not None
+        assert stack.database_url is not None
+        self.browser, self.url, self.database_url = browser, stack.api_url, stack.database_url
+
+    def enter(self, name: str, *, height: int = 800, scheme: str = "light") -> Page:
+        """Somebody's browser, signed in."""
+        context = self.browser.new_context(
+            base_url=self.url, viewport={"width": 1280, "height": height}, color_scheme=scheme
+        )
+        page = context.new_page()
+        page.goto(make_link(database_url=self.database_url, api_url=self.url, name=name))
+        page.get_by_role("button", name="Sign in as").click()
+        page.wait_for_url("**/console")
+        return page
+
+    def shoot(self, page: Page, name: str, *, path: str | None = None, whole: bool = False) -> None:
+        """Keep what a page shows."""
+        if path is not None:
+            page.goto(path)
+        page.wait_for_load_state("networkidle")
+        if page.locator("canvas").count():
+            page.locator("canvas[data-drawn]").wait_for()
+        picture = Image.open(io.BytesIO(page.screenshot(full_page=whole))).convert("RGB")
+        target = FOLDER / f"console-{name}.png"
+        for colours in (256, 128, 64, 32):  # dithering keeps greys grey, and costs bytes
+            picture.quantize(colours, dither=Image.Dither.FLOYDSTEINBERG).save(target, optimize=True)
+            if target.stat().st_size <= LARGEST_BYTES:
+                return
+        raise SystemExit(f"{target} is larger than {LARGEST_BYTES} bytes")
+
+
+def photograph(camera: Camera) -> None:
+    """Walk through the console as each of the demo's people."""
+    with db.connect(camera.database_url) as connection:
+        line = lines.get_line(connection, LINE)
+        made = candidates.list_candidates(connection, line.line_id)
+        passed = next(one for one in made if one.state == "champion")
+        failed = next(one for one in made if one.state == "gates_failed")
+        version = datasets.list_versions(connection, line.line_id)[0].dataset_version_id
+        run = runs.list_runs(connection, line.line_id)[0].run_id
+        (first, *_) = adjudications.discordances(connection, line_id=line.line_id)
+    at = f"/console/lines/{LINE}"
+
+    clara = camera.enter("clara")
+    camera.shoot(clara, "home")
+    camera.shoot(clara, "worklist", path=f"{at}/worklist")
+    clara.goto(f"{at}/worklist/next?reason=random")
+    camera.shoot(clara, "case")
+    clara.keyboard.press("p")
+    clara.get_by_text("At its operating point").wait_for()
+    clara.keyboard.press("a")
+    clara.get_by_text("You answered").wait_for()
+    clara.keyboard.press("h")
+    clara.locator("canvas[data-heat]").wait_for()
+    camera.shoot(clara, "answered")
+    camera.shoot(clara, "mine", path="/console/mine")
+    dark = camera.enter("clara", scheme="dark")
+    dark.goto(f"{at}/worklist/next?place=5")
+    camera.shoot(dark, "dark")
+
+    rita = camera.enter("rita")
+    camera.shoot(rita, "discordances", path=f"{at}/discordances")
+    camera.shoot(rita, "settle", path=f"/console/cases/{first.case_id}/settle")
+    camera.shoot(rita, "line", path=at, whole=True)
+    camera.shoot(rita, "dataset", path=f"/console/dataset-versions/{version}", whole=True)
+    camera.shoot(rita, "run", path=f"/console/runs/{run}")
+    camera.shoot(rita, "compare", path=f"{at}/compare?left={passed.candidate_id}&right={failed.candidate_id}")
+
+    anna = camera.enter("anna")
+    camera.shoot(anna, "candidate", path=f"/console/candidates/{passed.candidate_id}", whole=True)
+    camera.shoot(anna, "blocked", path=f"/console/candidates/{failed.candidate_id}", whole=True)
+    camera.shoot(anna, "champions", path=f"{at}/champions")
+
+    otto = camera.enter("otto")
+    camera.shoot(otto, "operations", path="/console/operations")
+    camera.shoot(otto, "audit", path="/console/audit?action=promotion:&verify=true")
+
+
+def main(arguments: list[str]) -> int:
+    """Photograph a demo that runs, or one of our own."""
+    parser = argparse.ArgumentParser(description="photographs of the console")
+    parser.add_argument("--home", type=Path, help="home of a demo that runs with --keep")
+    options = parser.parse_args(arguments)
+    program = shutil.which("chromium")
+    if program is None:
+        raise SystemExit("no Chromium: `make servers` installs it where it can")
+    FOLDER.mkdir(exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        if options.home:
+            photograph(Camera(browser, options.home))
+        else:
+            with demo() as home:
+                photograph(Camera(browser, home))
+        browser.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,84 @@
+"""Reviewing, signing with two people, promoting, rolling back; and buttons that say why they are blocked."""
+
+from __future__ import annotations
+
+from playwright.sync_api import Page, expect
+
+from registry import approvals, lines, promotions
+from tests.api.service import PASSWORD, Service
+from tests.console.conftest import Enter
+from tests.console.scene import Scene
+
+
+def sign(page: Page, *, password: str = PASSWORD, reason: str = "I read the report and the checks") -> None:
+    page.get_by_label("approve that this candidate becomes the champion").check()
+    page.get_by_role("region", name="Sign").get_by_label("Why").fill(reason)
+    page.get_by_label("Your password, once more").fill(password)
+    page.get_by_role("button", name="Sign as").click()
+
+
+def test_two_people_sign_one_promotes_and_it_is_rolled_back(service: Service, scene: Scene, enter: Enter) -> None:
+    here = f"/console/candidates/{scene.candidate.candidate_id}"
+    first = enter("anna")
+    first.get_by_role("region", name="Pneumonia").filter(has_text=scene.line).get_by_role(
+        "link", name=f"Model {scene.candidate.number} passed its gates"
+    ).click()
+    expect(first.get_by_role("region", name="Checks").first).to_contain_text("0.968 (0.948 to 0.988), n = 315")
+    sign(first)
+    expect(first.get_by_text("1 of 2 signatures")).to_be_visible()
+    expect(first.get_by_text("Blocked: you have signed this gate report already.")).to_be_visible()
+    expect(first.get_by_text("Blocked: 1 of 2 approvals; 1 more people have to sign.")).to_be_visible()
+
+    second = enter("ben", here)
+    sign(second)
+    expect(second.get_by_role("region", name="Signatures")).to_contain_text("Dr Anna Approver, clinical safety")
+    second.get_by_role("region", name="Sign").get_by_label("Why").fill("better, and equal at every site")
+    second.get_by_role("button", name=f"Make model {scene.candidate.number} champion").click()
+    expect(second.get_by_role("status")).to_contain_text("champion")
+    with service.connect() as connection:
+        line_id = lines.get_line(connection, scene.line).line_id
+        champion = promotions.champion(connection, line_id)
+        assert champion is not None
+        assert champion.candidate_id == scene.candidate.candidate_id
+        assert {one.printed_name for one in approvals.standing(connection, champion.candidate_id)} == {
+            "Dr Anna Approver, clinical safety", "Dr Ben Approver, radiology",
+        }  # fmt: skip
+
+    first.goto(f"/console/lines/{scene.line}/champions")
+    expect(first.get_by_role("region", name="Champions")).to_contain_text("Dr Ben Approver, radiology")
+    first.get_by_label("Why").fill("false alarms at the south site")
+    first.get_by_role("button", name=f"Roll back to model {scene.champion.number}").click()
+    expect(first.get_by_role("region", name="Champions")).to_contain_text("rolled back by Dr Anna Approver")
+    with service.connect() as connection:
+        back = promotions.champion(connection, line_id)
+        assert back is not None
+        assert back.candidate_id == scene.champion.candidate_id
+
+
+def test_a_wrong_password_signs_nothing_and_keeps_the_reason(service: Service, scene: Scene, enter: Enter) -> None:
+    page = enter("anna", f"/console/candidates/{scene.candidate.candidate_id}")
+    sign(page, password="not the password", reason="all checks passed")
+    expect(page.get_by_role("alert")).to_contain_text("nothing was signed")
+    expect(page.get_by_role("region", name="Sign").get_by_label("Why")).to_have_value("all checks passed")
+    expect(page.get_by_label("Your password, once more")).to_have_value("")
+    with service.connect() as connection:
+        assert approvals.list_for_candidate(connection, scene.candidate.candidate_id) == []
+
+
+def test_a_candidate_that_failed_cannot_be_signed_and_the_button_says_why(scene: Scene, enter: Enter) -> None:
+    page = enter("anna", f"/console/candidates/{scene.failed.candidate_id}")
+    button = page.get_by_role("button", name="Sign", exact=True)
+    expect(button).to_be_disabled()
+    expect(button).to_have_accessible_description(
+        f"Blocked: candidate {scene.failed.number} has not passed its gates; there is nothing to sign."
+    )
+    expect(page.get_by_role("region", name="Checks").first).to_contain_text("pacs-east disagrees in 96 %")
+
+
+def test_a_reviewer_sees_the_evidence_and_no_way_to_sign(scene: Scene, enter: Enter) -> None:
+    page = enter("rita", f"/console/candidates/{scene.candidate.candidate_id}")
+    expect(page.get_by_role("heading", name="Checks")).to_be_visible()
+    expect(page.get_by_label("Your password, once more")).to_have_count(0)
+    expect(page.get_by_role("button", name="champion")).to_have_count(0)
+    page.get_by_role("link", name="with today's champion").click()
+    expect(page.get_by_role("region", name="Comparison")).to_contain_text("0.968")

@@ -145,6 +145,11 @@ def discordances(conn: Connection, *, line_id: int, after: int = 0, limit: int =
     ]
 
 
+def is_discordant(conn: Connection, case_id: int) -> bool:
+    """Say whether a case waits for an adjudication."""
+    return bool(fetch_value(conn, "SELECT EXISTS (SELECT FROM discordances WHERE case_id = %s)", (case_id,)))
+
+
 def count_discordances(conn: Connection, line_id: int) -> int:
     """Number of cases of a line that wait for an adjudication."""
     value = fetch_value(

@@ -6,9 +6,9 @@ A page does nothing itself: it calls the function behind the API's route with th
 from __future__ import annotations
 
 import json
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import Response
+from fastapi import Form, Response
 from pydantic import BaseModel, ValidationError
 
 from api.errors import Refusal, document_of, invalid
@@ -16,6 +16,9 @@ from registry.errors import RegistryError
 
 REFUSALS = (Refusal, RegistryError)
 """What the function behind a route may raise for the person at the form to read."""
+
+Key = Annotated[str, Form(min_length=1, max_length=200)]
+"""Every form that adds to the record has one of its own, made with the page: sent twice, it is done once."""
 
 Asked = TypeVar("Asked", bound=BaseModel)
 

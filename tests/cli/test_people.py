@@ -101,3 +101,12 @@ def test_an_approver_without_a_password_is_pointed_to_it(fresh_database: str, tm
     assert "overread user password carl" in made.stderr
     with db.connect(fresh_database) as connection:
         assert users.by_name(connection, "carl").roles == ("approver",)
+
+
+def test_no_link_is_made_where_the_record_is_elsewhere(anna: str, tmp_path: Path) -> None:
+    done = with_input("", "user", "link", "anna", url=anna, home=tmp_path)
+    assert done.returncode != 0
+    assert "no links are made for it" in done.stderr
+    assert "/console/link/" not in done.stdout
+    with db.connect(anna) as connection:
+        assert connection.execute("SELECT count(*) FROM sign_in_links").fetchone() == (0,)

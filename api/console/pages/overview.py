@@ -61,7 +61,7 @@ def start_run(
     user: CurrentUser,
     pool: Pool,
     line: str,
-    key: Annotated[str, Form(min_length=1, max_length=200)],
+    key: forms.Key,
     reason: Annotated[str, Form()] = "",
 ) -> Response:
     """Ask for a new model from what is confirmed so far."""

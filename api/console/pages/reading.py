@@ -19,6 +19,7 @@ from api.console.route import pages_router, people, see
 from api.dependencies import CurrentReader, Id, Inference, Pool, Reader, Settings
 from api.v1 import adjudications, predictions, worklist
 from api.v1.confirmations import NewConfirmation, confirm
+from registry import adjudications as discordances
 from registry import blobs, cases, confirmations, db, lines, worklists
 from registry import predictions as said
 from registry.confirmations import AiExposure, Confirmation
@@ -140,7 +141,7 @@ def answer(
     pool: Pool,
     case_id: Id,
     trail: OnTrail,
-    key: Annotated[str, Form()] = "",
+    key: forms.Key,
     finding: Annotated[str, Form()] = "",
     evidence: Annotated[str, Form()] = "",
     note: Annotated[str, Form()] = "",
@@ -159,7 +160,7 @@ def answer(
             reason=note.strip() or None,
             supersedes=supersedes,
         )
-        confirm(reader.user, pool, _key(key), case_id, wish)
+        confirm(reader.user, pool, key, case_id, wish)
     except forms.REFUSALS as refused:
         typed = {"finding": finding, "evidence": evidence, "note": note}
         return _show(request, reader, pool, case_id, trail, refused=forms.refusal(refused), typed=typed)
@@ -175,12 +176,12 @@ def undo(
     case_id: Id,
     trail: OnTrail,
     confirmation_id: Annotated[int, Form(ge=1, le=2**63 - 1)],
-    key: Annotated[str, Form()] = "",
+    key: forms.Key,
 ) -> Response:
     """Take an answer back: it stays in the record, retracted."""
     try:
         wish = forms.asked(adjudications.NewRetraction, reason="taken back by the reader")
-        adjudications.retract(reader.user, pool, _key(key), confirmation_id, wish)
+        adjudications.retract(reader.user, pool, key, confirmation_id, wish)
     except forms.REFUSALS as refused:
         return _show(request, reader, pool, case_id, trail, refused=forms.refusal(refused))
     return see(f"/cases/{case_id}?{trail}")
@@ -233,9 +234,11 @@ def heat_map(
     with db.transaction(pool) as connection:
         if _exposure(connection, case_id, reader.user) == "blind":
             raise Invalid("ask the model first: a heat map shows what it says")
-    return predictions.heat_map(
+    drawn = predictions.heat_map(
         reader=reader, pool=pool, inference=inference, settings=settings, case_id=case_id, finding=finding
     )
+    drawn.headers["Cache-Control"] = "no-store"
+    return drawn
 
 
 def look(connection: db.Connection, case_id: int, *, reader: User) -> Seen:
@@ -244,7 +247,6 @@ def look(connection: db.Connection, case_id: int, *, reader: User) -> Seen:
     line = lines.line_by_id(connection, case.line_id)
     answers = confirmations.list_for_case(connection, case_id)
     mine = [row for row in answers if row.submitted_by == reader.user_id and _stands(row)]
-    findings = {row.finding for row in answers if _stands(row)}
     return Seen(
         case=case,
         line=line,
@@ -253,7 +255,7 @@ def look(connection: db.Connection, case_id: int, *, reader: User) -> Seen:
         mine=mine[-1] if mine else None,
         shown=_shown_to(connection, case_id, reader),
         blind=worklists.is_blind(connection, line=line, image_digest=case.image_digest),
-        discordant=len(findings) > 1,
+        discordant=discordances.is_discordant(connection, case_id),
     )
 
 
@@ -295,9 +297,3 @@ def _shown_to(connection: db.Connection, case_id: int, reader: User) -> Predicti
 
 def _exposure(connection: db.Connection, case_id: int, reader: User) -> AiExposure:
     return "blind" if _shown_to(connection, case_id, reader) is None else "aided"
-
-
-def _key(key: str) -> str:
-    if not 1 <= len(key) <= 200:
-        raise Invalid("this form has lost its key; load the page again")
-    return key

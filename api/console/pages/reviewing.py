@@ -84,7 +84,7 @@ async def sign(
     pool: Pool,
     user: CurrentUser,
     candidate_id: Id,
-    key: Annotated[str, Form(min_length=1, max_length=200)],
+    key: forms.Key,
     decision: Annotated[str, Form()] = "",
     reason: Annotated[str, Form()] = "",
     password: Annotated[str, Form()] = "",
@@ -109,7 +109,7 @@ def promote(
     pool: Pool,
     user: CurrentUser,
     candidate_id: Id,
-    key: Annotated[str, Form(min_length=1, max_length=200)],
+    key: forms.Key,
     expected: Annotated[int, Form()],
     reason: Annotated[str, Form()] = "",
 ) -> Response:
@@ -136,7 +136,7 @@ def roll_back(
     pool: Pool,
     user: CurrentUser,
     line: str,
-    key: Annotated[str, Form(min_length=1, max_length=200)],
+    key: forms.Key,
     expected: Annotated[int, Form()],
     reason: Annotated[str, Form()] = "",
 ) -> Response:

@@ -43,7 +43,7 @@ def settle(
     reader: CurrentReader,
     pool: Pool,
     case_id: Id,
-    key: Annotated[str, Form(max_length=200)] = "",
+    key: forms.Key,
     finding: Annotated[str, Form()] = "",
     reason: Annotated[str, Form()] = "",
     last_seen: Annotated[int, Form()] = 0,

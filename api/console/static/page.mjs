@@ -32,6 +32,9 @@ tellTimes(document);
 
 document.querySelector("#refused")?.focus();
 
+// Without TLS a browser drops the cookie of a sign-in without a word.
+if (!isSecureContext) document.querySelector("[data-insecure]")?.removeAttribute("hidden");
+
 // Live parts: the same page is fetched and the part taken from it. Nobody who has left the desk stays signed in by it.
 const LIVE_MS = 2000;
 const DESK_MS = 10 * 60 * 1000;

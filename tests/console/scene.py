@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import images, synthetic
-from registry import audit, blobs, candidates, cases, datasets, lines, promotions, users, worklists
+from pipelines import evidence, images, synthetic
+from registry import audit, blobs, candidates, cases, lines, promotions, users, worklists
 from registry.candidates import Candidate
 from registry.db import Connection
 from registry.lines import Line
@@ -18,6 +18,7 @@ from registry.users import Role
 from tests import factories
 from tests.api.service import Service
 from tests.api.test_predictions import crown
+from tests.pipelines.test_evidence import comparison
 
 PEOPLE: dict[str, tuple[str, tuple[Role, ...]]] = {
     "clara": ("Dr Clara Clinician, radiology", ("submitter",)),
@@ -27,6 +28,9 @@ PEOPLE: dict[str, tuple[str, tuple[Role, ...]]] = {
     "ben": ("Dr Ben Approver, radiology", ("approver",)),
     "otto": ("Otto Operator", ("operator", "auditor")),
 }
+
+EVIDENCE = evidence.gather(comparison())
+"""Points of the plots of a report, from a computer's numbers."""
 
 _numbers = itertools.count(1)
 
@@ -110,27 +114,10 @@ def rank(connection: Connection, line: Line, case_ids: list[int]) -> None:
 def gated(connection: Connection, line: Line, *, verdict: str) -> Candidate:
     """A candidate whose gate report says something of each kind of gate."""
     made = factories.candidate(connection, line)
-    champion = promotions.champion(connection, line.line_id)
-    protocol = lines.current_protocol(connection, line.line_id)
-    document = {
-        "candidate_digest": made.weights_digest,
-        "champion_digest": None if champion is None else champion.weights_digest,
-        "dataset_digest": datasets.get(connection, made.dataset_version_id).digest,
-        "protocol_digest": protocol.digest,
-        "verdict": verdict,
-        "results": results(verdict),
-    }
-    candidates.record_gate_report(
-        connection,
-        candidate_id=made.candidate_id,
-        champion_candidate_id=None if champion is None else champion.candidate_id,
-        dataset_version_id=made.dataset_version_id,
-        protocol_id=protocol.protocol_id,
-        verdict=verdict,
-        document=document,
-        text=f"verdict: {verdict}",
-        digest=audit.digest_of(document),
-    )
+    values = factories.gate_report_values(connection, made, verdict=verdict)
+    document = {**values["document"], "results": results(verdict), "evidence": EVIDENCE}
+    changes = {"document": document, "digest": audit.digest_of(document)}
+    candidates.record_gate_report(connection, **{**values, **changes})
     return candidates.get(connection, made.candidate_id)
 
 

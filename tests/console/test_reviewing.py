@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from playwright.sync_api import Page, expect
 
-from registry import approvals, lines, promotions
+from registry import approvals, lines, promotions, users
 from tests.api.service import PASSWORD, Service
 from tests.console.conftest import Enter
 from tests.console.scene import Scene
@@ -80,5 +80,36 @@ def test_a_reviewer_sees_the_evidence_and_no_way_to_sign(scene: Scene, enter: En
     expect(page.get_by_role("heading", name="Checks")).to_be_visible()
     expect(page.get_by_label("Your password, once more")).to_have_count(0)
     expect(page.get_by_role("button", name="champion")).to_have_count(0)
+    charts = page.get_by_role("region", name="What was measured")
+    expect(charts.get_by_role("img").first).to_be_visible()
+    charts.get_by_text("The same as a table").first.click()
+    expect(charts.get_by_role("table").first).to_be_visible()
+    expect(page.get_by_role("region", name="Cases that changed sides")).to_be_visible()
     page.get_by_role("link", name="with today's champion").click()
     expect(page.get_by_role("region", name="Comparison")).to_contain_text("0.968")
+
+
+def test_whoever_may_not_review_learns_whether_it_passed_until_somebody_has_decided(
+    service: Service, scene: Scene, enter: Enter
+) -> None:
+    here = f"/console/candidates/{scene.candidate.candidate_id}"
+    page = enter("clara", here)
+    expect(page.get_by_role("status")).to_contain_text("Gates ✓ passed")
+    expect(page.get_by_role("region", name="Checks").first).to_contain_text("not open to you yet")
+    expect(page.get_by_role("region", name="What was measured")).to_have_count(0)
+    assert "0.968" not in page.content()
+    page.goto(
+        f"/console/lines/{scene.line}/compare?left={scene.champion.candidate_id}&right={scene.candidate.candidate_id}"
+    )
+    expect(page.get_by_role("region", name="Comparison")).to_contain_text("not open to you yet")
+    assert "0.968" not in page.content()
+    page.goto(f"/console/candidates/{scene.failed.candidate_id}")
+    expect(page.get_by_role("status")).to_contain_text("not passed")
+    with service.connect() as connection:
+        ben = users.by_name(connection, "ben")
+        approvals.sign(
+            connection, candidate_id=scene.candidate.candidate_id, approver=ben, decision="reject", reason="too few"
+        )
+        connection.commit()
+    page.goto(here)
+    expect(page.get_by_role("region", name="Checks").first).to_contain_text("0.968")

@@ -89,12 +89,12 @@ def forest(comparison: Comparison) -> list[dict[str, Any]]:
     rule = comparison.protocol.gates.subgroups
     attributes = tuple(comparison.sealed.traits) if rule is None else rule.attributes
     critical = () if rule is None else rule.critical
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, members, tier in subgroups.declared(comparison.sealed.traits, attributes, critical):
         for endpoint in decisions_of(comparison):
             chosen = members & among(comparison, endpoint)
             if chosen.sum() >= FEWEST:
-                row = {"slice": name, "tier": tier, "endpoint": endpoint, "n": int(chosen.sum())}
+                row: dict[str, Any] = {"slice": name, "tier": tier, "endpoint": endpoint, "n": int(chosen.sum())}
                 rows.append(row | _shares(comparison, chosen, endpoint=endpoint))
     largest = sorted(rows, key=lambda row: -row["n"])[:ROWS]
     return sorted(largest, key=lambda row: (row["endpoint"], row["tier"] != "critical", row["slice"]))

@@ -28,6 +28,7 @@ def render_text(report: GateReport) -> str:
         "",
         f"candidate {report.candidate_digest[:12]} · champion {champion}",
         f"dataset {report.dataset_digest[:12]} · protocol {report.protocol_digest[:12]} · sealed test: {counts}",
+        *_sealed(report),
         "",
     ]
     cells = [("gate", "verdict", "candidate", "champion", "difference", "n"), *map(_cells, report.results)]
@@ -45,6 +46,21 @@ def render_text(report: GateReport) -> str:
             subsequent_indent="  ",
         )
     return "\n".join(lines) + "\n"
+
+
+def _sealed(report: GateReport) -> list[str]:
+    """Which use of the sealed test this was, what it was worth, and which cases changed sides."""
+    lines, use, flips = [], report.sealed_test, report.evidence.get("flips", {})
+    if use is not None:
+        words = "every use at alpha, no plan for wear" if use["wallet"] == "unlimited" else f"wallet {use['wallet']}"
+        lines.append(f"use {use['place']} of its epoch {use['epoch']}, {words} · judged at level {use['level']:.4g}")
+    if "counts" in flips:
+        lost, gained = flips["counts"]["lost"], flips["counts"]["gained"]
+        named = ", ".join(str(one["case"]) for one in flips["lost"][:10])
+        lines.append(f"of {flips['n']} cases {lost} are lost that the champion has right, {gained} gained")
+        if named:
+            lines.append(f"lost first: cases {named}" + (" …" if lost > 10 else ""))
+    return lines
 
 
 def _cells(result: GateResult) -> tuple[str, str, str, str, str, str]:

@@ -305,8 +305,8 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
         keep_going=job.orphan_watch(),
     )
     data = network.save_weights(trained.module)
-    weights = directory / "weights.safetensors"
-    job.write_atomically(weights, data)
+    file = directory / "weights.safetensors"
+    job.write_atomically(file, data)
     metadata = {
         **trained.metadata,
         "dataset_number": version.number,
@@ -314,7 +314,7 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
     }
     job.write_atomically(directory / "metadata.json", json.dumps(metadata, allow_nan=False, indent=1).encode())
     return {
-        "weights": str(weights),
+        "weights": str(file),
         "weights_digest": network.digest_of_bytes(data),
         "metadata": metadata,
         "history": trained.history,

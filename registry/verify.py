@@ -143,7 +143,7 @@ _UNPAID: LiteralString = """
         JOIN protocols ON protocols.protocol_id = uses.protocol_id
         WINDOW so_far AS (PARTITION BY uses.line_id, epoch, wallet ORDER BY place)
     ) chained JOIN lines USING (line_id)
-    WHERE place <> next_place OR wallet_before > alpha OR wallet_before <> remaining
+    WHERE place <> next_place OR (place = 1 AND wallet_before > alpha) OR wallet_before <> remaining
     ORDER BY sealed_test_use_id LIMIT 1"""
 _WORN: LiteralString = """
     SELECT name, uses.sealed_test_use_id FROM sealed_test_uses uses JOIN lines USING (line_id)

@@ -118,7 +118,7 @@ def decision_curve(evidence: Mapping[str, Any]) -> Chart:
     for name, values in curves.items():
         points = [(at, value) for at, value in zip(thresholds, values, strict=True) if value >= lowest]
         parts.append(_line(points, x, y, f"curve {name}"))
-    parts.append(_legend(list(curves), across=x(0.45), down=y(highest * 0.99)))
+    parts.append(_legend(list(curves), across=x(0.04), down=y(highest * 0.30)))
     step = max(1, len(thresholds) // 10)
     rows = tuple(
         (number(thresholds[k]), *(number(values[k], signed=True) for values in curves.values()))
@@ -190,7 +190,7 @@ def forgetting(evidence: Mapping[str, Any]) -> Chart:
             parts += _heat(cell, across=left + wide * column, down=down, wide=wide, high=high)
             value, other = cell.get("candidate"), cell.get("champion")  # absent where there are too few cases
             rows.append((site or "unknown", names[column], str(cell["n"]), number(value), number(other)))
-    size = {"width": left + wide * len(names) + 8, "height": 30 + high * len(evidence["sites"])}
+    size = {"width": max(640, left + wide * len(names) + 8), "height": 30 + high * len(evidence["sites"])}
     return Chart(
         key="forgetting",
         title="Forgetting",

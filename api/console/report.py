@@ -190,7 +190,9 @@ def _plain(value: Any) -> str:
 
 def _slices(rows: list[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
     """What the gate `subgroups` said of each slice, where the protocol asks for it."""
-    found = next((row.get("details", {}).get("slices", []) for row in rows if row["name"] == "subgroups"), [])
+    found: list[Mapping[str, Any]] = next(
+        (row.get("details", {}).get("slices", []) for row in rows if row["name"] == "subgroups"), []
+    )
     return tuple(
         {
             "name": one["name"],

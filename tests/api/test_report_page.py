@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
+from typer.testing import CliRunner
 
+from api.cli import app
 from api.cli.work import write_page
 from api.console import charts, report
 from pipelines import evidence, gates
+from registry import audit, candidates, lines
+from tests import factories
+from tests.api.service import Service
 from tests.pipelines.test_evidence import comparison
 
 USE = {"use": 4, "epoch": 1, "after_version": 0, "wallet": "recipe", "place": 2, "level": 0.0192}
@@ -137,6 +143,33 @@ def test_a_plot_that_is_missing_says_why_and_leaves_the_others(missing: str) -> 
     page = report.standalone(told, digest="5" * 64, number=3, made_at="now")
     assert f"No {missing.replace('_', ' ')}: too few cases of a class." in page
     assert page.count("<svg") == 4
+
+
+@pytest.mark.parametrize(("role", "withheld"), [("reviewer", False), ("operator", True)])
+def test_the_commands_ask_the_service_and_show_what_this_person_may_see(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str, withheld: bool
+) -> None:
+    line = service.new_line()
+    with service.connect() as connection:
+        candidate = factories.candidate(connection, lines.get_line(connection, line))
+        values = factories.gate_report_values(connection, candidate, verdict="fail")
+        whole = {**DOCUMENT, **values["document"], "line": line, "results": DOCUMENT["results"]}
+        values |= {"document": whole, "digest": audit.digest_of(whole)}
+        candidates.record_gate_report(connection, **values)
+    monkeypatch.setenv("OVERREAD_API_URL", service.url)
+    monkeypatch.setenv("OVERREAD_API_KEY", service.keys[role])
+    number = str(candidate.candidate_id)
+    written = CliRunner().invoke(app, ["candidate", "report", number, "--html", str(tmp_path / "report.html")])
+    assert written.exit_code == 0, written.output
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert ("<svg" not in text) == withheld
+    assert ("not open to you yet" in text) == withheld
+    told = CliRunner().invoke(app, ["candidate", "facts", number])
+    assert told.exit_code == 0, told.output
+    assert f"# Model 1 of {line}" in told.output
+    assert ("| auroc |" not in told.output) == withheld
+    spent = CliRunner().invoke(app, ["line", "sealed-test", line, "--json"])
+    assert [use["passed"] for use in json.loads(spent.stdout)] == [False]
 
 
 def test_the_command_writes_the_page(tmp_path: Path) -> None:

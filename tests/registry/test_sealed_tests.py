@@ -131,6 +131,17 @@ def test_verifying_finds_more_spent_than_the_protocol_has(db: Connection) -> Non
     assert verify.check_sealed_tests(db).state == "damaged"
 
 
+def test_what_was_left_under_an_earlier_protocol_is_no_damage(db: Connection) -> None:
+    line = factories.line(db)
+    first = factories.candidate(db, line)
+    use = use_of(db, first, wallet_before=0.05, level=0.01)
+    answer(db, first, use, **factories.gate_report_values(db, first, use=use, verdict="fail"))
+    gates = factories.lines.current_protocol(db, line.line_id).document["gates"]
+    factories.new_protocol(db, line, gates={**gates, "alpha": 0.03})
+    use_of(db, factories.candidate(db, line), place=2, wallet_before=use.wallet_after, level=0.02)
+    assert verify.check_sealed_tests(db).state == "fine"
+
+
 def test_verifying_finds_an_epoch_of_worn_cases(db: Connection) -> None:
     line = factories.line(db)
     factories.gated_candidate(db, line, verdict="fail")

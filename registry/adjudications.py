@@ -150,13 +150,13 @@ def is_discordant(conn: Connection, case_id: int) -> bool:
     return bool(fetch_value(conn, "SELECT EXISTS (SELECT FROM discordances WHERE case_id = %s)", (case_id,)))
 
 
-def count_discordances(conn: Connection, line_id: int) -> int:
-    """Number of cases of a line that wait for an adjudication."""
+def count_discordances(conn: Connection, line_id: int, *, most: int = 100) -> int:
+    """Number of cases of a line that wait for an adjudication; more than `most` are not counted."""
     value = fetch_value(
         conn,
-        "SELECT count(*) FROM discordances JOIN cases USING (case_id) WHERE discordances.line_id = %s"
-        " AND erasure_id IS NULL",
-        (line_id,),
+        "SELECT count(*) FROM (SELECT FROM discordances JOIN cases USING (case_id) WHERE discordances.line_id = %s"
+        " AND erasure_id IS NULL LIMIT %s) first",
+        (line_id, most),
     )
     return int(value)
 

@@ -56,14 +56,14 @@ def reached(conn: Connection, *, user_id: int, name: str, line_id: int, limit: i
     return fetch_all(
         conn,
         Reached,
-        "WITH versions AS (SELECT *, lag(last_confirmation_id, 1, 0::bigint) OVER (ORDER BY number) AS earlier"
-        " FROM dataset_versions WHERE line_id = %(line_id)s)"
+        # The person's own rows first, by their index: of all rows of a version they are few.
+        "WITH said AS MATERIALIZED (SELECT confirmation_id FROM confirmations WHERE submitted_by = %(user_id)s"
+        " AND line_id = %(line_id)s), versions AS (SELECT *, lag(last_confirmation_id, 1, 0::bigint)"
+        " OVER (ORDER BY number) AS earlier FROM dataset_versions WHERE line_id = %(line_id)s)"
         " SELECT versions.dataset_version_id, versions.number AS version, versions.created_at, considered,"
         " coalesce((submitter_shares ->> %(name)s)::double precision, 0) AS share, candidate_id,"
-        " candidates.number, candidates.state FROM versions CROSS JOIN LATERAL"
-        " (SELECT count(*) AS considered FROM confirmations WHERE submitted_by = %(user_id)s"
-        " AND confirmations.line_id = versions.line_id"
-        " AND confirmation_id > earlier AND confirmation_id <= last_confirmation_id) said"
+        " candidates.number, candidates.state FROM versions CROSS JOIN LATERAL (SELECT count(*) AS considered"
+        " FROM said WHERE confirmation_id > earlier AND confirmation_id <= last_confirmation_id) mine"
         " LEFT JOIN candidates ON candidates.dataset_version_id = versions.dataset_version_id"
         " WHERE considered > 0 ORDER BY versions.number DESC LIMIT %(limit)s",
         {"user_id": user_id, "name": name, "line_id": line_id, "limit": limit},

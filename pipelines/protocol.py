@@ -92,7 +92,7 @@ class CaseWeights(_Section):
     A case's weight is the product of what its reads' AI exposure and its evidence have; `blind` is 1.
     """
 
-    aided: Weight = 0.3
+    aided: Weight = 1.0
     unknown: Weight = 1.0
     report_text: Weight = 1.0
     single_read: Weight = 1.0
@@ -123,7 +123,8 @@ class Recipe(_Section):
     randomise: Share = 0.0
     """Share of the training images that are shown as an imagined other scanner would, so that the next one surprises
     less."""
-    weights: CaseWeights = CaseWeights()
+    weights: Annotated[CaseWeights, Field(exclude_if=lambda weights: weights == CaseWeights())] = CaseWeights()
+    """Left out where all are 1, so that a protocol from before there were weights keeps its digest, and its meaning."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     threads: Annotated[int, Field(ge=1, le=64)] = 1
     """CPU threads; part of the recipe because floating-point sums depend on it."""

@@ -90,6 +90,14 @@ def test_cases_read_with_the_model_in_sight_weigh_less_in_training(frozen: Froze
     )
 
 
+def test_a_protocol_that_says_nothing_of_weights_keeps_its_digest_and_its_meaning() -> None:
+    document = PROTOCOL.document()
+    recipe = {name: value for name, value in document["recipe"].items() if name != "weights"}
+    silent = from_document({**document, "recipe": recipe})
+    assert "weights" not in silent.document()["recipe"]
+    assert silent.recipe.weights.of(evidence="single_read", ai_exposure="aided") == 1.0
+
+
 def test_an_outsider_reproduces_a_version_from_a_clone_and_the_remote_alone(frozen: Frozen, tmp_path: Path) -> None:
     hospital, first, _ = frozen
     clone = tmp_path / "clone"

@@ -11,7 +11,8 @@ from typing import Literal
 from registry.users import User
 from tests.machine.confirming import Confirm, MakeKey, RevokeKey, SubmitCase
 from tests.machine.deciding import Promote, RollBack, Sign
-from tests.machine.learning import Beat, CancelRun, Claim, GiveUp, Reap, Record, Relay, StartRun
+from tests.machine.learning import CancelRun, Record, StartRun
+from tests.machine.leasing import Beat, Claim, GiveUp, Reap, Relay
 from tests.machine.model import CLASSES, UNFINISHED_RUN, Holding, Model
 from tests.machine.overruling import Adjudicate, Retract
 from tests.machine.step import Step, pick

@@ -10,14 +10,10 @@ import contextlib
 import copy
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any, ClassVar
-
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule
+from typing import Any, ClassVar, Protocol
 
 from registry import audit, passwords, users
 from registry.db import connect
@@ -28,7 +24,8 @@ from tests.machine.comparing import assert_equal, assert_promises
 from tests.machine.confirming import Confirm
 from tests.machine.deciding import Sign
 from tests.machine.drawing import DECIDING, SENDING, WORKING, Drawing, Kind, Numbers
-from tests.machine.learning import Claim, Reap, Record, Relay, StartRun, stored_blob
+from tests.machine.learning import Record, StartRun, stored_blob
+from tests.machine.leasing import Claim, Reap, Relay
 from tests.machine.model import MAXIMUM_SHARE, Model
 from tests.machine.outside import HAPPENINGS, OUTSIDE
 from tests.machine.step import DONE, Step
@@ -64,37 +61,58 @@ Ends = tuple[Ending, Ending]
 Pair = tuple[Kind, Kind]
 
 
-def _drawn(make: Callable[[random.Random], Any]) -> st.SearchStrategy[Any]:
-    # Hypothesis prefers small, equal and first things; here every one should be as likely as the others.
-    return st.integers(0, 2**32).map(lambda seed: make(random.Random(seed)))
+class Draw(Protocol):
+    """Takes one value out of a source of chance."""
+
+    def __call__(self, draw: random.Random, /) -> Any: ...
 
 
-def _ending(draw: random.Random) -> Ending | int:
-    # A number: cut before that statement.
+def ending(draw: random.Random) -> Ending | int:
+    """How a transaction ends; a number cuts it before that statement."""
     return draw.choice(("committed", "committed", "committed", *wires.ENDINGS, draw.randint(1, 25)))
 
 
-def _ends(draw: random.Random) -> Ends:
+def ends(draw: random.Random) -> Ends:
+    """How the transactions of two at once end."""
     return tuple(draw.choices(("committed", "killed", "answer lost"), (4, 1, 1), k=2))  # type: ignore[return-value]  # two
 
 
-numbers = _drawn(lambda draw: tuple(draw.randrange(2**16) for _ in range(4)))
-ending = _drawn(_ending)
-ends = _drawn(_ends)
+def numbers(draw: random.Random) -> Numbers:
+    """Chance, to be made something of by who knows the record."""
+    return draw.randrange(2**16), draw.randrange(2**16), draw.randrange(2**16), draw.randrange(2**16)
 
 
-def one_of(kinds: Sequence[str]) -> st.SearchStrategy[Any]:
+def perhaps_numbers(draw: random.Random) -> Numbers | None:
+    """Numbers, or none."""
+    return draw.choice((None, numbers(draw)))
+
+
+def one_of(kinds: Sequence[str]) -> Draw:
     """Any of these."""
-    return _drawn(lambda draw: draw.choice(kinds))
+    return lambda draw: draw.choice(kinds)
 
 
-def two_of(kinds: Sequence[Kind]) -> st.SearchStrategy[Pair]:
+def two_of(kinds: Sequence[Kind]) -> Draw:
     """Any two of these, or one twice."""
-    return st.tuples(one_of(kinds), one_of(kinds))
+    return lambda draw: (draw.choice(kinds), draw.choice(kinds))
 
 
-class RecordMachine(RuleBasedStateMachine):
-    """One record, from nothing, for as many steps as the settings say."""
+MOVES: dict[str, dict[str, Draw]] = {}
+"""What may happen next: methods of the machine, with what is drawn for each of their arguments."""
+
+
+def move(**arguments: Draw) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Mark a method as something that may happen next."""
+
+    def marked(method: Callable[..., None]) -> Callable[..., None]:
+        MOVES[method.__name__] = arguments
+        return method
+
+    return marked
+
+
+class RecordMachine:
+    """One record, from nothing."""
 
     clone: ClassVar[Callable[[], AbstractContextManager[str]]]
     """Gives a migrated database."""
@@ -104,7 +122,6 @@ class RecordMachine(RuleBasedStateMachine):
     """How often which step came to what."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.stack = ExitStack()
         url = self.stack.enter_context(type(self).clone())
         with connect(url) as conn:
@@ -117,20 +134,41 @@ class RecordMachine(RuleBasedStateMachine):
         self.other = self.stack.enter_context(ThreadPoolExecutor(1))
         self.drawing = Drawing(self.model)
 
-    def teardown(self) -> None:
-        """Leave nothing open."""
-        self.stack.close()
+    @classmethod
+    def run_all(cls, numbers: Iterable[int]) -> None:
+        """Play the sequences of these numbers."""
+        for number in numbers:
+            cls.run(number)
 
-    @rule(kind=one_of(SENDING), numbers=numbers, ending=ending)
+    @classmethod
+    def run(cls, number: int, *, moves: int = 60) -> None:
+        """Play the sequence that has this number. Raises with all its moves where the record is not what it must be."""
+        draw = random.Random(number)
+        often = {name: draw.expovariate(1) for name in MOVES}  # what is rare in one sequence is frequent in another
+        played: list[str] = []
+        machine = cls()
+        try:
+            for _ in range(moves):
+                (name,) = draw.choices(list(often), list(often.values()))
+                arguments = {argument: take(draw) for argument, take in MOVES[name].items()}
+                played.append(f"{name}({', '.join(f'{key}={value}' for key, value in arguments.items())})")
+                getattr(machine, name)(**arguments)
+        except Exception as failure:
+            failure.add_note("\n".join([f"sequence {number}:", *played]))
+            raise
+        finally:
+            machine.stack.close()
+
+    @move(kind=one_of(SENDING), numbers=numbers, ending=ending)
     def somebody_sends(self, kind: Kind, numbers: Numbers, ending: Ending | int) -> None:
         self.draw_and_perform(kind, numbers, ending)
 
-    @rule(first=numbers, second=numbers, ending=ending)
+    @move(first=numbers, second=numbers, ending=ending)
     def somebody_sends_a_case_with_its_diagnosis(self, first: Numbers, second: Numbers, ending: Ending | int) -> None:
         self.draw_and_perform("submit", first)
         self.draw_and_perform("confirm", second, ending)
 
-    @rule(first=numbers, second=numbers, kind=one_of(("retract", "adjudicate")), then=numbers, ending=ending)
+    @move(first=numbers, second=numbers, kind=one_of(("retract", "adjudicate")), then=numbers, ending=ending)
     def readers_differ_and_somebody_overrules(
         self, first: Numbers, second: Numbers, kind: Kind, then: Numbers, ending: Ending | int
     ) -> None:
@@ -139,32 +177,32 @@ class RecordMachine(RuleBasedStateMachine):
         self.draw_and_perform("confirm", (second[0], first[1], *second[2:]))
         self.draw_and_perform(kind, then, ending)
 
-    @rule(kind=one_of(WORKING), numbers=numbers, ending=ending)
+    @move(kind=one_of(WORKING), numbers=numbers, ending=ending)
     def somebody_works(self, kind: Kind, numbers: Numbers, ending: Ending | int) -> None:
         self.draw_and_perform(kind, numbers, ending)
 
-    @rule(first=numbers, kind=one_of(("beat", "record", "give up", "give up")), then=numbers, ending=ending)
+    @move(first=numbers, kind=one_of(("beat", "record", "give up", "give up")), then=numbers, ending=ending)
     def a_worker_takes_a_job(self, first: Numbers, kind: Kind, then: Numbers, ending: Ending | int) -> None:
         self.perform(Relay())
         self.draw_and_perform("claim", first)
         self.draw_and_perform(kind, then, ending)
 
-    @rule(first=numbers, back=numbers, kind=one_of(("beat", "record", "give up")), then=numbers, ending=ending)
-    def a_worker_comes_back_too_late(
-        self, first: Numbers, back: Numbers, kind: Kind, then: Numbers, ending: Ending | int
-    ) -> None:
+    @move(first=numbers, kind=one_of(("beat", "record", "give up")), then=numbers, ending=ending)
+    def a_worker_comes_back_too_late(self, first: Numbers, kind: Kind, then: Numbers, ending: Ending | int) -> None:
         """Its lease ran out and somebody else holds the job, or it is over."""
-        self.draw_and_perform("claim", first)
-        OUTSIDE["a lease runs out"](self.exchange.observer, self.model, back)
+        latest = (1, -1, 0, 0)
+        self.draw_and_perform("start", first)
+        self.draw_and_perform("claim", latest)
+        OUTSIDE["a lease runs out"](self.exchange.observer, self.model, (-1, 0, 0, 0))
         self.perform(Reap())
-        self.draw_and_perform("claim", back)
+        self.draw_and_perform("claim", latest)
         self.draw_and_perform(kind, (0, *then[1:]), ending)
 
-    @rule(kind=one_of(DECIDING), numbers=numbers, ending=ending)
+    @move(kind=one_of(DECIDING), numbers=numbers, ending=ending)
     def somebody_decides(self, kind: Kind, numbers: Numbers, ending: Ending | int) -> None:
         self.draw_and_perform(kind, numbers, ending)
 
-    @rule(first=numbers, then=one_of(DECIDING), last=numbers, ending=ending)
+    @move(first=numbers, then=one_of(DECIDING), last=numbers, ending=ending)
     def a_line_learns(self, first: Numbers, then: Kind, last: Numbers, ending: Ending | int) -> None:
         """The long way from a run to a signed candidate, without accidents but for the end."""
         self._learn(first)
@@ -175,7 +213,7 @@ class RecordMachine(RuleBasedStateMachine):
             self.draw_and_race(("promote", then), last, None, ("committed", "committed"))
         self.draw_and_perform(then, last, ending)
 
-    @rule(first=numbers, second=numbers, last=numbers, ending=ending)
+    @move(first=numbers, second=numbers, last=numbers, ending=ending)
     def a_better_model_is_taken_back(
         self, first: Numbers, second: Numbers, last: Numbers, ending: Ending | int
     ) -> None:
@@ -185,19 +223,19 @@ class RecordMachine(RuleBasedStateMachine):
             self.draw_and_perform("promote", (2, first[0], 0, 1))
         self.draw_and_perform("roll back", (last[0], first[0], *last[2:]), ending)
 
-    @rule(kinds=two_of(SENDING), first=numbers, second=st.none() | numbers, ends=ends)
+    @move(kinds=two_of(SENDING), first=numbers, second=perhaps_numbers, ends=ends)
     def two_send_at_once(self, kinds: Pair, first: Numbers, second: Numbers | None, ends: Ends) -> None:
         self.draw_and_race(kinds, first, second, ends)
 
-    @rule(kinds=two_of(WORKING), first=numbers, second=st.none() | numbers, ends=ends)
+    @move(kinds=two_of(WORKING), first=numbers, second=perhaps_numbers, ends=ends)
     def two_work_at_once(self, kinds: Pair, first: Numbers, second: Numbers | None, ends: Ends) -> None:
         self.draw_and_race(kinds, first, second, ends)
 
-    @rule(kinds=two_of(DECIDING), first=numbers, second=st.none() | numbers, ends=ends)
+    @move(kinds=two_of(DECIDING), first=numbers, second=perhaps_numbers, ends=ends)
     def two_decide_at_once(self, kinds: Pair, first: Numbers, second: Numbers | None, ends: Ends) -> None:
         self.draw_and_race(kinds, first, second, ends)
 
-    @rule(what=one_of(HAPPENINGS), numbers=numbers)
+    @move(what=one_of(HAPPENINGS), numbers=numbers)
     def the_world_goes_on(self, what: str, numbers: Numbers) -> None:
         """Time passes, the broker forgets, an owner of the database changes what may and what may not be changed."""
         OUTSIDE[what](self.exchange.observer, self.model, numbers)
@@ -308,20 +346,6 @@ class RecordMachine(RuleBasedStateMachine):
         how = "cut" if isinstance(ending, int) else str(ending)
         self.performed[type(attempt.step).__name__, attempt.outcome] += 1
         self.performed["ending", how] += 1
-
-
-def profile(*, examples: int, derandomize: bool = False) -> settings:
-    """As many sequences, each of 60 rules; the same ones every time, or new ones."""
-    return settings(
-        max_examples=examples,
-        stateful_step_count=60,
-        derandomize=derandomize,
-        database=None,
-        deadline=None,
-        # A sequence is printed as it was found: to shorten one takes hundreds of databases.
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
 
 
 def steps_performed(counts: Counter[tuple[str, str]]) -> int:

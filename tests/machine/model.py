@@ -197,6 +197,11 @@ class Model:
         found = [version for version in self.versions.values() if version.line == line]
         return max(found, key=lambda version: version.number, default=None)
 
+    def holds(self, holding: Holding) -> bool:
+        """Whether this worker still holds its job."""
+        job = self.jobs[holding.job]
+        return job.state == "running" and job.fence == holding.fence
+
     def open_run(self, line: int) -> int | None:
         """The unfinished run of a line."""
         return next((key for key, run in self.runs.items() if run.line == line and run.state in UNFINISHED_RUN), None)

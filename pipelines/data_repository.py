@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,15 +36,16 @@ for arguments in json.loads(sys.argv[1]):
     if code:
         sys.exit(code)
 """
-# Imports (what DVC would import later too) and opens the repository while the caller still writes the files, which it
-# then names on standard input.
+# Imports what DVC would import later too. A first line on standard input says that the repository can be opened, a
+# second what is to be done; the end of it instead of a line, that nothing is.
 _PUBLISH = """
 import json, sys
 import dvc.repo.add, dvc.repo.push, dvc_data.index.push, networkx, rich.console
 from dvc.repo import Repo
-repo = Repo()
-for step, targets in json.loads(sys.stdin.readline() or "[]"):
-    getattr(repo, step)(targets)
+if sys.stdin.readline():
+    repo = Repo()
+    for step, targets in json.loads(sys.stdin.readline() or "[]"):
+        getattr(repo, step)(targets)
 """
 _FETCH = """
 import json, sys
@@ -95,6 +96,8 @@ class DataRepository:
     path: Path
     lock: int | None = None
     """File descriptor of the writer's lock."""
+    early: Early | None = None
+    """What publishes, if it was started before."""
     keep_going: Callable[[], None] = lambda: None
     """Called each second while a tool runs; raises to stop it."""
 
@@ -170,12 +173,20 @@ class DataRepository:
     @contextmanager
     def publishing(self) -> Iterator[Publisher]:
         """Make DVC ready while a version is being written: it takes a second to start, and is ended if not needed."""
-        process = _start([sys.executable, "-P", "-c", _PUBLISH], cwd=self.path, lock=self.lock)
-        try:
-            yield Publisher(repository=self, process=process)
-        finally:
-            process.kill()
-            process.communicate()
+        with nullcontext(self.early) if self.early else start_early(self.path, lock=self.lock) as early:
+            assert early.process.stdin is not None
+            with suppress(BrokenPipeError):  # it has failed, which will be told when it is asked for
+                early.process.stdin.write("open\n")
+                early.process.stdin.flush()
+            yield Publisher(repository=self, process=early.process)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Early:
+    """What publishes, started before the repository is held, and the writer's lock, which is not taken yet."""
+
+    lock: int
+    process: subprocess.Popen[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,26 +218,50 @@ class Publisher:
 
 
 @contextmanager
-def writing(path: Path, *, remote: str, keep_going: Callable[[], None] = lambda: None) -> Iterator[DataRepository]:
+def start_early(path: Path, *, lock: int | None = None) -> Iterator[Early]:
+    """Start what publishes to a repository that may not be there yet, and end it at the end if it was not needed."""
+    opened = _open_lock(path) if lock is None else lock
+    try:
+        process = _start([sys.executable, "-P", "-c", _PUBLISH], cwd=path, lock=opened)
+        try:
+            yield Early(lock=opened, process=process)
+        finally:
+            process.kill()
+            process.communicate()
+    finally:
+        if lock is None:
+            os.close(opened)
+
+
+@contextmanager
+def writing(
+    path: Path, *, remote: str, keep_going: Callable[[], None] = lambda: None, early: Early | None = None
+) -> Iterator[DataRepository]:
     """Hold the data repository for writing: created if absent, swept of what a killed writer left.
 
-    `remote` is a directory or a URL that DVC understands. Raises DatasetError after 15 minutes of another's writing.
+    `remote` is a directory or a URL that DVC understands; `early` comes from `start_early` of the same path. Raises
+    DatasetError after 15 minutes of another's writing.
     """
-    (path / ".git").mkdir(parents=True, exist_ok=True)
-    lock = os.open(path / ".git" / "overread.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = _open_lock(path) if early is None else early.lock
     try:
         _wait_for(lock, path=path, keep_going=keep_going)
-        repository = DataRepository(path=path.resolve(), lock=lock, keep_going=keep_going)
+        repository = DataRepository(path=path.resolve(), lock=lock, early=early, keep_going=keep_going)
         _sweep(repository)
         _set_up(repository, remote=remote)
         yield repository
     finally:
-        os.close(lock)
+        if early is None:
+            os.close(lock)
 
 
 def tag_of(line: str, number: int) -> str:
     """The git tag of a dataset version, such as `cxr-pneumonia/v0001`."""
     return f"{line}/v{number:04d}"
+
+
+def _open_lock(path: Path) -> int:
+    (path / ".git").mkdir(parents=True, exist_ok=True)
+    return os.open(path / ".git" / "overread.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def _wait_for(lock: int, *, path: Path, keep_going: Callable[[], None]) -> None:

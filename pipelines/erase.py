@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 from pipelines import case_table, job, shards
 from pipelines.contents import Contents
 from pipelines.data_repository import ERASED, TRACKED_LARGE, DataRepository, tag_of, writing
-from pipelines.freeze import previous_version, publish, seals_of
+from pipelines.freezing import previous_version, publish, seals_of
 from pipelines.shards import Shard
 from pipelines.summary import summary
 from pipelines.types import digest_of

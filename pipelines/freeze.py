@@ -1,137 +1,24 @@
-"""Freeze a dataset version: settle what is new, store what is new, publish the whole.
-
-Invariant: what has been frozen never changes; a second freeze of the same number returns the first. A version costs
-what has changed, in time and memory: new images go into a new shard, and only the parts of the case table in which
-something changed are written.
+"""Freeze a dataset version, in a process of its own: see `pipelines.freezing`.
 
     python -m pipelines.freeze JOB_DIR        # config.json in; result.json and progress.jsonl out
+
+Starting is half of what a small version costs: DVC is imported beside all else, from the first moment on.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from importlib.abc import MetaPathFinder
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow.compute as pc
+from pipelines import job
+from pipelines.data_repository import Early, FreezeRefused, start_early
 
-from pipelines import case_table, job, near_duplicates, perceptual, shards
-from pipelines.case_table import CaseRow
-from pipelines.contents import Contents
-from pipelines.data_repository import (
-    DataRepository,
-    DatasetError,
-    FreezeRefused,
-    Publisher,
-    VersionDamaged,
-    tag_of,
-    writing,
-)
-from pipelines.dataset import DatasetVersion
-from pipelines.protocol import Protocol, from_document
-from pipelines.seals import Seals
-from pipelines.settling import UNREADABLE, Change, PartChange, settle_changes
-from pipelines.shards import Shard, ShardWriter
-from pipelines.summary import summary
-from pipelines.types import SPLITS, Confirmation, ConfirmedCase, Example, Waiting, digest_of
-
-HASHED_AT_ONCE = 1024
-"""Images whose perceptual hashes are taken together."""
-
-
-def freeze(
-    repository: Path,
-    *,
-    remote: str,
-    line: str,
-    number: int,
-    protocol: Protocol,
-    split_key: bytes,
-    change: Change,
-    blobs: Path,
-    previous: int | None = None,
-    tell: Callable[[str], None] = lambda _stage: None,
-    keep_going: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Freeze version `number` of a line and publish it; returns the result's JSON values.
-
-    A version that exists already is returned as it is. `tell` hears of each stage; `keep_going` is called often and
-    raises to stop. Raises FreezeRefused where there is nothing to freeze yet, ToolFailed, VersionDamaged.
-    """
-    tag = tag_of(line, number)
-    tell("waiting for the data repository")
-    with writing(repository, remote=remote, keep_going=keep_going) as held:
-        if held.commit_of(tag) is not None:
-            return _result(held, line=line, number=number, protocol=protocol)
-        tell("reading the version before")
-        seals = seals_of(held)
-        before = previous_version(held, line=line, number=previous, seals=seals)
-        with held.publishing() as publisher:
-            tell("settling confirmations and writing images")
-            changes = settle_changes(before, change, protocol=protocol, split_key=split_key, number=number)
-            contents, every = _write(before, changes, blobs=blobs, keep_going=keep_going)
-            if protocol.data_quality is not None and protocol.data_quality.near_duplicates.action == "wait":
-                tell("looking for copies in other splits")
-                contents = keep_apart(contents, every, before=before, protocol=protocol, number=number)
-            contents = tidy(contents, every)
-            described = summary(contents, classes=protocol.classes, number=number)
-            edited = "edition" in before.document  # then there is something new to learn: what to forget
-            _refuse_if_useless(described, protocol=protocol, differs=edited or _differ(before, contents))
-            document = {
-                "schema_version": 2,
-                "line": line,
-                "number": number,
-                "previous": {"number": previous, "digest": digest_of(before.document)} if before.document else None,
-                "protocol_digest": protocol.digest,
-                "classes": list(protocol.classes),
-                "last_confirmation_id": change.last_confirmation_id,
-                **contents.listing(),
-                **described,
-            }
-            tell("publishing")
-            message = f"{tag}\n\ndigest {digest_of(document)}"
-            publish(publisher, tag, replace(contents, document=document), seals=seals, message=message)
-        return _result(held, line=line, number=number, protocol=protocol)
-
-
-def publish(publisher: Publisher, tag: str, contents: Contents, *, seals: Seals, message: str) -> None:
-    """Publish a version from a line's directory, swept of all that its manifest does not list."""
-    contents.sweep()
-    data = json.dumps(contents.document, indent=1, sort_keys=True).encode() + b"\n"
-    job.write_atomically(contents.directory / "manifest.json", data)
-    publisher.publish(tag, contents.document["line"], message=message)
-    seals.keep(contents.files())
-
-
-def seals_of(held: DataRepository) -> Seals:
-    """The seals of a data repository's working directory."""
-    return Seals(held.path / ".git" / "overread-seals.json")
-
-
-def previous_version(held: DataRepository, *, line: str, number: int | None, seals: Seals) -> Contents:
-    """A version, or its newest edition without erased cases, in the working directory; empty contents for None.
-
-    The working directory is brought to it where it does not match.
-    """
-    directory = held.path / line
-    if number is None:
-        return Contents(directory=directory)
-    tag = held.newest_edition(tag_of(line, number))
-    contents = Contents.listed(directory, json.loads(held.show(tag, f"{line}/manifest.json")))
-    for attempt in range(3):
-        try:
-            contents.verify(seals)
-            break
-        except VersionDamaged:  # most often by a killed freeze; else the cache is, and only the remote is whole
-            if attempt == 2:
-                raise
-            held.restore(tag, line, distrust_cache=attempt == 1)
-    return contents
+if TYPE_CHECKING:
+    from pipelines.types import ConfirmedCase
 
 
 def main(arguments: list[str]) -> int:
@@ -142,6 +29,8 @@ def main(arguments: list[str]) -> int:
 
 def confirmed_case(row: Mapping[str, Any]) -> ConfirmedCase:
     """Make a confirmed case from plain JSON values, as `cases.ndjson` has them. Raises TypeError on other fields."""
+    from pipelines.types import Confirmation, ConfirmedCase  # noqa: PLC0415 - as below
+
     said = tuple(Confirmation(**item) for item in row["confirmations"])
     spacing = row["spacing_mm"]
     return ConfirmedCase(**{**row, "confirmations": said, "spacing_mm": None if spacing is None else tuple(spacing)})
@@ -152,8 +41,12 @@ def as_configured(
     *,
     tell: Callable[[str], None] = lambda _stage: None,
     keep_going: Callable[[], None] = lambda: None,
+    early: Early | None = None,
 ) -> dict[str, Any]:
-    """Freeze what a job's config.json describes; see `freeze`."""
+    """Freeze what a job's config.json describes; see `pipelines.freezing.freeze`."""
+    from pipelines.freezing import freeze  # noqa: PLC0415 - half a second, in which DVC is being imported as well
+    from pipelines.protocol import from_document  # noqa: PLC0415
+    from pipelines.settling import Change  # noqa: PLC0415
 
     def cases() -> Iterator[ConfirmedCase]:
         with Path(config["cases"]).open(encoding="utf-8") as rows:
@@ -176,6 +69,7 @@ def as_configured(
         previous=config["previous"],
         tell=tell,
         keep_going=keep_going,
+        early=early,
     )
 
 
@@ -189,170 +83,17 @@ class _WithoutPandas(MetaPathFinder):
 
 
 def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return as_configured(
-            config,
-            tell=lambda stage: job.append_progress(directory, {"stage": stage}),
-            keep_going=job.orphan_watch(),
-        )
-    except FreezeRefused as refusal:
-        raise job.Refused(str(refusal)) from refusal
-
-
-def _write(
-    before: Contents, changes: Iterator[PartChange], *, blobs: Path, keep_going: Callable[[], None]
-) -> tuple[Contents, list[Shard]]:
-    """Write the images and parts that changed; returns the contents, and all shards that there are."""
-    directory = before.directory
-    directory.mkdir(exist_ok=True)
-    writer = ShardWriter(directory / "shards", first_id=_next_id(before.shards))
-    parts = {part.part: part for part in before.parts}
-    for change in changes:
-        rows = list(_stored(change.rows, writer, blobs=blobs, keep_going=keep_going))
-        without = [*change.removed, *(row.case.case_id for row in rows)]
-        table = case_table.merged(change.before, case_table.table_of(rows), without=without)
-        if table.num_rows:
-            parts[change.part] = case_table.write_part(directory / "cases", part=change.part, table=table)
-        else:
-            parts.pop(change.part, None)
-    every = [*before.shards, *writer.close()]
-    ordered = tuple(parts[part] for part in sorted(parts))
-    return Contents(directory=directory, parts=ordered), every
-
-
-def keep_apart(
-    contents: Contents, every: Sequence[Shard], *, before: Contents, protocol: Protocol, number: int
-) -> Contents:
-    """Let newcomers wait whose picture is a near duplicate of one in another split: it must not be on two sides."""
-    assert protocol.data_quality is not None, "it says what a near duplicate is"
-    head = {"line": protocol.line, "number": number, "classes": list(protocol.classes)}
-    if len(every) == len(before.shards):  # no image is new
-        return contents
-    version = DatasetVersion(replace(contents, shards=tuple(every), document=head))
-    inside = [table.filter(pc.is_null(table.column("waiting"))) for table in before.tables("case_id", "waiting")]
-    known = np.concatenate([np.empty(0, dtype=np.int64), *(table.column("case_id").to_numpy() for table in inside)])
-    incumbent = np.isin(version.case_ids, known)
-    new = np.flatnonzero(~incumbent)
-    rule = protocol.data_quality.near_duplicates
-    try:
-        pairs = near_duplicates.among(version.phashes, new=new, rule=rule, fetch=version.images)
-    except near_duplicates.TooAlike as error:
-        raise FreezeRefused(str(error)) from error
-    twins = near_duplicates.across_splits(pairs, splits=version.splits, incumbent=incumbent, order=version.case_ids)
-    reasons = {
-        int(version.case_ids[twin.row]): f"near duplicate of another: case {version.case_ids[twin.other]} in "
-        f"{version.splits[twin.other]}, {twin.distance} of 64 bits apart"
-        for twin in twins
-    }
-    parts = {part.part: part for part in contents.parts}
-    for number_of_part in sorted({case_table.part_of(case_id) for case_id in reasons}):
-        held = contents.table(number_of_part)
-        rows = [
-            _waits(row, reasons[row.case.case_id]) for row in case_table.rows_of(case_table.with_ids(held, reasons))
-        ]
-        table_now = case_table.merged(held, case_table.table_of(rows), without=reasons)
-        parts[number_of_part] = case_table.write_part(
-            contents.directory / "cases", part=number_of_part, table=table_now
-        )
-    return replace(contents, parts=tuple(parts[part] for part in sorted(parts)))
-
-
-def _waits(row: CaseRow, reason: str) -> CaseRow:
-    """A case that was about to come in, and waits; it has not been on a side yet, unless it was before."""
-    assert isinstance(row.outcome, Example)
-    was = row.outcome.added_in != row.outcome.label_since
-    waiting = Waiting(
-        case_id=row.case.case_id,
-        reason=reason,
-        split=row.outcome.split if was else None,
-        added_in=row.outcome.added_in if was else None,
-    )
-    return replace(row, outcome=waiting, place=None, phash=None)
-
-
-def tidy(contents: Contents, every: Sequence[Shard]) -> Contents:
-    """Leave out shards that hold no image of the version, and merge small ones; `every` is all that there are."""
-    first_id = _next_id(every)
-    while True:
-        used = contents.used_shards()
-        every = [shard for shard in every if shard.id in used]
-        small = shards.mergeable(every)
-        if not small:
-            return replace(contents, shards=tuple(every))
-        made, moves = shards.merge(contents.directory / "shards", small, used=contents.used_rows(), first_id=first_id)
-        contents = contents.moved(moves)
-        every = [*(shard for shard in every if shard not in small), *made]
-        first_id = _next_id(every)
-
-
-def _next_id(every: Sequence[Shard]) -> int:
-    return max((shard.id for shard in every), default=0) + 1
-
-
-def _stored(
-    rows: Sequence[CaseRow], writer: ShardWriter, *, blobs: Path, keep_going: Callable[[], None]
-) -> Iterator[CaseRow]:
-    """Store the images of cases that come in; a case whose image is missing or damaged at rest waits."""
-    for start in range(0, len(rows), HASHED_AT_ONCE):
-        hold: list[CaseRow] = []
-        thumbnails = []
-        for row in rows[start : start + HASHED_AT_ONCE]:
-            keep_going()
-            if not isinstance(row.outcome, Example) or row.place is not None:
-                yield row
-                continue
-            try:
-                pixels = shards.read_blob(blobs, row.case.image_digest)
-            except VersionDamaged as error:
-                reason = f"{UNREADABLE}: {error}"
-                waiting = Waiting(case_id=row.case.case_id, reason=reason, split=row.outcome.split)
-                yield replace(row, outcome=waiting)
-                continue
-            place = writer.add(row.case.image_digest, pixels, spacing_mm=row.case.spacing_mm)
-            hold.append(replace(row, place=place))
-            thumbnails.append(perceptual.thumbnail(pixels))
-        if hold:
-            hashes = perceptual.hash_thumbnails(np.stack(thumbnails)).tolist()
-            yield from (replace(row, phash=phash) for row, phash in zip(hold, hashes, strict=True))
-
-
-def _result(held: DataRepository, *, line: str, number: int, protocol: Protocol) -> dict[str, Any]:
-    """Tell of a published version, from what is published and nothing else."""
-    tag = tag_of(line, number)
-    document = json.loads(held.show(tag, f"{line}/manifest.json"))
-    if document["protocol_digest"] != protocol.digest:
-        raise DatasetError(f"{tag} has been frozen under another protocol; give this version another number")
-    total = max(document["new_examples"], 1)
-    return {
-        "digest": digest_of(document),
-        "git_tag": tag,
-        "git_commit": held.commit_of(tag),
-        "number": number,
-        "submitter_shares": {name: count / total for name, count in document["new_cases"].items()},
-        "manifest": document,
-    }
-
-
-def _differ(before: Contents, after: Contents) -> bool:
-    """Say whether an example came, went or became another; only parts that were written anew are read."""
-    old, new = ({part.part: part for part in contents.parts} for contents in (before, after))
-    written = [part for part in old.keys() | new.keys() if old.get(part) != new.get(part)]
-    return not all(case_table.same_examples(before.table(part), after.table(part)) for part in written)
-
-
-def _refuse_if_useless(described: Mapping[str, Any], *, protocol: Protocol, differs: bool) -> None:
-    if not described["examples"]:
-        waiting = sum(described["waiting"].values())
-        raise FreezeRefused(f"no case has a settled diagnosis yet; {waiting} wait")
-    if not differs:
-        raise FreezeRefused("nothing is new since the version before; confirm more cases first")
-    counts = described["counts"]
-    empty = [f"{name} in {split}" for split in SPLITS for name in protocol.classes if counts[split][name] == 0]
-    if empty:
-        raise FreezeRefused(
-            f"{described['examples']} cases are settled, but there is none yet for: {', '.join(empty)}; "
-            "confirm more cases"
-        )
+    keep_going = job.orphan_watch()
+    with start_early(Path(config["repository"])) as early:
+        try:
+            return as_configured(
+                config,
+                tell=lambda stage: job.append_progress(directory, {"stage": stage}),
+                keep_going=keep_going,
+                early=early,
+            )
+        except FreezeRefused as refusal:
+            raise job.Refused(str(refusal)) from refusal
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pipelines import case_table, prepared, shards
 from pipelines.case_table import CaseRow
 from pipelines.contents import Contents
 from pipelines.data_repository import VersionDamaged
-from pipelines.freeze import tidy
+from pipelines.freezing import tidy
 from pipelines.images import Pixels, image_digest
 from pipelines.protocol import InputSpec
 from pipelines.shards import FAN_IN, Images, Place, Shard, ShardWriter

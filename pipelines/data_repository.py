@@ -37,15 +37,20 @@ for arguments in json.loads(sys.argv[1]):
         sys.exit(code)
 """
 # Imports what DVC would import later too. A first line on standard input says that the repository can be opened, a
-# second what is to be done; the end of it instead of a line, that nothing is.
+# second what is to be done; the end of it instead of a line, that nothing is. It ends without taking the interpreter
+# down.
 _PUBLISH = """
-import json, sys
-import dvc.repo.add, dvc.repo.push, dvc_data.index.push, networkx, rich.console
+import json, os, sys
+import dvc.cachemgr, dvc.data_cloud, dvc.lock, dvc.scm, dvc_data.hashfile.status, dvc_data.index.push, networkx
+import dvc.repo.add, dvc.repo.artifacts, dvc.repo.datasets, dvc.repo.metrics, dvc.repo.params, dvc.repo.plots
+import dvc.repo.push, dvc.repo.stage, dvc.repo.worktree, rich.console, ruamel.yaml
 from dvc.repo import Repo
 if sys.stdin.readline():
     repo = Repo()
     for step, targets in json.loads(sys.stdin.readline() or "[]"):
         getattr(repo, step)(targets)
+sys.stdout.flush()
+os._exit(0)
 """
 _FETCH = """
 import json, sys

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +33,8 @@ class Contents:
     parts: tuple[Part, ...] = ()
     shards: tuple[Shard, ...] = ()
     document: Mapping[str, Any] = field(default_factory=dict)
+    counted: dict[str, Counts] = field(default_factory=dict, repr=False, compare=False)
+    """What the footers of parts said that have been read, by name."""
 
     @classmethod
     def listed(cls, directory: Path, document: Mapping[str, Any]) -> Contents:
@@ -71,20 +73,33 @@ class Contents:
                 if file not in listed:
                     file.unlink()
 
-    def table(self, part: int) -> Any:
-        """A part of the case table; None where there is no such part."""
+    def table(self, part: int, *columns: str) -> Any:
+        """A part of the case table, with these columns (all without any); None where there is no such part."""
         found = next((entry for entry in self.parts if entry.part == part), None)
-        return None if found is None else self._read(found)
+        return None if found is None else self._read(found, columns)
 
-    def tables(self, *columns: str) -> Iterator[Any]:
-        """All parts of the case table one after the other, with these columns (all columns without any)."""
+    def tables(self, *columns: str, only: Collection[int] | None = None) -> Iterator[Any]:
+        """Parts of the case table one after the other, all or some, with these columns (all columns without any)."""
         for part in self.parts:
-            yield self._read(part, columns)
+            if only is None or part.part in only:
+                yield self._read(part, columns)
+
+    def parts_with(self, *, images: NDArray[np.uint64], groups: Collection[str]) -> set[int]:
+        """Parts that may hold a case with one of these images (by `case_table.prefix`) or of one of these groups."""
+        keys = np.fromiter(map(case_table.group_key, groups), dtype=np.uint64, count=len(groups))
+        found = set()
+        for part in self.parts:
+            image, group = case_table.read_keys(self.directory / "cases" / part.name)
+            if np.isin(image, images).any() or np.isin(group, keys).any():
+                found.add(part.part)
+        return found
 
     def counts(self) -> Iterator[tuple[Part, Counts]]:
         """Every part with what it holds in numbers; no row is read."""
         for part in self.parts:
-            yield part, case_table.read_counts(self.directory / "cases" / part.name)
+            if part.name not in self.counted:
+                self.counted[part.name] = case_table.read_counts(self.directory / "cases" / part.name)
+            yield part, self.counted[part.name]
 
     def used_shards(self) -> set[int]:
         """Ids of the shards that hold an image of the version."""

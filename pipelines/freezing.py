@@ -151,7 +151,7 @@ def _write(
             parts.pop(change.part, None)
     every = [*before.shards, *writer.close()]
     ordered = tuple(parts[part] for part in sorted(parts))
-    return Contents(directory=directory, parts=ordered), every
+    return Contents(directory=directory, parts=ordered, counted=before.counted), every
 
 
 def keep_apart(
@@ -271,7 +271,10 @@ def _differ(before: Contents, after: Contents) -> bool:
     """Say whether an example came, went or became another; only parts that were written anew are read."""
     old, new = ({part.part: part for part in contents.parts} for contents in (before, after))
     written = [part for part in old.keys() | new.keys() if old.get(part) != new.get(part)]
-    return not all(case_table.same_examples(before.table(part), after.table(part)) for part in written)
+    columns = case_table.EXAMPLE_COLUMNS
+    return not all(
+        case_table.same_examples(before.table(part, *columns), after.table(part, *columns)) for part in written
+    )
 
 
 def _refuse_if_useless(described: Mapping[str, Any], *, protocol: Protocol, differs: bool) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipelines import case_table, manifest
 from pipelines.case_table import CaseRow, part_of
@@ -121,7 +122,8 @@ def _survey(before: Contents, change: Change, *, protocol: Protocol, split_key: 
     gone = np.array(sorted(change.gone), dtype=np.int64)
     kept_splits: dict[str, Split] = {}
     removed, touched, left = [], [wanted], []
-    for table in before.tables("image_digest", *_SIDES):
+    concerned = None if change.whole else _concerned(before, asked=asked, gone=gone, images=wanted, groups=groups)
+    for table in before.tables("image_digest", *_SIDES, only=concerned):
         numbers, prefixes = table.column("case_id").to_numpy(), case_table.prefixes(table)
         present = np.isin(numbers, asked)
         lost = np.isin(numbers, gone) | (change.whole & ~present)
@@ -139,7 +141,7 @@ def _survey(before: Contents, change: Change, *, protocol: Protocol, split_key: 
         images_again += [prefixes[chosen], prefixes[chosen]]  # twice: to be among those that are shared
     if again and not change.whole:  # their patients' splits hold as well
         theirs = {row.case.group for part, ids in _by_part(again).items() for row in _known(before.table(part), ids)}
-        for table in before.tables(*_SIDES):
+        for table in before.tables(*_SIDES, only=before.parts_with(images=wanted[:0], groups=theirs)):
             _keep_splits(table, kept_splits, groups=theirs, whole=False, key=split_key, protocol=protocol)
     values, counts = np.unique(np.concatenate(images_again), return_counts=True)
     return _Survey(
@@ -148,6 +150,25 @@ def _survey(before: Contents, change: Change, *, protocol: Protocol, split_key: 
         removed=_by_part(removed),
         kept_splits=kept_splits,
     )
+
+
+def _concerned(
+    before: Contents,
+    *,
+    asked: NDArray[np.int64],
+    gone: NDArray[np.int64],
+    images: NDArray[np.uint64],
+    groups: Collection[str],
+) -> set[int]:
+    """Parts that hold a case asked for or gone, its image or its group once more, or an image to be tried again."""
+    ours = {part_of(case_id) for case_id in gone.tolist()}
+    lost = [
+        case_table.prefixes(case_table.with_ids(table, gone))
+        for table in before.tables("case_id", "image_digest", only=ours)
+    ]
+    ours |= {part_of(case_id) for case_id in asked.tolist()}
+    ours |= {part.part for part, counts in before.counts() if UNREADABLE in counts.waiting}
+    return ours | before.parts_with(images=np.concatenate([images, *lost]), groups=groups)
 
 
 def _keep_splits(

@@ -31,7 +31,7 @@ def summary(contents: Contents, *, classes: Sequence[str], number: int) -> dict[
         _add(by_month, counts.by_month)
         waiting.update(counts.waiting)
         if counts.newest >= number:
-            table = contents.table(part.part)
+            table = contents.table(part.part, "label_since", "submitters")
             fresh = table.filter(pc.equal(table.column("label_since"), number))
             new += fresh.num_rows
             _add(submitters, tally(pa.table({"submitter": pc.list_flatten(fresh.column("submitters"))}), "submitter"))

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -137,6 +139,22 @@ def test_a_case_decided_again_for_its_image_keeps_its_patient_s_split(tmp_path: 
     assert now.outcome.split == row.outcome.split
 
 
+def test_a_newcomer_takes_the_side_that_its_patient_has_though_shares_changed_meanwhile(tmp_path: Path) -> None:
+    contents = Contents(directory=tmp_path)
+    first, second = case(1, (read("normal", number=1),)), case(23, (read("normal", number=2),))
+    assert first.group == second.group
+    contents = version(contents, [first], number=1, whole=True, gone=set(), protocol=PROTOCOL)
+    (row,) = rows_of(contents)
+    moved = next(
+        PROTOCOL.model_copy(update={"splits": shares})
+        for shares in (Splits(train=0.98, tune=0.01, sealed_test=0.01), Splits(train=0.01, tune=0.01, sealed_test=0.98))
+        if manifest.split_of(KEY, row.case.group, shares) != row.outcome.split
+    )
+    contents = version(contents, [first], number=2, whole=True, gone=set(), protocol=moved)
+    contents = version(contents, [second], number=3, whole=False, gone=set(), protocol=moved)
+    assert [row.outcome.split for row in rows_of(contents)] == [row.outcome.split] * 2
+
+
 def test_only_the_parts_in_which_something_changed_are_written(tmp_path: Path) -> None:
     cases = [case(number, (read("normal", number=number),)) for number in range(1, 25)]
     first = version(Contents(directory=tmp_path), cases, number=1, whole=True, gone=set(), protocol=PROTOCOL)
@@ -165,3 +183,16 @@ def test_a_case_out_of_its_group_s_split_is_remembered(tmp_path: Path) -> None:
     (row,) = rows_of(contents)
     assert isinstance(row.outcome, Example)
     assert (row.outcome.split, row.outcome.added_in, row.outcome.label_since) == (before, 1, 3)
+
+
+def test_parts_written_before_there_were_keys_are_found_in_by_the_same_numbers(tmp_path: Path) -> None:
+    cases = [case(number, (read("normal", number=number),)) for number in range(1, 24)]
+    contents = version(Contents(directory=tmp_path), cases, number=1, whole=True, gone=set(), protocol=PROTOCOL)
+    images = np.array([case_table.prefix(cases[9].image_digest)], dtype=np.uint64)  # number 10, shared with nobody
+    groups = {cases[11].group}  # the patient of 1, 12 and 23
+    asked = {"with an image": {"images": images, "groups": ()}, "of a group": {"images": images[:0], "groups": groups}}
+    found = {name: contents.parts_with(**keys) for name, keys in asked.items()}
+    assert found == {"with an image": {1}, "of a group": {0, 1, 2}}
+    for file in (tmp_path / "cases").iterdir():
+        pq.write_table(case_table.read_part(file).select(case_table.SCHEMA.names), file)
+    assert {name: contents.parts_with(**keys) for name, keys in asked.items()} == found

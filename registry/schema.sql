@@ -25,6 +25,29 @@ BEGIN
     RETURN NEW;
 END $$;
 
+CREATE FUNCTION public.check_amendment() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    amended amendments;
+    before protocols;
+BEGIN
+    SELECT * INTO amended FROM amendments WHERE amendment_id = NEW.amendment_id;
+    SELECT * INTO before FROM protocols WHERE line_id = NEW.line_id ORDER BY version DESC LIMIT 1;
+    IF (amended.line_id, amended.protocol_id, amended.digest, amended.document)
+       IS DISTINCT FROM (NEW.line_id, before.protocol_id, NEW.digest, NEW.document) OR NEW.version <> before.version + 1 THEN
+        RAISE EXCEPTION 'this is not the protocol that amendment % puts in the place of the one in force', NEW.amendment_id
+            USING ERRCODE = 'integrity_constraint_violation', CONSTRAINT = 'protocols_follow_the_one_that_was_amended';
+    END IF;
+    IF EXISTS (SELECT FROM amendment_approvals WHERE amendment_id = NEW.amendment_id AND decision = 'reject')
+       OR (SELECT count(*) FROM amendment_approvals WHERE amendment_id = NEW.amendment_id AND approver_id <> amended.proposed_by)
+          < (before.document #>> '{approvals,required}')::integer THEN
+        RAISE EXCEPTION 'amendment % has too few signatures, or was rejected', NEW.amendment_id
+            USING ERRCODE = 'integrity_constraint_violation', CONSTRAINT = 'protocols_are_amended_by_enough_people';
+    END IF;
+    RETURN NEW;
+END $$;
+
 CREATE FUNCTION public.erase_patient(whom text, on_line text, why text, up_to timestamp with time zone) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'public', 'pg_temp'
@@ -158,6 +181,53 @@ CREATE FUNCTION public.refuse_change() RETURNS trigger
 BEGIN
     RAISE EXCEPTION '% is append-only: % refused', TG_TABLE_NAME, TG_OP USING ERRCODE = 'restrict_violation';
 END $$;
+
+CREATE TABLE public.amendment_approvals (
+    amendment_approval_id bigint NOT NULL,
+    amendment_id bigint NOT NULL,
+    approver_id bigint NOT NULL,
+    printed_name text NOT NULL,
+    decision text NOT NULL,
+    meaning text NOT NULL,
+    reason text NOT NULL,
+    bound_digest text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT amendment_approvals_bound_digest_check CHECK ((bound_digest ~ '^[0-9a-f]{64}$'::text)),
+    CONSTRAINT amendment_approvals_decision_check CHECK ((decision = ANY (ARRAY['approve'::text, 'reject'::text]))),
+    CONSTRAINT amendment_approvals_give_a_reason CHECK ((length(TRIM(BOTH FROM reason)) > 0))
+);
+
+ALTER TABLE public.amendment_approvals ALTER COLUMN amendment_approval_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.amendment_approvals_amendment_approval_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE public.amendments (
+    amendment_id bigint NOT NULL,
+    line_id bigint NOT NULL,
+    protocol_id bigint NOT NULL,
+    document jsonb NOT NULL,
+    digest text NOT NULL,
+    changes jsonb NOT NULL,
+    reason text NOT NULL,
+    proposed_by bigint NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT amendments_digest_check CHECK ((digest ~ '^[0-9a-f]{64}$'::text)),
+    CONSTRAINT amendments_give_a_reason CHECK ((length(TRIM(BOTH FROM reason)) > 0))
+);
+
+ALTER TABLE public.amendments ALTER COLUMN amendment_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.amendments_amendment_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
 
 CREATE TABLE public.api_keys (
     api_key_id text NOT NULL,
@@ -517,6 +587,8 @@ CREATE TABLE public.protocols (
     digest text NOT NULL,
     created_by bigint NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    amendment_id bigint,
+    CONSTRAINT protocols_change_by_amendment CHECK (((version = 1) = (amendment_id IS NULL))),
     CONSTRAINT protocols_digest_check CHECK ((digest ~ '^[0-9a-f]{64}$'::text)),
     CONSTRAINT protocols_version_check CHECK ((version >= 1))
 );
@@ -684,6 +756,15 @@ CREATE TABLE public.worklists (
     CONSTRAINT worklists_ranked_check CHECK ((ranked >= 0))
 );
 
+ALTER TABLE ONLY public.amendment_approvals
+    ADD CONSTRAINT amendment_approvals_one_signature_per_person UNIQUE (amendment_id, approver_id);
+
+ALTER TABLE ONLY public.amendment_approvals
+    ADD CONSTRAINT amendment_approvals_pkey PRIMARY KEY (amendment_approval_id);
+
+ALTER TABLE ONLY public.amendments
+    ADD CONSTRAINT amendments_pkey PRIMARY KEY (amendment_id);
+
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_pkey PRIMARY KEY (api_key_id);
 
@@ -769,6 +850,9 @@ ALTER TABLE ONLY public.promotions
     ADD CONSTRAINT promotions_pkey PRIMARY KEY (promotion_id);
 
 ALTER TABLE ONLY public.protocols
+    ADD CONSTRAINT protocols_one_per_amendment UNIQUE (amendment_id);
+
+ALTER TABLE ONLY public.protocols
     ADD CONSTRAINT protocols_one_row_per_version UNIQUE (line_id, version);
 
 ALTER TABLE ONLY public.protocols
@@ -813,6 +897,8 @@ ALTER TABLE ONLY public.worklist_cases
 ALTER TABLE ONLY public.worklists
     ADD CONSTRAINT worklists_pkey PRIMARY KEY (line_id);
 
+CREATE INDEX amendments_by_line ON public.amendments USING btree (line_id, amendment_id);
+
 CREATE INDEX cases_by_image ON public.cases USING btree (image_digest);
 
 CREATE INDEX cases_by_line ON public.cases USING btree (line_id, case_id);
@@ -852,6 +938,22 @@ CREATE INDEX worklist_cases_by_arm ON public.worklist_cases USING btree (line_id
 CREATE INDEX worklist_cases_by_site ON public.worklist_cases USING btree (line_id, site, place);
 
 CREATE INDEX worklist_cases_by_site_and_arm ON public.worklist_cases USING btree (line_id, site, arm, place);
+
+CREATE TRIGGER amendment_approvals_are_append_only BEFORE DELETE OR UPDATE ON public.amendment_approvals FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.amendment_approvals ENABLE ALWAYS TRIGGER amendment_approvals_are_append_only;
+
+CREATE TRIGGER amendment_approvals_are_not_truncated BEFORE TRUNCATE ON public.amendment_approvals FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.amendment_approvals ENABLE ALWAYS TRIGGER amendment_approvals_are_not_truncated;
+
+CREATE TRIGGER amendments_are_append_only BEFORE DELETE OR UPDATE ON public.amendments FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.amendments ENABLE ALWAYS TRIGGER amendments_are_append_only;
+
+CREATE TRIGGER amendments_are_not_truncated BEFORE TRUNCATE ON public.amendments FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.amendments ENABLE ALWAYS TRIGGER amendments_are_not_truncated;
 
 CREATE TRIGGER approvals_are_append_only BEFORE DELETE OR UPDATE ON public.approvals FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
 
@@ -927,6 +1029,10 @@ ALTER TABLE public.predictions ENABLE ALWAYS TRIGGER predictions_are_not_truncat
 
 CREATE TRIGGER promotions_wake_inference AFTER INSERT ON public.promotions FOR EACH STATEMENT EXECUTE FUNCTION public.notify_of_row('overread_promotions');
 
+CREATE TRIGGER protocols_are_amended BEFORE INSERT ON public.protocols FOR EACH ROW WHEN ((new.version > 1)) EXECUTE FUNCTION public.check_amendment();
+
+ALTER TABLE public.protocols ENABLE ALWAYS TRIGGER protocols_are_amended;
+
 CREATE TRIGGER protocols_are_append_only BEFORE DELETE OR UPDATE ON public.protocols FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
 
 ALTER TABLE public.protocols ENABLE ALWAYS TRIGGER protocols_are_append_only;
@@ -956,6 +1062,21 @@ ALTER TABLE public.sealed_test_uses ENABLE ALWAYS TRIGGER sealed_test_uses_are_a
 CREATE TRIGGER sealed_test_uses_are_not_truncated BEFORE TRUNCATE ON public.sealed_test_uses FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 ALTER TABLE public.sealed_test_uses ENABLE ALWAYS TRIGGER sealed_test_uses_are_not_truncated;
+
+ALTER TABLE ONLY public.amendment_approvals
+    ADD CONSTRAINT amendment_approvals_amendment_id_fkey FOREIGN KEY (amendment_id) REFERENCES public.amendments(amendment_id);
+
+ALTER TABLE ONLY public.amendment_approvals
+    ADD CONSTRAINT amendment_approvals_approver_id_fkey FOREIGN KEY (approver_id) REFERENCES public.users(user_id);
+
+ALTER TABLE ONLY public.amendments
+    ADD CONSTRAINT amendments_line_id_fkey FOREIGN KEY (line_id) REFERENCES public.lines(line_id);
+
+ALTER TABLE ONLY public.amendments
+    ADD CONSTRAINT amendments_proposed_by_fkey FOREIGN KEY (proposed_by) REFERENCES public.users(user_id);
+
+ALTER TABLE ONLY public.amendments
+    ADD CONSTRAINT amendments_protocol_id_fkey FOREIGN KEY (protocol_id) REFERENCES public.protocols(protocol_id);
 
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(user_id);
@@ -1072,6 +1193,9 @@ ALTER TABLE ONLY public.promotions
     ADD CONSTRAINT promotions_replaced_candidate_id_fkey FOREIGN KEY (replaced_candidate_id) REFERENCES public.candidates(candidate_id);
 
 ALTER TABLE ONLY public.protocols
+    ADD CONSTRAINT protocols_amendment_id_fkey FOREIGN KEY (amendment_id) REFERENCES public.amendments(amendment_id);
+
+ALTER TABLE ONLY public.protocols
     ADD CONSTRAINT protocols_created_by_fkey FOREIGN KEY (created_by) REFERENCES public.users(user_id);
 
 ALTER TABLE ONLY public.protocols
@@ -1139,6 +1263,10 @@ GRANT USAGE ON SCHEMA public TO overread_app;
 REVOKE ALL ON FUNCTION public.erase_patient(whom text, on_line text, why text, up_to timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.follow_discordances(concerned bigint[]) FROM PUBLIC;
+
+GRANT SELECT,INSERT ON TABLE public.amendment_approvals TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.amendments TO overread_app;
 
 GRANT SELECT,INSERT ON TABLE public.api_keys TO overread_app;
 

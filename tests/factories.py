@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from registry import (
+    amendments,
     approvals,
     audit,
     candidates,
@@ -24,6 +25,7 @@ from registry import (
     sealed_tests,
     users,
 )
+from registry.amendments import Amendment
 from registry.candidates import Candidate, GateReport
 from registry.cases import Case
 from registry.confirmations import Confirmation
@@ -66,20 +68,34 @@ def line(db: Connection, **changes: Any) -> Line:
     )
 
 
-def new_protocol(db: Connection, line: Line, **changes: Any) -> None:
-    """Put a further version of a line's protocol into force."""
+def amendment(db: Connection, line: Line, *, actor: User | None = None, **changes: Any) -> Amendment:
+    """A proposal to change some fields of a line's protocol; nobody has signed it."""
     now = lines.current_protocol(db, line.line_id)
     document = {**now.document, **changes}
-    db.execute(
-        "INSERT INTO protocols (line_id, version, document, digest, created_by) VALUES (%s, %s, %s, %s, %s)",
-        (
-            line.line_id,
-            now.version + 1,
-            audit.canonical_json(document),
-            audit.digest_of(document),
-            now.created_by,
-        ),
+    return amendments.propose(
+        db,
+        line_id=line.line_id,
+        protocol_id=now.protocol_id,
+        document=document,
+        digest=audit.digest_of(document),
+        changes=[f"{name}: another value" for name in changes],
+        reason="it has to change",
+        actor=actor or user(db, "operator"),
     )
+
+
+def new_protocol(db: Connection, line: Line, **changes: Any) -> None:
+    """Put a further version of a line's protocol into force."""
+    required = lines.current_protocol(db, line.line_id).document["approvals"]["required"]
+    proposed = amendment(db, line, **changes)
+    for _ in range(required):
+        amendments.sign(
+            db,
+            amendment_id=proposed.amendment_id,
+            approver=user(db, "approver"),
+            decision="approve",
+            reason="I read what changes",
+        )
 
 
 def blob(db: Connection) -> str:

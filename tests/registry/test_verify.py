@@ -54,6 +54,7 @@ def findings(db: Connection, folder: Path, signer: Signer) -> dict[str, verify.F
         *verify.check_rows(db, tell=tell),
         verify.check_champions(db),
         verify.check_sealed_tests(db),
+        verify.check_protocols(db),
     ]
     return {finding.check: finding for finding in found}
 

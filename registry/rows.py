@@ -63,6 +63,7 @@ BOUND: dict[str, Bound] = {
         Bound(table="gate_reports", key="gate_report_id"),
         Bound(table="approvals", key="approval_id"),
         Bound(table="promotions", key="promotion_id", without="ended_at"),
+        Bound(table="watches", key="watch_id"),
         Bound(table="erasures", key="erasure_id"),
     )
 }

@@ -731,6 +731,45 @@ ALTER TABLE public.users ALTER COLUMN user_id ADD GENERATED ALWAYS AS IDENTITY (
     CACHE 1
 );
 
+CREATE TABLE public.watches (
+    watch_id bigint NOT NULL,
+    line_id bigint NOT NULL,
+    candidate_id bigint NOT NULL,
+    protocol_id bigint NOT NULL,
+    sample integer NOT NULL,
+    n integer NOT NULL,
+    errors integer NOT NULL,
+    risk double precision,
+    lower_bound double precision,
+    risk_limit double precision,
+    raised_at integer,
+    verified_share double precision,
+    weighted_risk jsonb NOT NULL,
+    mature_after_days double precision,
+    verdict text NOT NULL,
+    reason text NOT NULL,
+    cases_to_see jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT watches_check CHECK (((n >= 0) AND (n <= sample))),
+    CONSTRAINT watches_check1 CHECK (((errors >= 0) AND (errors <= n))),
+    CONSTRAINT watches_check2 CHECK (((raised_at >= 1) AND (raised_at <= n))),
+    CONSTRAINT watches_lower_bound_check CHECK (((lower_bound >= (0)::double precision) AND (lower_bound <= (1)::double precision))),
+    CONSTRAINT watches_risk_check CHECK (((risk >= (0)::double precision) AND (risk <= (1)::double precision))),
+    CONSTRAINT watches_risk_limit_check CHECK (((risk_limit >= (0)::double precision) AND (risk_limit <= (1)::double precision))),
+    CONSTRAINT watches_sample_check CHECK ((sample >= 0)),
+    CONSTRAINT watches_verdict_is_known CHECK ((verdict = ANY (ARRAY['in_order'::text, 'alarm'::text, 'insufficient'::text]))),
+    CONSTRAINT watches_verified_share_check CHECK (((verified_share >= (0)::double precision) AND (verified_share <= (1)::double precision)))
+);
+
+ALTER TABLE public.watches ALTER COLUMN watch_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.watches_watch_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE TABLE public.worklist_cases (
     case_id bigint NOT NULL,
     line_id bigint NOT NULL,
@@ -888,6 +927,9 @@ ALTER TABLE ONLY public.users
 ALTER TABLE ONLY public.users
     ADD CONSTRAINT users_pkey PRIMARY KEY (user_id);
 
+ALTER TABLE ONLY public.watches
+    ADD CONSTRAINT watches_pkey PRIMARY KEY (watch_id);
+
 ALTER TABLE ONLY public.worklist_cases
     ADD CONSTRAINT worklist_cases_one_per_place UNIQUE (line_id, place);
 
@@ -932,6 +974,8 @@ CREATE INDEX reads_by_case ON public.reads USING btree (case_id, read_id);
 CREATE UNIQUE INDEX runs_one_unfinished_per_line ON public.runs USING btree (line_id) WHERE (state = ANY (ARRAY['freezing'::text, 'training'::text, 'gating'::text]));
 
 CREATE INDEX sessions_by_user ON public.sessions USING btree (user_id);
+
+CREATE INDEX watches_by_line ON public.watches USING btree (line_id, watch_id);
 
 CREATE INDEX worklist_cases_by_arm ON public.worklist_cases USING btree (line_id, arm, place);
 
@@ -1062,6 +1106,14 @@ ALTER TABLE public.sealed_test_uses ENABLE ALWAYS TRIGGER sealed_test_uses_are_a
 CREATE TRIGGER sealed_test_uses_are_not_truncated BEFORE TRUNCATE ON public.sealed_test_uses FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 ALTER TABLE public.sealed_test_uses ENABLE ALWAYS TRIGGER sealed_test_uses_are_not_truncated;
+
+CREATE TRIGGER watches_are_append_only BEFORE DELETE OR UPDATE ON public.watches FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.watches ENABLE ALWAYS TRIGGER watches_are_append_only;
+
+CREATE TRIGGER watches_are_not_truncated BEFORE TRUNCATE ON public.watches FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.watches ENABLE ALWAYS TRIGGER watches_are_not_truncated;
 
 ALTER TABLE ONLY public.amendment_approvals
     ADD CONSTRAINT amendment_approvals_amendment_id_fkey FOREIGN KEY (amendment_id) REFERENCES public.amendments(amendment_id);
@@ -1246,6 +1298,15 @@ ALTER TABLE ONLY public.sessions
 ALTER TABLE ONLY public.sign_in_links
     ADD CONSTRAINT sign_in_links_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(user_id);
 
+ALTER TABLE ONLY public.watches
+    ADD CONSTRAINT watches_candidate_id_fkey FOREIGN KEY (candidate_id) REFERENCES public.candidates(candidate_id);
+
+ALTER TABLE ONLY public.watches
+    ADD CONSTRAINT watches_line_id_fkey FOREIGN KEY (line_id) REFERENCES public.lines(line_id);
+
+ALTER TABLE ONLY public.watches
+    ADD CONSTRAINT watches_protocol_id_fkey FOREIGN KEY (protocol_id) REFERENCES public.protocols(protocol_id);
+
 ALTER TABLE ONLY public.worklist_cases
     ADD CONSTRAINT worklist_cases_are_of_the_cases_line FOREIGN KEY (case_id, line_id) REFERENCES public.cases(case_id, line_id);
 
@@ -1353,6 +1414,8 @@ GRANT SELECT,INSERT ON TABLE public.users TO overread_app;
 GRANT UPDATE(roles) ON TABLE public.users TO overread_app;
 
 GRANT UPDATE(disabled_at) ON TABLE public.users TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.watches TO overread_app;
 
 GRANT SELECT,INSERT,DELETE ON TABLE public.worklist_cases TO overread_app;
 

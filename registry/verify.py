@@ -142,8 +142,8 @@ def check_protocols(conn: Connection) -> Finding:
         meant = audit.digest_of({"before": before, "after": after})
         if version > 1 and (required is None or bound.count(meant) != len(bound) or len(bound) < required):
             detail = f"version {version} of line {line} was not signed by as many as the version before it asks for"
-            return Finding(check="amendments", state="damaged", detail=detail)
-    return Finding(check="amendments", state="fine", detail=f"{seen} protocols amended, each by enough people")
+            return Finding(check="amended protocols", state="damaged", detail=detail)
+    return Finding(check="amended protocols", state="fine", detail=f"{seen} protocols amended, each by enough people")
 
 
 _AMENDED: LiteralString = """

@@ -1,3 +1,5 @@
+-- A plan is amended by people, and a champion is watched by what people say.
+
 -- A registered protocol is replaced by an amendment alone, and an amendment counts once enough others have signed it.
 
 CREATE TABLE amendments (
@@ -56,13 +58,36 @@ CREATE TRIGGER protocols_are_amended BEFORE INSERT ON protocols
     FOR EACH ROW WHEN (NEW.version > 1) EXECUTE FUNCTION check_amendment();
 ALTER TABLE protocols ENABLE ALWAYS TRIGGER protocols_are_amended;
 
-GRANT SELECT, INSERT ON amendments, amendment_approvals TO overread_app;
+-- What was seen of a champion in use, one row a look.
+CREATE TABLE watches (
+    watch_id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    line_id           bigint NOT NULL REFERENCES lines,
+    candidate_id      bigint NOT NULL REFERENCES candidates, -- the champion
+    protocol_id       bigint NOT NULL REFERENCES protocols,
+    sample            integer NOT NULL CHECK (sample >= 0), -- mature cases to watch by
+    n                 integer NOT NULL CHECK (n BETWEEN 0 AND sample), -- of these, confirmed before the model was seen
+    errors            integer NOT NULL CHECK (errors BETWEEN 0 AND n),
+    risk              double precision CHECK (risk BETWEEN 0 AND 1), -- NULL: n is 0
+    lower_bound       double precision CHECK (lower_bound BETWEEN 0 AND 1),
+    risk_limit        double precision CHECK (risk_limit BETWEEN 0 AND 1), -- NULL: the sealed test told nothing
+    raised_at         integer CHECK (raised_at BETWEEN 1 AND n), -- after so many cases it was shown
+    verified_share    double precision CHECK (verified_share BETWEEN 0 AND 1),
+    weighted_risk     jsonb NOT NULL, -- confirmed cases standing for those that nobody read, or why that cannot be told
+    mature_after_days double precision,
+    verdict           text NOT NULL CONSTRAINT watches_verdict_is_known CHECK (verdict IN ('in_order','alarm','insufficient')),
+    reason            text NOT NULL,
+    cases_to_see      jsonb NOT NULL, -- the newest of which it was wrong
+    created_at        timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX watches_by_line ON watches (line_id, watch_id);
+
+GRANT SELECT, INSERT ON amendments, amendment_approvals, watches TO overread_app;
 
 DO $$
 DECLARE
     name text;
 BEGIN
-    FOREACH name IN ARRAY ARRAY['amendments','amendment_approvals'] LOOP
+    FOREACH name IN ARRAY ARRAY['amendments','amendment_approvals','watches'] LOOP
         EXECUTE format('CREATE TRIGGER %I BEFORE UPDATE OR DELETE ON %I FOR EACH ROW EXECUTE FUNCTION refuse_change()',
                        name || '_are_append_only', name);
         EXECUTE format('CREATE TRIGGER %I BEFORE TRUNCATE ON %I FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()',

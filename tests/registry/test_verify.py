@@ -42,6 +42,7 @@ def filled(owner_db: Connection) -> Connection:
         reason="it fell",
     )
     factories.candidate(db, line)
+    factories.new_protocol(db, factories.line(db), title="Pneumonia, more strictly")
     return db
 
 
@@ -104,6 +105,11 @@ def test_an_untouched_record_is_found_whole(filled: Connection, tmp_path: Path, 
         ("confirmations", "DELETE FROM confirmations WHERE confirmation_id = %s"),
         ("cases", "UPDATE cases SET patient = 'somebody else' WHERE case_id = %s"),
         ("protocols", "UPDATE protocols SET document = document || '{\"classes\": []}' WHERE protocol_id = %s"),
+        ("amendments", "UPDATE amendments SET reason = 'no reason' WHERE amendment_id = %s"),
+        (
+            "amendment_approvals",
+            "UPDATE amendment_approvals SET printed_name = 'nobody' WHERE amendment_approval_id = %s",
+        ),
         ("dataset_versions", "UPDATE dataset_versions SET number = 99 WHERE dataset_version_id = %s"),
         ("candidates", "UPDATE candidates SET weights_digest = metadata_digest WHERE candidate_id = %s"),
         ("gate_reports", "UPDATE gate_reports SET text = 'all passed' WHERE gate_report_id = %s"),
@@ -120,7 +126,7 @@ def test_a_row_rewritten_by_a_superuser_is_named(
     (number,) = filled.execute(f"SELECT max({key}) FROM {table}").fetchone() or (0,)  # type: ignore[call-overload]  # noqa: S608 - ours
     tamper(filled, statement, (number,))
     found = damaged(filled, tmp_path / "c", signer)
-    assert set(found) - {"champions"} == {table.replace("_", " ")}
+    assert set(found) - {"champions", "amended protocols"} == {table.replace("_", " ")}
     assert found[table.replace("_", " ")].startswith(f"{table}/{number} is ")
     (event,) = filled.execute(
         "SELECT audit_event_id FROM audit_events WHERE details ->> 'row' = %s", (f"{table}/{number}",)

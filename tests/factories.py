@@ -205,7 +205,12 @@ def sealed_test_use(db: Connection, candidate: Candidate) -> Use:
 
 
 def gate_report_values(
-    db: Connection, candidate: Candidate, *, use: Use | None = None, verdict: str = "pass"
+    db: Connection,
+    candidate: Candidate,
+    *,
+    use: Use | None = None,
+    verdict: str = "pass",
+    results: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """What a report on a candidate against today's champion, under the line's current protocol, is recorded with."""
     champion = promotions.champion(db, candidate.line_id)
@@ -218,7 +223,7 @@ def gate_report_values(
         "protocol_digest": protocol.digest,
         "verdict": verdict,
         "sealed_test": use.named(),
-        "results": [],
+        "results": list(results),
     }
     return {
         "candidate_id": candidate.candidate_id,
@@ -233,9 +238,9 @@ def gate_report_values(
     }
 
 
-def gate_report(db: Connection, candidate: Candidate, *, verdict: str = "pass") -> GateReport:
+def gate_report(db: Connection, candidate: Candidate, **fields: Any) -> GateReport:
     """A report on a candidate against today's champion, under the line's current protocol."""
-    return candidates.record_gate_report(db, **gate_report_values(db, candidate, verdict=verdict))
+    return candidates.record_gate_report(db, **gate_report_values(db, candidate, **fields))
 
 
 def gated_candidate(db: Connection, line: Line, *, verdict: str = "pass", **run_fields: Any) -> Candidate:

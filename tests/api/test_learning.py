@@ -9,11 +9,12 @@ import httpx
 import pytest
 import yaml
 
-from registry import jobs, lines, runs, users
+from registry import jobs, lines, runs, users, watches
 from registry.candidates import Candidate
 from tests import factories
 from tests.api.pictures import png
 from tests.api.service import PASSWORD, PROTOCOL, Service
+from tests.registry.test_watches import SEEN
 
 SIGN = {"decision": "approve", "reason": "I read the report", "password": PASSWORD}
 
@@ -65,6 +66,28 @@ def test_a_line_shows_its_protocol_counts_and_next_trigger(
     assert shown["counts"] == {"cases": 1, "confirmed_cases": 1, "confirmations": 1, "dataset_versions": 0}
     assert shown["next_trigger"] == {"new_confirmations": 1, "needed": 3, "every_hours": 168}
     assert shown in people["auditor"].get("/v1/lines").json()
+
+
+def test_a_line_shows_what_was_seen_of_its_champion_in_use(service: Service, people: dict[str, httpx.Client]) -> None:
+    line = service.new_line(monitoring={"sample": "every_case"})
+    assert people["auditor"].get(f"/v1/lines/{line}").json()["monitoring"] is None
+    with service.connect() as connection:
+        found = lines.get_line(connection, line)
+        champion = factories.champion(connection, found)
+        for seen in ({**SEEN, "verdict": "in_order", "raised_at": None}, SEEN):
+            watches.record(
+                connection,
+                line_id=found.line_id,
+                candidate_id=champion.candidate_id,
+                protocol_id=champion.protocol_id,
+                seen=seen,
+            )
+    newest, before = people["auditor"].get(f"/v1/lines/{line}/monitoring").json()
+    assert (newest["verdict"], before["verdict"]) == ("alarm", "in_order")
+    assert f"overread roll-back --line {line}" in newest["what_to_do"]
+    assert (newest["cases_to_see"], before["what_to_do"]) == ([9, 7], None)
+    assert people["auditor"].get(f"/v1/lines/{line}").json()["monitoring"] == newest
+    assert slug(people["auditor"].get("/v1/lines/no-such-line/monitoring")) == (404, "not-found")
 
 
 def test_a_wrong_protocol_is_refused_field_by_field(people: dict[str, httpx.Client]) -> None:

@@ -56,6 +56,12 @@ def _a_new_protocol_comes_into_force(conn: Connection, model: Model, n: Numbers)
     now = lines.current_protocol(conn, line)
     factories.new_protocol(conn, lines.line_by_id(conn, line), title=f"Pneumonia, as amended after {now.version}")
     model.protocols[line].append(lines.current_protocol(conn, line).protocol_id)
+    query = "SELECT actor, action, subject FROM audit_events ORDER BY audit_event_id OFFSET %s"
+    told = conn.execute(query, (len(model.trail),)).fetchall()
+    assert [action for _, action, _ in told if action.startswith(("amendment", "protocol"))] == [
+        *("amendment:propose", "amendment:approve", "amendment:approve", "protocol:amend")
+    ]
+    model.trail += [(str(actor), str(action), str(subject)) for actor, action, subject in told]
 
 
 def _somebody_tampers(conn: Connection, model: Model, n: Numbers) -> None:

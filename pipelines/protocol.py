@@ -221,6 +221,8 @@ class Gates(_Section):
     """Besides the original, how many approved models, newest first, a candidate must not fall below."""
     sealed_test: Annotated[SealedTestPlan | None, Field(exclude_if=lambda plan: plan is None)] = None
     """None: every use is judged at alpha, however many there were; `{}` asks for the default plan."""
+    evidence: Annotated[Literal["all", "blind"], Field(exclude_if=lambda used: used == "all")] = "all"
+    """On which labels of the sealed test the gates decide: all, or those given before the model was seen."""
     require_improvement: bool = True
     """Ask for superiority in AUROC over the champion, not only for non-inferiority."""
 

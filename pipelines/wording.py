@@ -103,6 +103,8 @@ def explain(asked: Protocol) -> str:
         f"{gates.specificity.floor:g} by {gates.specificity.margin:g}; calibration error at most "
         f"{gates.calibration.maximum_ece:g}{better}."
     )
+    if gates.evidence == "blind":
+        passing += " All of it is measured on labels that were given before the model was seen."
     people = (
         f"Then {asked.approvals.required} people sign, none of whom asked for the run or submitted more than "
         f"{asked.approvals.maximum_submitter_share:.0%} of its new labels. {asked.blind_fraction:.0%} of the cases are "
@@ -172,7 +174,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def _is_looser(clause: str, before: Any, after: Any) -> bool:
     if after is None:
-        return before is not None and clause.startswith(DEMANDS)
+        return before is not None and clause.startswith((*DEMANDS, "gates.evidence"))
     return clause in LOOSER and before is not None and (after - before) * LOOSER[clause] > 0
 
 

@@ -24,6 +24,7 @@ from registry import (
     runs,
     sealed_tests,
     users,
+    watches,
 )
 from registry.amendments import Amendment
 from registry.candidates import Candidate, GateReport
@@ -37,10 +38,27 @@ from registry.promotions import Promotion
 from registry.runs import Run
 from registry.sealed_tests import Use
 from registry.users import User
+from registry.watches import Watch
 
 PROTOCOL = Path(__file__).parent.parent / "pipelines" / "protocols" / "cxr-pneumonia.yaml"
 
 _numbers = itertools.count(1)
+
+_SEEN: dict[str, Any] = {
+    "sample": 40,
+    "n": 30,
+    "errors": 12,
+    "risk": 0.4,
+    "lower_bound": 0.25,
+    "risk_limit": 0.2,
+    "raised_at": 22,
+    "verified_share": 0.75,
+    "weighted_risk": {"missing": "too few"},
+    "mature_after_days": 3.0,
+    "verdict": "alarm",
+    "reason": "errs in more than 20.0% of cases, shown after 22 labels",
+    "cases_to_see": [9, 7],
+}
 
 
 def protocol_document(**changes: Any) -> dict[str, Any]:
@@ -282,6 +300,17 @@ def champion(db: Connection, line: Line) -> Candidate:
     made = approved_candidate(db, line)
     promotion(db, made)
     return candidates.get(db, made.candidate_id)
+
+
+def watch(db: Connection, champion: Candidate, **changes: Any) -> Watch:
+    """A look at a champion that finds it to err too often, unless told otherwise."""
+    return watches.record(
+        db,
+        line_id=champion.line_id,
+        candidate_id=champion.candidate_id,
+        protocol_id=champion.protocol_id,
+        seen={**_SEEN, **changes},
+    )
 
 
 def job(db: Connection, *, kind: JobKind = "freeze_dataset", **fields: Any) -> Job:

@@ -9,12 +9,11 @@ import httpx
 import pytest
 import yaml
 
-from registry import jobs, lines, runs, users, watches
+from registry import jobs, lines, runs, users
 from registry.candidates import Candidate
 from tests import factories
 from tests.api.pictures import png
 from tests.api.service import PASSWORD, PROTOCOL, Service
-from tests.registry.test_watches import SEEN
 
 SIGN = {"decision": "approve", "reason": "I read the report", "password": PASSWORD}
 
@@ -74,14 +73,8 @@ def test_a_line_shows_what_was_seen_of_its_champion_in_use(service: Service, peo
     with service.connect() as connection:
         found = lines.get_line(connection, line)
         champion = factories.champion(connection, found)
-        for seen in ({**SEEN, "verdict": "in_order", "raised_at": None}, SEEN):
-            watches.record(
-                connection,
-                line_id=found.line_id,
-                candidate_id=champion.candidate_id,
-                protocol_id=champion.protocol_id,
-                seen=seen,
-            )
+        for changes in ({"verdict": "in_order", "raised_at": None}, {}):
+            factories.watch(connection, champion, **changes)
     newest, before = people["auditor"].get(f"/v1/lines/{line}/monitoring").json()
     assert (newest["verdict"], before["verdict"]) == ("alarm", "in_order")
     assert f"overread roll-back --line {line}" in newest["what_to_do"]

@@ -34,6 +34,7 @@ def filled(owner_db: Connection) -> Connection:
         factories.confirmation(db, case, actor=reader, finding="pneumonia", supersedes=first.confirmation_id)
     factories.champion(db, line)
     second = factories.champion(db, line)
+    factories.watch(db, second)
     promotions.roll_back(
         db,
         line_id=line.line_id,
@@ -115,6 +116,7 @@ def test_an_untouched_record_is_found_whole(filled: Connection, tmp_path: Path, 
         ("gate_reports", "UPDATE gate_reports SET text = 'all passed' WHERE gate_report_id = %s"),
         ("sealed_test_uses", "UPDATE sealed_test_uses SET level = 0.001 WHERE sealed_test_use_id = %s"),
         ("approvals", "UPDATE approvals SET printed_name = 'Dr Nobody' WHERE approval_id = %s"),
+        ("watches", "UPDATE watches SET verdict = 'in_order' WHERE watch_id = %s"),
         ("promotions", "UPDATE promotions SET reason = 'no reason' WHERE promotion_id = %s"),
     ],
 )  # fmt: skip

@@ -16,21 +16,6 @@ from registry.users import User
 from tests import factories
 
 WATCHED: dict[str, Any] = {"tolerance": 0.05, "maturity_days": 30.0, "alpha": 0.05, "sample": "every_case"}
-SEEN: dict[str, Any] = {
-    "sample": 40,
-    "n": 30,
-    "errors": 12,
-    "risk": 0.4,
-    "lower_bound": 0.25,
-    "risk_limit": 0.2,
-    "raised_at": 22,
-    "verified_share": 0.75,
-    "weighted_risk": {"missing": "too few"},
-    "mature_after_days": 3.0,
-    "verdict": "alarm",
-    "reason": "errs in more than 20.0% of cases, shown after 22 labels",
-    "cases_to_see": [9, 7],
-}
 
 
 def age(owner_db: Connection, case: Case, days: float) -> None:
@@ -157,14 +142,8 @@ def test_what_the_champion_may_have_learned_from_and_what_is_erased_or_not_in_th
 
 
 def record(db: Connection, line: Line, **changes: Any) -> watches.Watch:
-    champion = promotions.champion(db, line.line_id) or factories.champion(db, line)
-    return watches.record(
-        db,
-        line_id=line.line_id,
-        candidate_id=champion.candidate_id,
-        protocol_id=champion.protocol_id,
-        seen={**SEEN, **changes},
-    )
+    """A look at the line's champion."""
+    return factories.watch(db, promotions.champion(db, line.line_id) or factories.champion(db, line), **changes)
 
 
 def test_an_alarm_is_told_of_once_as_it_rises(db: Connection) -> None:

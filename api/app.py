@@ -28,6 +28,7 @@ from api.settings import ApiSettings, SettingsError
 from api.sign_in import SignIn
 from api.v1 import (
     adjudications,
+    amendments,
     audit,
     bulk,
     candidates,
@@ -52,7 +53,7 @@ ROUTERS = tuple(
     module.router
     for module in (
         cases, worklist, confirmations, bulk, adjudications, predictions, lines, runs, datasets, candidates, promotions,
-        jobs, audit, session, health,
+        amendments, jobs, audit, session, health,
     )
 )  # fmt: skip
 

@@ -44,6 +44,15 @@ class Scored:
     latency_seconds: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """A protocol that was checked, and each clause of it that is another than before, in words."""
+
+    document: dict[str, Any]
+    digest: str
+    changes: list[str]
+
+
 class InferenceClient:
     """One connection pool to the inference process; safe to share between threads."""
 
@@ -90,6 +99,11 @@ class InferenceClient:
         """Have a protocol checked: its normalised document and digest. Raises Refusal: protocol-invalid."""
         answer = self._post("/protocols/check", content=text, headers={"Content-Type": "application/yaml"}).json()
         return answer["document"], answer["digest"]
+
+    def compare_protocol(self, text: str, *, before: dict[str, Any]) -> Compared:
+        """Have a protocol checked and compared with an earlier document. Raises Refusal: protocol-invalid."""
+        answer = self._post("/protocols/compare", json={"text": text, "before": before}).json()
+        return Compared(**{name: answer[name] for name in Compared.__slots__})
 
     def _post(self, path: str, **options: Any) -> httpx.Response:
         try:

@@ -25,6 +25,8 @@ WEIGHT = 20.0
 """How many labels the tolerated risk counts as, before any label came."""
 MEMORY = 100.0
 """After so many more labels one counts e^-1 in choosing the bets, so that a change after a good year is found too."""
+GRID = np.arange(1, 200) / 200.0
+"""Limits that a lower bound is chosen from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -48,6 +50,20 @@ def limit_of(*, errors: int, n: int, tolerance: float, alpha: float) -> float:
     if tolerance < 0.0:
         raise MetricError("a tolerance is 0 or more")
     return metrics.clopper_pearson(errors, n, level=1.0 - 2.0 * alpha).high + tolerance
+
+
+def lower_bound(losses: NDArray[Any], *, alpha: float) -> float:
+    """Return what the risk of `losses` (N,) in [0, 1] is shown to be above, valid whenever one looks; 0.0 if nothing.
+
+    The highest of `GRID` limits below which every limit has been refuted at `alpha`: the lower end of the confidence
+    sequence that `watch` stands on. Raises MetricError.
+    """
+    shown = 0.0
+    for limit in GRID:
+        if len(losses) == 0 or not watch(losses, limit=float(limit), alpha=alpha).raised:
+            break
+        shown = float(limit)
+    return shown
 
 
 def watch(losses: NDArray[Any], *, limit: float, alpha: float) -> Alarm:

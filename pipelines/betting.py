@@ -18,6 +18,8 @@ from pipelines.metrics import Floats, MetricError
 
 BOLDEST = 0.5
 """Most of the capital that may be lost on one case; below 1, so that no single case ends the game."""
+HIGHEST = 700.0
+"""Logarithm of the most that is counted: float64 ends at 709, and no claim needs as much to be refuted."""
 
 
 def capital(
@@ -46,7 +48,7 @@ def capital(
     variance = (weight * spread + squares) / (weight + seen) - mean**2
     edge = np.maximum(expected + mean - claim, 0.0)
     bets = np.minimum(edge / (np.maximum(variance, 1e-12) + edge**2), BOLDEST / claim)
-    return np.asarray(np.exp(np.cumsum(np.log1p(bets * (x - claim)))), dtype=np.float64)
+    return np.asarray(np.exp(np.minimum(np.cumsum(np.log1p(bets * (x - claim))), HIGHEST)), dtype=np.float64)
 
 
 def _past(x: Floats, *, memory: float | None) -> tuple[Floats, Floats, Floats]:

@@ -6,7 +6,7 @@ Invariant: plain arrays and values, no torch, no files; `pipelines.evaluate` mak
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,19 @@ class Sealed:
     """(N,) for the list of flips."""
     batches: NDArray[np.int64] | None = None
     """(N,) number of the dataset version in which each case was first."""
+    exposures: NDArray[Any] | None = None
+    """(N,) AI exposure of the reads that each answer rests on; None: not known."""
+
+    def of(self, rows: NDArray[np.intp]) -> Sealed:
+        """Return the cases in these rows."""
+        return Sealed(
+            labels=self.labels[rows],
+            groups=self.groups[rows],
+            traits={name: values[rows] for name, values in self.traits.items()},
+            case_ids=None if self.case_ids is None else self.case_ids[rows],
+            batches=None if self.batches is None else self.batches[rows],
+            exposures=None if self.exposures is None else self.exposures[rows],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -44,6 +57,10 @@ class Scored:
     """(N,) class decided at the model's own operating point."""
     threshold: float | None
     """None where decisions are by arg-max, or where no operating point met the rule."""
+
+    def of(self, rows: NDArray[np.intp]) -> Scored:
+        """Return what it said about the cases in these rows."""
+        return replace(self, scores=self.scores[rows], decided=self.decided[rows])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +107,16 @@ class Comparison:
 
     use: Mapping[str, Any] | None = None
     """The use of the sealed test that the ledger granted: `level` is what it is worth. None: it is worth alpha."""
+
+    def of(self, rows: NDArray[np.intp]) -> Comparison:
+        """Return the comparison on the sealed cases in these rows alone."""
+        return replace(
+            self,
+            sealed=self.sealed.of(rows),
+            candidate=self.candidate.of(rows),
+            champion=None if self.champion is None else self.champion.of(rows),
+            approved=tuple(model.of(rows) for model in self.approved),
+        )
 
     @property
     def alpha(self) -> float:

@@ -79,6 +79,7 @@ def gather(
             traits=_traits(version, rows=rows),
             case_ids=version.case_ids[rows],
             batches=version.added_in[rows],
+            exposures=version.ai_exposures[rows],
         ),
         candidate=first,
         champion=second,

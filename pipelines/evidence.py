@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import metrics, subgroups
+from pipelines import blind, metrics, subgroups
 from pipelines.comparison import Comparison, Scored
 from pipelines.endpoints import Decision, among, decisions_of, right
 from pipelines.paired import mean_difference
@@ -34,8 +34,12 @@ Plot = Callable[[Comparison], Any]
 
 
 def gather(comparison: Comparison) -> dict[str, Any]:
-    """Measure every plot of a report; one that cannot be made is {"missing": why}."""
-    return {name: _made(plot, comparison) for name, plot in PLOTS.items()}
+    """Measure every plot of a report; one that cannot be made is {"missing": why}.
+
+    They show the cases that decide; `exposure` alone sets these beside the others.
+    """
+    decided = blind.deciding(comparison)
+    return {name: _made(plot, decided) for name, plot in PLOTS.items()} | {"exposure": _made(blind.both, comparison)}
 
 
 def roc(comparison: Comparison) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import data_gates, envelope, job, metrics, subgroups
+from pipelines import blind, data_gates, envelope, job, metrics, subgroups
 from pipelines.approved import acceptable
 from pipelines.comparison import Comparison, Scored
 from pipelines.endpoints import (
@@ -44,6 +44,7 @@ SCHEMA_VERSION = 2
 
 def decide(comparison: Comparison, *, dataset_digest: Digest) -> GateReport:
     """Run every gate that the protocol asks for and join the verdicts: pass only if all pass."""
+    comparison = blind.deciding(comparison)
     protocol, champion = comparison.protocol, comparison.champion
     gates = [*_gates_for(comparison), *data_gates.required(comparison, dataset_digest=dataset_digest)]
     results = tuple(row for name, gate in gates for row in [_closed(name, gate, comparison)])
@@ -98,7 +99,7 @@ def _gates_for(comparison: Comparison) -> list[tuple[str, Gate]]:
 def _closed(name: str, gate: Gate, comparison: Comparison) -> GateResult:
     """Run one gate; whatever goes wrong in it is a failed gate, with the reason in words."""
     try:
-        result = gate(comparison)
+        result = blind.too_few(name, comparison) or gate(comparison)
         digest_of(asdict(result))  # refuses NaN, and anything else that a report cannot hold
     except Exception as error:  # noqa: BLE001 - fail closed: no error in a gate may let a candidate through
         reason = f"could not be measured: {error}"

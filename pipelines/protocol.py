@@ -221,6 +221,8 @@ class Gates(_Section):
     """Besides the original, how many approved models, newest first, a candidate must not fall below."""
     sealed_test: Annotated[SealedTestPlan | None, Field(exclude_if=lambda plan: plan is None)] = None
     """None: every use is judged at alpha, however many there were; `{}` asks for the default plan."""
+    evidence: Annotated[Literal["all", "blind"], Field(exclude_if=lambda used: used == "all")] = "all"
+    """On which labels of the sealed test the gates decide: all, or those given before the model was seen."""
     require_improvement: bool = True
     """Ask for superiority in AUROC over the champion, not only for non-inferiority."""
 
@@ -254,6 +256,19 @@ class Approvals(_Section):
     maximum_submitter_share: Share = 0.2
 
 
+class Monitoring(_Section):
+    """How the champion is watched in use (`pipelines.watch`): by cases that were read before it was seen."""
+
+    tolerance: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.05
+    """How much more often than the sealed test allows the champion may err."""
+    maturity_days: Annotated[float, Field(ge=0.0, le=3650.0)] = 30.0
+    """A case counts at this age, when the labels of every class have come."""
+    alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
+    """Chance of a false alarm in all the time that the champion serves."""
+    sample: Literal["blind_fraction", "every_case"] = "blind_fraction"
+    """Which cases count: those whose lot makes them blind, a fair sample; or all, where all are read blind."""
+
+
 class Protocol(_Section):
     """A whole protocol. Two classes need no `positive` (the last one is meant); with more, None means arg-max."""
 
@@ -274,6 +289,8 @@ class Protocol(_Section):
     data_quality: DataQuality | None = None
     """None asks nothing of the data; `{}` asks for the defaults."""
     approvals: Approvals = Approvals()
+    monitoring: Annotated[Monitoring | None, Field(exclude_if=lambda section: section is None)] = None
+    """None: the champion is not watched; `{}` asks for the defaults."""
     blind_fraction: Share = 0.05
 
     @field_validator("classes")
@@ -304,6 +321,12 @@ class Protocol(_Section):
             raise ValueError(
                 f"envelope.strategies: the recipe's own strategy, {self.recipe.strategy}, is not among them"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_a_sample_to_watch_by(self) -> Protocol:
+        if self.monitoring is not None and self.monitoring.sample == "blind_fraction" and self.blind_fraction == 0.0:
+            raise ValueError("monitoring.sample: no case is blind where blind_fraction is 0; raise it, or `every_case`")
         return self
 
     @property

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import textwrap
 
+from pipelines import blind
 from pipelines.types import Estimate, GateReport, GateResult, Verdict
 
 WIDTH = 100
@@ -49,7 +50,7 @@ def render_text(report: GateReport) -> str:
 
 
 def _sealed(report: GateReport) -> list[str]:
-    """Which use of the sealed test this was, what it was worth, and which cases changed sides."""
+    """Which use of the sealed test this was, what it was worth, which cases changed sides, and who had read blind."""
     lines, use, flips = [], report.sealed_test, report.evidence.get("flips", {})
     if use is not None:
         words = "every use at alpha, no plan for wear" if use["wallet"] == "unlimited" else f"wallet {use['wallet']}"
@@ -60,6 +61,9 @@ def _sealed(report: GateReport) -> list[str]:
         lines.append(f"of {flips['n']} cases {lost} are lost that the champion has right, {gained} gained")
         if named:
             lines.append(f"lost first: cases {named}" + (" …" if lost > 10 else ""))
+    exposed = report.evidence.get("exposure", {})
+    if "cases" in exposed:
+        lines += textwrap.wrap(blind.words(exposed), width=WIDTH)
     return lines
 
 

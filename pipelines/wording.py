@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import protocol
-from pipelines.protocol import Protocol, ProtocolError, SealedTestPlan
+from pipelines.protocol import Monitoring, Protocol, ProtocolError, SealedTestPlan
 from pipelines.sealed_ledger import Plan, level_from
 
 SCHEMA_ID = "https://overread.example/protocol.schema.json"
@@ -37,11 +37,18 @@ LOOSER = {
     "gates.submitters.maximum_disagreement": 1,
     "gates.minimum_cases_per_class": -1,
     "gates.approved_window": -1,
+    "gates.require_improvement": -1,
+    "gates.subgroups.margin": 1,
+    "reference_standard.minimum_reads": -1,
     "approvals.required": -1,
     "approvals.maximum_submitter_share": 1,
     "blind_fraction": -1,
+    "monitoring.tolerance": 1,
+    "monitoring.alpha": -1,
 }
 """Numbers of which more (1) or less (-1) asks for less evidence than before."""
+DEMANDS = ("data_quality", "envelope", "gates.sealed_test", "gates.subgroups", "monitoring")
+"""Sections that only ever ask for more: a clause of theirs that is gone asks for less evidence than before."""
 
 
 def schema() -> dict[str, Any]:
@@ -56,10 +63,17 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     for clause in sorted(old.keys() | new.keys()):
         one, other = old.get(clause), new.get(clause)
         if one != other:
-            looser = clause in LOOSER and one is not None and other is not None and (other - one) * LOOSER[clause] > 0
-            words = "  (asks for less evidence)" if looser else ""
+            words = "  (asks for less evidence)" if _is_looser(clause, one, other) else ""
             told.append(f"{clause}: {_value(one)} -> {_value(other)}{words}")
     return told
+
+
+def as_read_today(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Fill in what a registered document leaves unsaid, as it is read today; as it stands where it cannot be read."""
+    try:
+        return protocol.from_document(dict(document)).document()
+    except ProtocolError:
+        return document
 
 
 def explain(asked: Protocol) -> str:
@@ -89,6 +103,8 @@ def explain(asked: Protocol) -> str:
         f"{gates.specificity.floor:g} by {gates.specificity.margin:g}; calibration error at most "
         f"{gates.calibration.maximum_ece:g}{better}."
     )
+    if gates.evidence == "blind":
+        passing += " All of it is measured on labels that were given before the model was seen."
     people = (
         f"Then {asked.approvals.required} people sign, none of whom asked for the run or submitted more than "
         f"{asked.approvals.maximum_submitter_share:.0%} of its new labels. {asked.blind_fraction:.0%} of the cases are "
@@ -98,6 +114,7 @@ def explain(asked: Protocol) -> str:
         f"{asked.title} ({asked.line}), protocol {asked.digest[:12]}.",
         f"Intended use: {asked.intended_use.strip()}",
         *(question, evidence, learning, passing, _wear(gates.sealed_test, alpha=gates.alpha), people),
+        _watch(asked.monitoring),
     ]
     return "\n\n".join(textwrap.fill(paragraph, width=WIDTH) for paragraph in paragraphs) + "\n"
 
@@ -155,6 +172,12 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
+def _is_looser(clause: str, before: Any, after: Any) -> bool:
+    if after is None:
+        return before is not None and clause.startswith((*DEMANDS, "gates.evidence"))
+    return clause in LOOSER and before is not None and (after - before) * LOOSER[clause] > 0
+
+
 def _value(value: Any) -> str:
     return "nothing" if value is None else json.dumps(value, ensure_ascii=False)
 
@@ -186,6 +209,17 @@ def _wear(stated: SealedTestPlan | None, *, alpha: float) -> str:
         f"candidates of the declared strategy: the first is judged at level {first:.3g}, the next at {passed:.3g} if "
         f"that passed and at {failed:.3g} if not. Once nothing is left, {stated.new_epoch_cases} new sealed cases of "
         "each class open a new epoch."
+    )
+
+
+def _watch(stated: Monitoring | None) -> str:
+    if stated is None:
+        return "Nobody watches the champion in use: add monitoring."
+    cases = "the cases that are blind by lot" if stated.sample == "blind_fraction" else "every case that was read blind"
+    return (
+        f"The champion is watched by {cases}, at the age of {stated.maturity_days:g} days: an alarm rises once it is "
+        f"shown to err more often than its sealed test allows and {stated.tolerance:g} more; falsely with chance "
+        f"{stated.alpha:g} at most, in all the time that it serves."
     )
 
 

@@ -7,7 +7,7 @@
     │   ├── AlreadyExists        ├── StateMoved          ├── ChampionMoved      ├── GateNotPassed
     │   ├── ApprovalMissing      ├── ApprovalVoid        ├── NotDistinct        ├── AlreadySigned
     │   ├── AlreadySuperseded    ├── RecordMoved         ├── RunInProgress      ├── NothingToRollBackTo
-    │   ├── IdempotencyInFlight  └── BlindCase
+    │   ├── IdempotencyInFlight  ├── BlindCase           └── ProtocolMoved
     ├── Invalid                  422  it can never be right as it stands
     │   ├── UnknownFinding       ├── WrongLine           ├── FutureDate         ├── EvidenceMismatch
     │   └── IdempotencyConflict
@@ -79,6 +79,13 @@ class ChampionMoved(Refused):
 
     slug = "champion-moved"
     title = "The champion has changed"
+
+
+class ProtocolMoved(Refused):
+    """Another protocol is in force than the one that this was proposed against."""
+
+    slug = "protocol-moved"
+    title = "The protocol has changed"
 
 
 class GateNotPassed(Refused):

@@ -11,8 +11,9 @@ from registry.db import Connection, fetch_value
 from registry.errors import NotDurable, NotGuarded
 
 APPEND_ONLY = (
+    *("amendments", "amendment_approvals"),
     *("approvals", "audit_events", "confirmations", "dataset_versions", "erasure_effects", "erasures"),
-    *("gate_reports", "predictions", "protocols", "reads", "sealed_test_uses"),
+    *("gate_reports", "predictions", "protocols", "reads", "sealed_test_uses", "watches"),
 )
 """The tables that tell what happened."""
 

@@ -26,6 +26,7 @@ JobKind = Literal[
     "mirror_promotion",
     "erase_bytes",
     "rank_worklist",
+    "watch_champion",
 ]
 JOB_KINDS: tuple[JobKind, ...] = get_args(JobKind)
 
@@ -39,6 +40,7 @@ MAXIMUM_ATTEMPTS: dict[JobKind, int] = {
     "mirror_promotion": 100,
     "erase_bytes": 100,
     "rank_worklist": 3,
+    "watch_champion": 3,
 }
 _LONGEST_PAUSE_SECONDS = 60.0
 

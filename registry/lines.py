@@ -2,6 +2,7 @@
 
 A line is one diagnostic question answered by a succession of models. Its protocol is stored as the normalised document
 the science made of it, whole, and is known by its digest; protocols are append-only, the highest version is current.
+Every version after the first came by an amendment (`registry.amendments`).
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class StoredProtocol:
     digest: str
     created_by: int
     created_at: datetime
+    amendment_id: int | None = None
+    """The amendment that put it in force; None: the line was made under it."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -59,7 +62,8 @@ def create_line(conn: Connection, *, name: str, document: Mapping[str, Any], dig
         raise WrongLine(f"the protocol is for line {document.get('line')!r}, not {name!r}")
     if audit.digest_of(document) != digest:
         raise EvidenceMismatch("the digest given is not the digest of the protocol's document")
-    with constraint_means(conn, lines_name_is_taken=AlreadyExists(f"there is a line {name!r} already")):
+    taken = f"there is a line {name!r} already; its protocol is changed by an amendment (`overread protocol amend`)"
+    with constraint_means(conn, lines_name_is_taken=AlreadyExists(taken)):
         line = fetch_one(
             conn,
             Line,

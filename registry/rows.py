@@ -53,6 +53,8 @@ BOUND: dict[str, Bound] = {
     bound.table: bound
     for bound in (
         Bound(table="protocols", key="protocol_id"),
+        Bound(table="amendments", key="amendment_id"),
+        Bound(table="amendment_approvals", key="amendment_approval_id"),
         Bound(table="cases", key="case_id", without="external_id"),
         Bound(table="confirmations", key="confirmation_id", older='{"kind": "confirmation"}'),
         Bound(table="dataset_versions", key="dataset_version_id"),
@@ -61,6 +63,7 @@ BOUND: dict[str, Bound] = {
         Bound(table="gate_reports", key="gate_report_id"),
         Bound(table="approvals", key="approval_id"),
         Bound(table="promotions", key="promotion_id", without="ended_at"),
+        Bound(table="watches", key="watch_id"),
         Bound(table="erasures", key="erasure_id"),
     )
 }

@@ -25,6 +25,29 @@ BEGIN
     RETURN NEW;
 END $$;
 
+CREATE FUNCTION public.check_amendment() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    amended amendments;
+    before protocols;
+BEGIN
+    SELECT * INTO amended FROM amendments WHERE amendment_id = NEW.amendment_id;
+    SELECT * INTO before FROM protocols WHERE line_id = NEW.line_id ORDER BY version DESC LIMIT 1;
+    IF (amended.line_id, amended.protocol_id, amended.digest, amended.document)
+       IS DISTINCT FROM (NEW.line_id, before.protocol_id, NEW.digest, NEW.document) OR NEW.version <> before.version + 1 THEN
+        RAISE EXCEPTION 'this is not the protocol that amendment % puts in the place of the one in force', NEW.amendment_id
+            USING ERRCODE = 'integrity_constraint_violation', CONSTRAINT = 'protocols_follow_the_one_that_was_amended';
+    END IF;
+    IF EXISTS (SELECT FROM amendment_approvals WHERE amendment_id = NEW.amendment_id AND decision = 'reject')
+       OR (SELECT count(*) FROM amendment_approvals WHERE amendment_id = NEW.amendment_id AND approver_id <> amended.proposed_by)
+          < (before.document #>> '{approvals,required}')::integer THEN
+        RAISE EXCEPTION 'amendment % has too few signatures, or was rejected', NEW.amendment_id
+            USING ERRCODE = 'integrity_constraint_violation', CONSTRAINT = 'protocols_are_amended_by_enough_people';
+    END IF;
+    RETURN NEW;
+END $$;
+
 CREATE FUNCTION public.erase_patient(whom text, on_line text, why text, up_to timestamp with time zone) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'public', 'pg_temp'
@@ -158,6 +181,53 @@ CREATE FUNCTION public.refuse_change() RETURNS trigger
 BEGIN
     RAISE EXCEPTION '% is append-only: % refused', TG_TABLE_NAME, TG_OP USING ERRCODE = 'restrict_violation';
 END $$;
+
+CREATE TABLE public.amendment_approvals (
+    amendment_approval_id bigint NOT NULL,
+    amendment_id bigint NOT NULL,
+    approver_id bigint NOT NULL,
+    printed_name text NOT NULL,
+    decision text NOT NULL,
+    meaning text NOT NULL,
+    reason text NOT NULL,
+    bound_digest text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT amendment_approvals_bound_digest_check CHECK ((bound_digest ~ '^[0-9a-f]{64}$'::text)),
+    CONSTRAINT amendment_approvals_decision_check CHECK ((decision = ANY (ARRAY['approve'::text, 'reject'::text]))),
+    CONSTRAINT amendment_approvals_give_a_reason CHECK ((length(TRIM(BOTH FROM reason)) > 0))
+);
+
+ALTER TABLE public.amendment_approvals ALTER COLUMN amendment_approval_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.amendment_approvals_amendment_approval_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE public.amendments (
+    amendment_id bigint NOT NULL,
+    line_id bigint NOT NULL,
+    protocol_id bigint NOT NULL,
+    document jsonb NOT NULL,
+    digest text NOT NULL,
+    changes jsonb NOT NULL,
+    reason text NOT NULL,
+    proposed_by bigint NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT amendments_digest_check CHECK ((digest ~ '^[0-9a-f]{64}$'::text)),
+    CONSTRAINT amendments_give_a_reason CHECK ((length(TRIM(BOTH FROM reason)) > 0))
+);
+
+ALTER TABLE public.amendments ALTER COLUMN amendment_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.amendments_amendment_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
 
 CREATE TABLE public.api_keys (
     api_key_id text NOT NULL,
@@ -517,6 +587,8 @@ CREATE TABLE public.protocols (
     digest text NOT NULL,
     created_by bigint NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    amendment_id bigint,
+    CONSTRAINT protocols_change_by_amendment CHECK (((version = 1) = (amendment_id IS NULL))),
     CONSTRAINT protocols_digest_check CHECK ((digest ~ '^[0-9a-f]{64}$'::text)),
     CONSTRAINT protocols_version_check CHECK ((version >= 1))
 );
@@ -659,6 +731,45 @@ ALTER TABLE public.users ALTER COLUMN user_id ADD GENERATED ALWAYS AS IDENTITY (
     CACHE 1
 );
 
+CREATE TABLE public.watches (
+    watch_id bigint NOT NULL,
+    line_id bigint NOT NULL,
+    candidate_id bigint NOT NULL,
+    protocol_id bigint NOT NULL,
+    sample integer NOT NULL,
+    n integer NOT NULL,
+    errors integer NOT NULL,
+    risk double precision,
+    lower_bound double precision,
+    risk_limit double precision,
+    raised_at integer,
+    verified_share double precision,
+    weighted_risk jsonb NOT NULL,
+    mature_after_days double precision,
+    verdict text NOT NULL,
+    reason text NOT NULL,
+    cases_to_see jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT watches_check CHECK (((n >= 0) AND (n <= sample))),
+    CONSTRAINT watches_check1 CHECK (((errors >= 0) AND (errors <= n))),
+    CONSTRAINT watches_check2 CHECK (((raised_at >= 1) AND (raised_at <= n))),
+    CONSTRAINT watches_lower_bound_check CHECK (((lower_bound >= (0)::double precision) AND (lower_bound <= (1)::double precision))),
+    CONSTRAINT watches_risk_check CHECK (((risk >= (0)::double precision) AND (risk <= (1)::double precision))),
+    CONSTRAINT watches_risk_limit_check CHECK (((risk_limit >= (0)::double precision) AND (risk_limit <= (1)::double precision))),
+    CONSTRAINT watches_sample_check CHECK ((sample >= 0)),
+    CONSTRAINT watches_verdict_is_known CHECK ((verdict = ANY (ARRAY['in_order'::text, 'alarm'::text, 'insufficient'::text]))),
+    CONSTRAINT watches_verified_share_check CHECK (((verified_share >= (0)::double precision) AND (verified_share <= (1)::double precision)))
+);
+
+ALTER TABLE public.watches ALTER COLUMN watch_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.watches_watch_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE TABLE public.worklist_cases (
     case_id bigint NOT NULL,
     line_id bigint NOT NULL,
@@ -683,6 +794,15 @@ CREATE TABLE public.worklists (
     CONSTRAINT worklists_left_out_check CHECK ((left_out >= 0)),
     CONSTRAINT worklists_ranked_check CHECK ((ranked >= 0))
 );
+
+ALTER TABLE ONLY public.amendment_approvals
+    ADD CONSTRAINT amendment_approvals_one_signature_per_person UNIQUE (amendment_id, approver_id);
+
+ALTER TABLE ONLY public.amendment_approvals
+    ADD CONSTRAINT amendment_approvals_pkey PRIMARY KEY (amendment_approval_id);
+
+ALTER TABLE ONLY public.amendments
+    ADD CONSTRAINT amendments_pkey PRIMARY KEY (amendment_id);
 
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_pkey PRIMARY KEY (api_key_id);
@@ -769,6 +889,9 @@ ALTER TABLE ONLY public.promotions
     ADD CONSTRAINT promotions_pkey PRIMARY KEY (promotion_id);
 
 ALTER TABLE ONLY public.protocols
+    ADD CONSTRAINT protocols_one_per_amendment UNIQUE (amendment_id);
+
+ALTER TABLE ONLY public.protocols
     ADD CONSTRAINT protocols_one_row_per_version UNIQUE (line_id, version);
 
 ALTER TABLE ONLY public.protocols
@@ -804,6 +927,9 @@ ALTER TABLE ONLY public.users
 ALTER TABLE ONLY public.users
     ADD CONSTRAINT users_pkey PRIMARY KEY (user_id);
 
+ALTER TABLE ONLY public.watches
+    ADD CONSTRAINT watches_pkey PRIMARY KEY (watch_id);
+
 ALTER TABLE ONLY public.worklist_cases
     ADD CONSTRAINT worklist_cases_one_per_place UNIQUE (line_id, place);
 
@@ -812,6 +938,8 @@ ALTER TABLE ONLY public.worklist_cases
 
 ALTER TABLE ONLY public.worklists
     ADD CONSTRAINT worklists_pkey PRIMARY KEY (line_id);
+
+CREATE INDEX amendments_by_line ON public.amendments USING btree (line_id, amendment_id);
 
 CREATE INDEX cases_by_image ON public.cases USING btree (image_digest);
 
@@ -847,11 +975,29 @@ CREATE UNIQUE INDEX runs_one_unfinished_per_line ON public.runs USING btree (lin
 
 CREATE INDEX sessions_by_user ON public.sessions USING btree (user_id);
 
+CREATE INDEX watches_by_line ON public.watches USING btree (line_id, watch_id);
+
 CREATE INDEX worklist_cases_by_arm ON public.worklist_cases USING btree (line_id, arm, place);
 
 CREATE INDEX worklist_cases_by_site ON public.worklist_cases USING btree (line_id, site, place);
 
 CREATE INDEX worklist_cases_by_site_and_arm ON public.worklist_cases USING btree (line_id, site, arm, place);
+
+CREATE TRIGGER amendment_approvals_are_append_only BEFORE DELETE OR UPDATE ON public.amendment_approvals FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.amendment_approvals ENABLE ALWAYS TRIGGER amendment_approvals_are_append_only;
+
+CREATE TRIGGER amendment_approvals_are_not_truncated BEFORE TRUNCATE ON public.amendment_approvals FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.amendment_approvals ENABLE ALWAYS TRIGGER amendment_approvals_are_not_truncated;
+
+CREATE TRIGGER amendments_are_append_only BEFORE DELETE OR UPDATE ON public.amendments FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.amendments ENABLE ALWAYS TRIGGER amendments_are_append_only;
+
+CREATE TRIGGER amendments_are_not_truncated BEFORE TRUNCATE ON public.amendments FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.amendments ENABLE ALWAYS TRIGGER amendments_are_not_truncated;
 
 CREATE TRIGGER approvals_are_append_only BEFORE DELETE OR UPDATE ON public.approvals FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
 
@@ -927,6 +1073,10 @@ ALTER TABLE public.predictions ENABLE ALWAYS TRIGGER predictions_are_not_truncat
 
 CREATE TRIGGER promotions_wake_inference AFTER INSERT ON public.promotions FOR EACH STATEMENT EXECUTE FUNCTION public.notify_of_row('overread_promotions');
 
+CREATE TRIGGER protocols_are_amended BEFORE INSERT ON public.protocols FOR EACH ROW WHEN ((new.version > 1)) EXECUTE FUNCTION public.check_amendment();
+
+ALTER TABLE public.protocols ENABLE ALWAYS TRIGGER protocols_are_amended;
+
 CREATE TRIGGER protocols_are_append_only BEFORE DELETE OR UPDATE ON public.protocols FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
 
 ALTER TABLE public.protocols ENABLE ALWAYS TRIGGER protocols_are_append_only;
@@ -956,6 +1106,29 @@ ALTER TABLE public.sealed_test_uses ENABLE ALWAYS TRIGGER sealed_test_uses_are_a
 CREATE TRIGGER sealed_test_uses_are_not_truncated BEFORE TRUNCATE ON public.sealed_test_uses FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 ALTER TABLE public.sealed_test_uses ENABLE ALWAYS TRIGGER sealed_test_uses_are_not_truncated;
+
+CREATE TRIGGER watches_are_append_only BEFORE DELETE OR UPDATE ON public.watches FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.watches ENABLE ALWAYS TRIGGER watches_are_append_only;
+
+CREATE TRIGGER watches_are_not_truncated BEFORE TRUNCATE ON public.watches FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.watches ENABLE ALWAYS TRIGGER watches_are_not_truncated;
+
+ALTER TABLE ONLY public.amendment_approvals
+    ADD CONSTRAINT amendment_approvals_amendment_id_fkey FOREIGN KEY (amendment_id) REFERENCES public.amendments(amendment_id);
+
+ALTER TABLE ONLY public.amendment_approvals
+    ADD CONSTRAINT amendment_approvals_approver_id_fkey FOREIGN KEY (approver_id) REFERENCES public.users(user_id);
+
+ALTER TABLE ONLY public.amendments
+    ADD CONSTRAINT amendments_line_id_fkey FOREIGN KEY (line_id) REFERENCES public.lines(line_id);
+
+ALTER TABLE ONLY public.amendments
+    ADD CONSTRAINT amendments_proposed_by_fkey FOREIGN KEY (proposed_by) REFERENCES public.users(user_id);
+
+ALTER TABLE ONLY public.amendments
+    ADD CONSTRAINT amendments_protocol_id_fkey FOREIGN KEY (protocol_id) REFERENCES public.protocols(protocol_id);
 
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(user_id);
@@ -1072,6 +1245,9 @@ ALTER TABLE ONLY public.promotions
     ADD CONSTRAINT promotions_replaced_candidate_id_fkey FOREIGN KEY (replaced_candidate_id) REFERENCES public.candidates(candidate_id);
 
 ALTER TABLE ONLY public.protocols
+    ADD CONSTRAINT protocols_amendment_id_fkey FOREIGN KEY (amendment_id) REFERENCES public.amendments(amendment_id);
+
+ALTER TABLE ONLY public.protocols
     ADD CONSTRAINT protocols_created_by_fkey FOREIGN KEY (created_by) REFERENCES public.users(user_id);
 
 ALTER TABLE ONLY public.protocols
@@ -1122,6 +1298,15 @@ ALTER TABLE ONLY public.sessions
 ALTER TABLE ONLY public.sign_in_links
     ADD CONSTRAINT sign_in_links_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(user_id);
 
+ALTER TABLE ONLY public.watches
+    ADD CONSTRAINT watches_candidate_id_fkey FOREIGN KEY (candidate_id) REFERENCES public.candidates(candidate_id);
+
+ALTER TABLE ONLY public.watches
+    ADD CONSTRAINT watches_line_id_fkey FOREIGN KEY (line_id) REFERENCES public.lines(line_id);
+
+ALTER TABLE ONLY public.watches
+    ADD CONSTRAINT watches_protocol_id_fkey FOREIGN KEY (protocol_id) REFERENCES public.protocols(protocol_id);
+
 ALTER TABLE ONLY public.worklist_cases
     ADD CONSTRAINT worklist_cases_are_of_the_cases_line FOREIGN KEY (case_id, line_id) REFERENCES public.cases(case_id, line_id);
 
@@ -1139,6 +1324,10 @@ GRANT USAGE ON SCHEMA public TO overread_app;
 REVOKE ALL ON FUNCTION public.erase_patient(whom text, on_line text, why text, up_to timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.follow_discordances(concerned bigint[]) FROM PUBLIC;
+
+GRANT SELECT,INSERT ON TABLE public.amendment_approvals TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.amendments TO overread_app;
 
 GRANT SELECT,INSERT ON TABLE public.api_keys TO overread_app;
 
@@ -1225,6 +1414,8 @@ GRANT SELECT,INSERT ON TABLE public.users TO overread_app;
 GRANT UPDATE(roles) ON TABLE public.users TO overread_app;
 
 GRANT UPDATE(disabled_at) ON TABLE public.users TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.watches TO overread_app;
 
 GRANT SELECT,INSERT,DELETE ON TABLE public.worklist_cases TO overread_app;
 

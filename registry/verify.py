@@ -134,6 +134,27 @@ def check_sealed_tests(conn: Connection) -> Finding:
     return Finding(check="sealed tests", state="fine", detail=f"{count} uses, each paid for from what was left")
 
 
+def check_protocols(conn: Connection) -> Finding:
+    """Each protocol but a line's first is the one that enough people signed in the place of the one before it."""
+    seen = 0
+    for line, version, before, after, required, bound in conn.execute(_AMENDED).fetchall():
+        seen += version > 1
+        meant = audit.digest_of({"before": before, "after": after})
+        if version > 1 and (required is None or bound.count(meant) != len(bound) or len(bound) < required):
+            detail = f"version {version} of line {line} was not signed by as many as the version before it asks for"
+            return Finding(check="amended protocols", state="damaged", detail=detail)
+    return Finding(check="amended protocols", state="fine", detail=f"{seen} protocols amended, each by enough people")
+
+
+_AMENDED: LiteralString = """
+    SELECT name, version, lag(protocols.digest) OVER versions, protocols.digest,
+        CASE WHEN amended.protocol_id = lag(protocols.protocol_id) OVER versions AND amended.digest = protocols.digest
+            AND amended.document = protocols.document AND version = lag(version) OVER versions + 1
+            THEN (lag(protocols.document) OVER versions #>> '{approvals,required}')::integer END,
+        ARRAY(SELECT CASE decision WHEN 'approve' THEN bound_digest ELSE 'rejected' END FROM amendment_approvals signed
+              WHERE signed.amendment_id = protocols.amendment_id AND approver_id <> proposed_by)
+    FROM protocols JOIN lines USING (line_id) LEFT JOIN amendments amended USING (amendment_id)
+    WINDOW versions AS (PARTITION BY protocols.line_id ORDER BY version) ORDER BY protocols.protocol_id"""
 _UNPAID: LiteralString = """
     SELECT name, sealed_test_use_id FROM (
         SELECT uses.*, lag(place, 1, 0) OVER so_far + 1 AS next_place,

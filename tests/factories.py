@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from registry import (
+    amendments,
     approvals,
     audit,
     candidates,
@@ -23,7 +24,9 @@ from registry import (
     runs,
     sealed_tests,
     users,
+    watches,
 )
+from registry.amendments import Amendment
 from registry.candidates import Candidate, GateReport
 from registry.cases import Case
 from registry.confirmations import Confirmation
@@ -35,10 +38,27 @@ from registry.promotions import Promotion
 from registry.runs import Run
 from registry.sealed_tests import Use
 from registry.users import User
+from registry.watches import Watch
 
 PROTOCOL = Path(__file__).parent.parent / "pipelines" / "protocols" / "cxr-pneumonia.yaml"
 
 _numbers = itertools.count(1)
+
+_SEEN: dict[str, Any] = {
+    "sample": 40,
+    "n": 30,
+    "errors": 12,
+    "risk": 0.4,
+    "lower_bound": 0.25,
+    "risk_limit": 0.2,
+    "raised_at": 22,
+    "verified_share": 0.75,
+    "weighted_risk": {"missing": "too few"},
+    "mature_after_days": 3.0,
+    "verdict": "alarm",
+    "reason": "errs in more than 20.0% of cases, shown after 22 labels",
+    "cases_to_see": [9, 7],
+}
 
 
 def protocol_document(**changes: Any) -> dict[str, Any]:
@@ -66,20 +86,34 @@ def line(db: Connection, **changes: Any) -> Line:
     )
 
 
-def new_protocol(db: Connection, line: Line, **changes: Any) -> None:
-    """Put a further version of a line's protocol into force."""
+def amendment(db: Connection, line: Line, *, actor: User | None = None, **changes: Any) -> Amendment:
+    """A proposal to change some fields of a line's protocol; nobody has signed it."""
     now = lines.current_protocol(db, line.line_id)
     document = {**now.document, **changes}
-    db.execute(
-        "INSERT INTO protocols (line_id, version, document, digest, created_by) VALUES (%s, %s, %s, %s, %s)",
-        (
-            line.line_id,
-            now.version + 1,
-            audit.canonical_json(document),
-            audit.digest_of(document),
-            now.created_by,
-        ),
+    return amendments.propose(
+        db,
+        line_id=line.line_id,
+        protocol_id=now.protocol_id,
+        document=document,
+        digest=audit.digest_of(document),
+        changes=[f"{name}: another value" for name in changes],
+        reason="it has to change",
+        actor=actor or user(db, "operator"),
     )
+
+
+def new_protocol(db: Connection, line: Line, **changes: Any) -> None:
+    """Put a further version of a line's protocol into force."""
+    required = lines.current_protocol(db, line.line_id).document["approvals"]["required"]
+    proposed = amendment(db, line, **changes)
+    for _ in range(required):
+        amendments.sign(
+            db,
+            amendment_id=proposed.amendment_id,
+            approver=user(db, "approver"),
+            decision="approve",
+            reason="I read what changes",
+        )
 
 
 def blob(db: Connection) -> str:
@@ -189,7 +223,12 @@ def sealed_test_use(db: Connection, candidate: Candidate) -> Use:
 
 
 def gate_report_values(
-    db: Connection, candidate: Candidate, *, use: Use | None = None, verdict: str = "pass"
+    db: Connection,
+    candidate: Candidate,
+    *,
+    use: Use | None = None,
+    verdict: str = "pass",
+    results: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """What a report on a candidate against today's champion, under the line's current protocol, is recorded with."""
     champion = promotions.champion(db, candidate.line_id)
@@ -202,7 +241,7 @@ def gate_report_values(
         "protocol_digest": protocol.digest,
         "verdict": verdict,
         "sealed_test": use.named(),
-        "results": [],
+        "results": list(results),
     }
     return {
         "candidate_id": candidate.candidate_id,
@@ -217,9 +256,9 @@ def gate_report_values(
     }
 
 
-def gate_report(db: Connection, candidate: Candidate, *, verdict: str = "pass") -> GateReport:
+def gate_report(db: Connection, candidate: Candidate, **fields: Any) -> GateReport:
     """A report on a candidate against today's champion, under the line's current protocol."""
-    return candidates.record_gate_report(db, **gate_report_values(db, candidate, verdict=verdict))
+    return candidates.record_gate_report(db, **gate_report_values(db, candidate, **fields))
 
 
 def gated_candidate(db: Connection, line: Line, *, verdict: str = "pass", **run_fields: Any) -> Candidate:
@@ -261,6 +300,17 @@ def champion(db: Connection, line: Line) -> Candidate:
     made = approved_candidate(db, line)
     promotion(db, made)
     return candidates.get(db, made.candidate_id)
+
+
+def watch(db: Connection, champion: Candidate, **changes: Any) -> Watch:
+    """A look at a champion that finds it to err too often, unless told otherwise."""
+    return watches.record(
+        db,
+        line_id=champion.line_id,
+        candidate_id=champion.candidate_id,
+        protocol_id=champion.protocol_id,
+        seen={**_SEEN, **changes},
+    )
 
 
 def job(db: Connection, *, kind: JobKind = "freeze_dataset", **fields: Any) -> Job:

@@ -18,7 +18,7 @@ from typing import Any
 from celery import Celery
 from celery.signals import after_setup_logger, beat_init, worker_init, worker_shutting_down
 
-from workers import broker, drift, pulse, ranking, schedule
+from workers import broker, drift, pulse, ranking, schedule, watching
 from workers.lease import Workshop
 from workers.settings import WorkerSettings
 from workers.tasks import TASKS, Task
@@ -50,6 +50,7 @@ def make_celery(settings: WorkerSettings) -> Celery:
             "start-due-runs": {"task": schedule.TASK, "schedule": settings.trigger_seconds},
             "check-mirror": {"task": drift.TASK, "schedule": settings.trigger_seconds},
             "rank-due-worklists": {"task": ranking.TASK, "schedule": settings.trigger_seconds},
+            "watch-due-champions": {"task": watching.TASK, "schedule": settings.trigger_seconds},
         },
     )
     for kind, work in TASKS.items():
@@ -60,6 +61,8 @@ def make_celery(settings: WorkerSettings) -> Celery:
     _register(made, name=drift.TASK, work=drifted, workshop=workshop)
     listed = schedule.Paced(ranking.rank_due_worklists, pause_seconds=settings.trigger_seconds / 2)
     _register(made, name=ranking.TASK, work=listed, workshop=workshop)
+    watched = schedule.Paced(watching.watch_due_champions, pause_seconds=settings.trigger_seconds / 2)
+    _register(made, name=watching.TASK, work=watched, workshop=workshop)
 
     def let_go(**_: Any) -> None:
         workshop.stopping.set()

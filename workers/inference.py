@@ -25,7 +25,7 @@ from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from pipelines import images, protocol
+from pipelines import images, protocol, wording
 from workers.batching import Scored
 from workers.champions import Champions, NoChampion, Serving, UnknownLine
 from workers.decoder import DecoderError, DecoderPool
@@ -139,9 +139,20 @@ async def check_protocol(request: Request) -> Response:
     except UnicodeDecodeError:
         return JSONResponse({"errors": [{"field": "document", "message": "a protocol is UTF-8 text"}]}, 422)
     except protocol.ProtocolError as error:
-        errors = [{"field": item.field, "message": item.message} for item in error.errors]
-        return JSONResponse({"errors": errors}, 422)
+        return _at_fault(error)
     return JSONResponse({"document": checked.document(), "digest": checked.digest})
+
+
+@_guarded.post("/protocols/compare")
+async def compare_protocol(request: Request) -> Response:
+    """Check a protocol (`text`, YAML) and tell each clause of it that is another than in the document `before`."""
+    asked = json.loads(await _body(request))
+    try:
+        checked = protocol.parse(asked["text"])
+    except protocol.ProtocolError as error:
+        return _at_fault(error)
+    changes = wording.differences(wording.as_read_today(asked["before"]), checked.document())
+    return JSONResponse({"document": checked.document(), "digest": checked.digest, "changes": changes})
 
 
 def main() -> int:
@@ -156,6 +167,10 @@ def main() -> int:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))  # training runs beside us
     uvicorn.run(app, host=settings.inference_host, port=settings.inference_port, access_log=False, log_level="warning")
     return 0
+
+
+def _at_fault(error: protocol.ProtocolError) -> Response:
+    return JSONResponse({"errors": [{"field": item.field, "message": item.message} for item in error.errors]}, 422)
 
 
 async def _body(request: Request) -> bytes:

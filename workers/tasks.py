@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.types import canonical_json
-from registry import blobs, candidates, datasets, db, erasures, jobs, promotions, runs, worklists
-from workers import sealing, translate
+from registry import blobs, candidates, datasets, db, erasures, jobs, promotions, runs, watches, worklists
+from workers import sealing, translate, watching
 from workers.lease import Lease, NotYet, Workshop, claimed
 from workers.supervise import Row
 
@@ -148,6 +148,24 @@ def rank_worklist(workshop: Workshop, *, job_id: int) -> None:
             worklists.replace(connection, **rows)
 
 
+def watch_champion(workshop: Workshop, *, job_id: int) -> None:
+    """Look at how often the champion is wrong in use, and record what was seen; an alarm is an audit event."""
+    with claimed(workshop, job_id=job_id) as lease:
+        if lease is None:
+            return
+        assert lease.job.line_id is not None, "a champion is of a line"
+        line_id, name = lease.job.line_id, f"watch_champion-{lease.job.line_id}"
+        directory = lease.directory(name)
+        with workshop.transaction() as connection:
+            config = watching.watch_config(connection, line_id=line_id, directory=directory, settings=workshop.settings)
+        seen = None if config is None else lease.run("pipelines.watch", name=name, config=config)
+        with lease.recording() as connection:
+            if config is not None and seen is not None:
+                lease.hold(connection)  # before the audit trail, which whoever cancels a job has after it
+                named = {key: config[key] for key in ("line_id", "candidate_id", "protocol_id")}
+                watches.record(connection, **named, seen=seen)
+
+
 TASKS: dict[jobs.JobKind, Task] = {
     "freeze_dataset": freeze_dataset,
     "train_candidate": train_candidate,
@@ -156,6 +174,7 @@ TASKS: dict[jobs.JobKind, Task] = {
     "mirror_promotion": mirror_promotion,
     "erase_bytes": erase_bytes,
     "rank_worklist": rank_worklist,
+    "watch_champion": watch_champion,
 }
 
 

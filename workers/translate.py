@@ -199,6 +199,7 @@ def copies_of_erased(
         *(settings.jobs / f"{kind}-{run_id}" for kind in ("freeze_dataset", "train_candidate") for run_id in ended),
         *(settings.jobs / f"gate_candidate-{candidate_id}" for candidate_id in gated),
         settings.jobs / f"rank_worklist-{line_id}",
+        settings.jobs / f"watch_champion-{line_id}",
     ]
 
 

@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -28,6 +29,7 @@ from api.cli.stack import alive
 LEAST_FREE_BYTES = 2_000_000_000
 LONGEST_UNSENT_SECONDS = 30.0
 LONGEST_UNSIGNED_SECONDS = 300.0
+LONGEST_UNWATCHED_DAYS = 3
 WEAK_WORDS = ("change", "default", "example", "password", "secret", "test")
 
 
@@ -304,6 +306,33 @@ def check_data_repository(patient: Patient) -> str:
     return f"{len(wanted)} dataset versions, all tagged"
 
 
+def check_champions(patient: Patient) -> str:
+    """No champion errs more in use than its sealed test allowed, and those that are to be watched are looked at."""
+    from registry import lines, promotions, watches  # noqa: PLC0415 - `overread --help` must be quick
+
+    watched, unwatched = [], []
+    with record_of(patient) as connection:
+        for line in lines.list_lines(connection):
+            reign = promotions.current(connection, line.line_id)
+            if reign is None:
+                continue
+            if lines.current_protocol(connection, line.line_id).document.get("monitoring") is None:
+                unwatched.append(line.name)
+                continue
+            watch = watches.latest(connection, line_id=line.line_id, candidate_id=reign.candidate_id)
+            if watch is not None and watch.verdict == "alarm":
+                raise Wrong(f"{line.name}: {watch.reason}", fix=str(watches.what_to_do(watch, line=line.name)))
+            since = reign.promoted_at if watch is None else max(watch.created_at, reign.promoted_at)
+            if (days := (datetime.now(UTC) - since).days) >= LONGEST_UNWATCHED_DAYS:
+                raise Wrong(
+                    f"{line.name}: nobody has looked at the champion for {days} days",
+                    fix=f"are beat and the worker running? See {patient.home.logs}/worker.log",
+                )
+            watched.append(f"{line.name}: {'not looked at yet' if watch is None else watch.verdict.replace('_', ' ')}")
+    told = [*watched, *(f"{name}: not watched, its protocol has no `monitoring`" for name in unwatched)]
+    return "; ".join(told) or "no champion yet"
+
+
 CHECKS: Mapping[str, Callable[[Patient], str]] = {
     "python": check_python,
     "git": check_git,
@@ -321,6 +350,7 @@ CHECKS: Mapping[str, Callable[[Patient], str]] = {
     "inference": check_inference,
     "mlflow": check_mlflow,
     "data-repository": check_data_repository,
+    "champions": check_champions,
 }
 
 

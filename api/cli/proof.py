@@ -158,6 +158,7 @@ def _of_record(places: Home, home: str | None, *, folder: Path, verifier: Verifi
         yield from checks.check_trail(connection, folder=folder, verifier=verifier, tell=tell)
         yield from checks.check_rows(connection, tell=tell)
         yield checks.check_reads(connection)
+        yield checks.check_protocols(connection)
         yield checks.check_champions(connection)
         yield checks.check_sealed_tests(connection)
         yield checks.check_blobs(connection, root=_place(places, "OVERREAD_BLOB_ROOT", "blobs"), tell=tell)

@@ -1,6 +1,7 @@
-"""`overread protocol`: check a protocol, read it in words, and see clause by clause what is another.
+"""`overread protocol`: check a protocol, read it in words, see clause by clause what is another, and amend it.
 
-What a valid protocol is belongs to the science, in a process of its own; nothing here needs a service.
+What a valid protocol is belongs to the science, in a process of its own. Only amendments need a service: a line's
+protocol changes once enough people other than its proposer have signed.
 """
 
 from __future__ import annotations
@@ -8,11 +9,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from api.cli.client import Client
+from api.cli.options import JsonFlag, LineOption, PasswordStdinFlag, ReasonOption
+from api.cli.output import answer, say
+from api.cli.secrets import password
+
 protocols = typer.Typer(no_args_is_help=True, help="Protocols: what is said in advance about how a model may change.")
+
+AMENDMENT_COLUMNS = ("amendment_id", "state", "proposer", "reason", "changes", "required", "signed", "created_at")
 
 File = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True)]
 
@@ -53,6 +61,95 @@ def schema() -> None:
     Example: overread protocol schema > protocol.schema.json
     """
     _ask("schema")
+
+
+AmendmentArgument = Annotated[
+    int, typer.Argument(metavar="AMENDMENT_ID", help="As `overread protocol amendments` shows it")
+]
+
+
+@protocols.command("amend")
+def amend(file: File, reason: ReasonOption, line: LineOption = None, as_json: JsonFlag = False) -> None:
+    """Propose the protocol in FILE in the place of the one in force. It changes nothing until others have signed it.
+
+    Example: overread protocol amend cxr-pneumonia.yaml --reason "900 sealed cases can show a smaller margin"
+    """
+    with Client() as client:
+        wish = {"protocol": file.read_text(encoding="utf-8"), "reason": reason}
+        made = client.post(f"/v1/lines/{client.line(line)}/amendments", json=wish)
+    _show(made, as_json=as_json)
+    number, required = made["amendment_id"], made["required"]
+    say(f"! amendment {number} is proposed, and nothing has changed: {required} others have to sign it")
+    say(f"  each with: overread protocol approve {number} --reason ...")
+
+
+@protocols.command("amendments")
+def list_amendments(line: LineOption = None, as_json: JsonFlag = False) -> None:
+    """List what was ever proposed to change in a line's protocol, what became of it, and who signed.
+
+    Example: overread protocol amendments --line cxr-pneumonia
+    """
+    with Client() as client:
+        rows = client.get(f"/v1/lines/{client.line(line)}/amendments")
+    shown = rows if as_json else [{**row, "signed": _signed(row)} for row in rows]
+    answer(shown, as_json=as_json, columns=AMENDMENT_COLUMNS, empty="Nobody has proposed an amendment.")
+
+
+@protocols.command("approve")
+def approve(
+    amendment_id: AmendmentArgument,
+    reason: ReasonOption,
+    password_stdin: PasswordStdinFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Sign an amendment, with your password. The last signature that is needed puts the protocol in force.
+
+    Example: overread protocol approve 2 --reason "It asks for more evidence, and we have the cases"
+    """
+    _sign(amendment_id, decision="approve", reason=reason, stdin=password_stdin, as_json=as_json)
+
+
+@protocols.command("reject")
+def reject(
+    amendment_id: AmendmentArgument,
+    reason: ReasonOption,
+    password_stdin: PasswordStdinFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Reject an amendment, with your password; one rejection ends it.
+
+    Example: overread protocol reject 2 --reason "The margin is wider than a clinician would accept"
+    """
+    _sign(amendment_id, decision="reject", reason=reason, stdin=password_stdin, as_json=as_json)
+
+
+def _sign(amendment_id: int, *, decision: str, reason: str, stdin: bool, as_json: bool) -> None:
+    with Client() as client:
+        name = client.get("/v1/session")["name"]
+        if not as_json:
+            _show(client.get(f"/v1/amendments/{amendment_id}"), as_json=False)
+        wish = {"decision": decision, "reason": reason, "password": password(f"Password of {name}", stdin=stdin)}
+        made = client.post(f"/v1/amendments/{amendment_id}/approvals", json=wish)
+    if as_json:
+        answer(made, as_json=True)
+    given, required = len(made["approvals"]), made["required"]
+    done = {
+        "adopted": f"✓ amendment {amendment_id} is in force; what comes now is judged by it",
+        "rejected": f"✓ amendment {amendment_id} is rejected; the protocol stays as it is",
+    }
+    say(done.get(made["state"], f"✓ signed; {required - given} more people have to sign"))
+
+
+def _show(amendment: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        answer(amendment, as_json=True)
+        return
+    for change in amendment["changes"]:
+        typer.echo(change)
+
+
+def _signed(amendment: dict[str, Any]) -> list[str]:
+    return [f"{one['printed_name']} ({one['decision']})" for one in amendment["approvals"]]
 
 
 def _ask(*arguments: str) -> None:

@@ -26,13 +26,17 @@ FINISHED = {"finished", "refused", "failed", "cancelled"}
 LINE_COLUMNS = (
     *("name", "protocol.document.title", "protocol.version", "protocol.digest", "protocol.document.classes"),
     *("champion.number", "champion.candidate_id", "champion.weights_digest", "champion.erasures"),
-    *("counts", "next_trigger", "created_at"),
+    *("counts", "next_trigger", "monitoring.verdict", "monitoring.reason", "monitoring.what_to_do", "created_at"),
 )
 RUN_COLUMNS = ("run_id", "state", "strategy", "reason", "progress", "outcome", "created_at", "finished_at")
 CANDIDATE_COLUMNS = ("candidate_id", "number", "state", "dataset_version", "weights_digest", "erasures", "created_at")
 USE_COLUMNS = (
     *("epoch", "wallet", "place", "candidate_id", "champion_candidate_id"),
     *("wallet_before", "level", "passed", "wallet_after", "created_at"),
+)
+WATCH_COLUMNS = (
+    *("created_at", "candidate_id", "verdict", "n", "errors", "risk", "lower_bound", "risk_limit"),
+    *("verified_share", "reason"),
 )
 SIGNATURE_COLUMNS = ("printed_name", "decision", "meaning", "reason", "created_at")
 
@@ -93,6 +97,26 @@ def show_sealed_test(
     with Client() as client:
         uses = client.get(f"/v1/lines/{client.line(line)}/sealed-test")
     answer(uses, as_json=as_json, columns=USE_COLUMNS, empty="Nobody has used the sealed test yet.")
+
+
+@lines.command("monitoring")
+def show_monitoring(
+    line: Annotated[str | None, typer.Argument(help="Name of the line [default: the only one]")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show how often the champion was wrong on cases that were read before it was seen, look by look, newest first.
+
+    Example: overread line monitoring cxr-pneumonia
+    """
+    with Client() as client:
+        name = client.line(line)
+        looks = client.get(f"/v1/lines/{name}/monitoring")
+        watched = client.get(f"/v1/lines/{name}")["protocol"]["document"].get("monitoring") is not None
+    nobody = "Nobody has looked yet; the first look comes within a day of a promotion."
+    empty = nobody if watched else "The protocol has nobody watched: add `monitoring` (overread protocol amend)."
+    answer(looks, as_json=as_json, columns=WATCH_COLUMNS, empty=empty)
+    if looks and looks[0]["what_to_do"]:
+        say(f"✗ alarm: {looks[0]['what_to_do']}")
 
 
 def predict(
@@ -238,11 +262,9 @@ def show_facts(candidate_id: CandidateArgument) -> None:
         candidate = client.get(f"/v1/candidates/{candidate_id}")
         report = client.get(f"/v1/candidates/{candidate_id}/gate-report")
         line = client.get(f"/v1/lines/{report['document']['line']}")
-        if candidate["protocol_id"] != line["protocol"]["protocol_id"]:
-            raise Refused("this model was made under an earlier protocol; `overread export --candidate` holds it")
         found = facts.Sources(
             line=line,
-            protocol=line["protocol"],
+            protocol=client.get(f"/v1/protocols/{candidate['protocol_id']}"),
             candidate=candidate,
             report=report,
             version=client.get(f"/v1/dataset-versions/{candidate['dataset_version_id']}"),

@@ -159,6 +159,7 @@ def _facts(document: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         ("Champion then", champion[:16] if champion else "none: the first model of its line"),
         ("Sealed test", counts + (f" of {summary['patients']} patients" if "patients" in summary else "")),
         ("Use of it", "" if not use else _use(use)),
+        ("Read blind", _read_blind((document.get("evidence") or {}).get("exposure") or {})),
         ("Dataset", str(document.get("dataset_digest", ""))[:16]),
         ("Protocol", str(document.get("protocol_digest", ""))[:16]),
     ]
@@ -168,6 +169,16 @@ def _facts(document: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 def _use(use: Mapping[str, Any]) -> str:
     wallet = "every use at alpha: the protocol says nothing of wear" if use["wallet"] == "unlimited" else use["wallet"]
     return f"number {use['place']} of epoch {use['epoch']}, wallet {wallet}; judged at level {use['level']:.4g}"
+
+
+def _read_blind(exposure: Mapping[str, Any]) -> str:
+    """How many labels were given before the model was seen, who decides, and what all labels say instead."""
+    if "cases" not in exposure:
+        return ""
+    cases = exposure["cases"]
+    decides = "these alone decide" if exposure["decides"] == "blind" else "all decide"
+    told = f"{cases['blind']} of {sum(cases.values())} cases; {decides}"
+    return told + (f". {exposure['warning']}" if exposure["warning"] else "")
 
 
 def _changed(changed: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:

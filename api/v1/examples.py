@@ -273,6 +273,27 @@ intended_use: Second reader for frontal chest radiographs of children aged one t
 classes: [normal, pneumonia]
 input: {rows: 28, columns: 28}
 """
+WATCH: Example = {
+    "watch_id": 31,
+    "candidate_id": 7,
+    "protocol_id": 1,
+    "sample": 140,
+    "n": 131,
+    "errors": 33,
+    "risk": 0.252,
+    "lower_bound": 0.155,
+    "risk_limit": 0.15,
+    "raised_at": 131,
+    "verified_share": 0.936,
+    "weighted_risk": {"value": 0.247, "low": 0.171, "high": 0.323, "n": 131, "level": 0.95},
+    "mature_after_days": 12.5,
+    "verdict": "alarm",
+    "reason": "errs in more than 15.0% of cases, shown after 131 labels",
+    "cases_to_see": [4711, 4698],
+    "what_to_do": "look at the newest cases of which it was wrong (4711, 4698); unless they are explained, "
+    '`overread roll-back --line cxr-pneumonia --reason "…"`',
+    "created_at": "2026-03-02T03:00:00.000Z",
+}
 LINE: Example = {
     "line_id": 1,
     "name": LINE_NAME,
@@ -287,6 +308,34 @@ LINE: Example = {
     "champion": {**CANDIDATE, "state": "champion"},
     "counts": {"cases": 900, "confirmed_cases": 890, "confirmations": 912, "dataset_versions": 2},
     "next_trigger": {"new_confirmations": 120, "needed": 200, "every_hours": 168},
+    "monitoring": WATCH,
+}
+NEW_AMENDMENT: Example = {
+    "protocol": PROTOCOL_YAML,
+    "reason": "The line has grown: its sealed test can show a smaller margin.",
+}
+AMENDMENT_SIGNATURE: Example = {
+    "amendment_approval_id": 3,
+    "amendment_id": 2,
+    "printed_name": "Dr Anna Approver",
+    "decision": "approve",
+    "meaning": "I have read what this amendment changes and approve that it takes the place of the protocol in force.",
+    "reason": "A smaller margin asks for more evidence, and 900 sealed cases can show it.",
+    "bound_digest": _BOUND,
+    "created_at": "2026-03-02T11:05:00.000Z",
+}
+AMENDMENT: Example = {
+    "amendment_id": 2,
+    "state": "proposed",
+    "protocol_id": 1,
+    "changes": ["gates.auroc.margin: 0.03 -> 0.02"],
+    "document": {"line": LINE_NAME, "classes": ["normal", "pneumonia"]},
+    "digest": _REPORT,
+    "reason": NEW_AMENDMENT["reason"],
+    "proposer": "olga",
+    "created_at": "2026-03-02T10:45:00.000Z",
+    "required": 2,
+    "approvals": [AMENDMENT_SIGNATURE],
 }
 NEW_SESSION: Example = {"name": "anna", "password": DECISION["password"]}
 SESSION: Example = {

@@ -15,7 +15,7 @@ from api.v1 import candidates as candidate_views
 from api.v1 import examples
 from api.v1.candidates import CandidateView
 from api.v1.views import Digest, View, shown_as
-from registry import cases, confirmations, datasets, db, lines, promotions, runs, sealed_tests
+from registry import cases, confirmations, datasets, db, lines, promotions, runs, sealed_tests, watches
 
 router = guarded_router(tag="Lines")
 
@@ -47,6 +47,35 @@ class NextTrigger(BaseModel):
     every_hours: float | None = Field(description="Or this long after the last run, with at least one new confirmation")
 
 
+class WatchView(View):
+    """A look at a champion in use: how often it was wrong on mature cases that were read before it was seen."""
+
+    model_config = shown_as(examples.WATCH)
+
+    watch_id: int
+    candidate_id: int
+    protocol_id: int
+    sample: int = Field(description="Mature cases that the protocol watches by, none of which it learned from")
+    n: int = Field(description="Of these, confirmed before anybody saw what it says")
+    errors: int
+    risk: float | None = Field(description="How often it was wrong; null: no case is confirmed")
+    lower_bound: float | None = Field(description="What the risk is shown to be above, whenever one looks")
+    risk_limit: float | None = Field(
+        description="Highest risk that is in order: the sealed test's upper bound and the tolerance"
+    )
+    raised_at: int | None = Field(description="After how many cases the risk was shown to be above the limit")
+    verified_share: float | None = Field(description="Share of the sample that was confirmed")
+    weighted_risk: dict[str, Any] = Field(
+        description="The risk with confirmed cases standing for those like them that nobody read; or `missing`: why"
+    )
+    mature_after_days: float | None = Field(description="At this age 95 % of the labels of every class had come")
+    verdict: Literal["in_order", "alarm", "insufficient"]
+    reason: str
+    cases_to_see: list[int] = Field(description="The newest cases of which it was wrong")
+    what_to_do: str | None = Field(description="What an alarm asks for")
+    created_at: datetime
+
+
 class LineView(BaseModel):
     """A line as it stands now."""
 
@@ -59,6 +88,7 @@ class LineView(BaseModel):
     champion: CandidateView | None = Field(description="The model that answers; null until the first promotion")
     counts: Counts
     next_trigger: NextTrigger
+    monitoring: WatchView | None = Field(description="The newest look at the champion; null: nobody has looked")
 
 
 class SealedTestUseView(View):
@@ -145,10 +175,26 @@ def list_sealed_test_uses(pool: Pool, line: str) -> list[SealedTestUseView]:
     return [SealedTestUseView.model_validate(use) for use in found]
 
 
+@router.get(
+    "/lines/{line}/monitoring", summary="List the looks at champions", **allow(*ANYONE, problems=("not-found",))
+)
+def list_watches(pool: Pool, line: str) -> list[WatchView]:
+    """List what was seen of a line's champions in use, newest first, at most a hundred looks."""
+    with db.transaction(pool) as connection:
+        found = watches.list_for_line(connection, lines.get_line(connection, line).line_id)
+    return [_watch_view(watch, line=line) for watch in found]
+
+
+def _watch_view(watch: watches.Watch, *, line: str) -> WatchView:
+    values = {name: getattr(watch, name) for name in watch.__slots__}
+    return WatchView.model_validate({**values, "what_to_do": watches.what_to_do(watch, line=line)})
+
+
 def _view(connection: db.Connection, line: lines.Line) -> LineView:
     protocol = lines.current_protocol(connection, line.line_id)
     champion = promotions.champion(connection, line.line_id)
     latest = datasets.latest(connection, line.line_id)
+    watch = champion and watches.latest(connection, line_id=line.line_id, candidate_id=champion.candidate_id)
     seen, confirmed = cases.count_cases(connection, line.line_id)
     return LineView(
         line_id=line.line_id,
@@ -163,4 +209,5 @@ def _view(connection: db.Connection, line: lines.Line) -> LineView:
             dataset_versions=latest.number if latest else 0,
         ),
         next_trigger=NextTrigger.model_validate(runs.next_trigger(connection, line.line_id)),
+        monitoring=_watch_view(watch, line=line.name) if watch else None,
     )

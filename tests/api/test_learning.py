@@ -67,6 +67,22 @@ def test_a_line_shows_its_protocol_counts_and_next_trigger(
     assert shown in people["auditor"].get("/v1/lines").json()
 
 
+def test_a_line_shows_what_was_seen_of_its_champion_in_use(service: Service, people: dict[str, httpx.Client]) -> None:
+    line = service.new_line(monitoring={"sample": "every_case"})
+    assert people["auditor"].get(f"/v1/lines/{line}").json()["monitoring"] is None
+    with service.connect() as connection:
+        found = lines.get_line(connection, line)
+        champion = factories.champion(connection, found)
+        for changes in ({"verdict": "in_order", "raised_at": None}, {}):
+            factories.watch(connection, champion, **changes)
+    newest, before = people["auditor"].get(f"/v1/lines/{line}/monitoring").json()
+    assert (newest["verdict"], before["verdict"]) == ("alarm", "in_order")
+    assert f"overread roll-back --line {line}" in newest["what_to_do"]
+    assert (newest["cases_to_see"], before["what_to_do"]) == ([9, 7], None)
+    assert people["auditor"].get(f"/v1/lines/{line}").json()["monitoring"] == newest
+    assert slug(people["auditor"].get("/v1/lines/no-such-line/monitoring")) == (404, "not-found")
+
+
 def test_a_wrong_protocol_is_refused_field_by_field(people: dict[str, httpx.Client]) -> None:
     wrong = {"line": "bad", **PROTOCOL, "classes": ["one"], "gates": {"auroc": {"floor": 1.5}}, "surprise": 1}
     answer = people["operator"].post("/v1/lines", content=yaml.safe_dump(wrong))

@@ -20,6 +20,7 @@ from api.errors import PROBLEMS
 from api.settings import ApiSettings
 from api.v1 import (
     adjudications,
+    amendments,
     audit,
     bulk,
     candidates,
@@ -39,7 +40,7 @@ from tests.api.service import Service
 GOLDEN = Path(__file__).with_name("openapi.json")
 MODULES = (
     *(adjudications, audit, bulk, candidates, cases, confirmations, datasets, jobs, lines, predictions, promotions),
-    *(runs, session, worklist),
+    *(amendments, runs, session, worklist),
 )
 
 

@@ -196,3 +196,30 @@ def _overread(*arguments: str, home: Path, code: int = 0) -> subprocess.Complete
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
     assert run.returncode == code, run.stderr
     return run
+
+
+def test_a_champion_that_errs_too_often_or_that_nobody_looks_at_is_found(
+    record: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with db.connect(record) as connection:
+        line = factories.line(connection, monitoring={"tolerance": 0.05})
+        champion = factories.champion(connection, line)
+        unwatched = factories.line(connection)
+        factories.champion(connection, unwatched)
+        connection.commit()
+        finding = look("champions", tmp_path)
+        assert finding.good, finding
+        assert f"{line.name}: not looked at yet" in finding.detail
+        assert f"{unwatched.name}: not watched" in finding.detail
+        with monkeypatch.context() as patched:
+            patched.setattr("api.cli.doctor.LONGEST_UNWATCHED_DAYS", 0)
+            finding = look("champions", tmp_path)
+        assert not finding.good
+        assert "nobody has looked at the champion" in finding.detail
+        for changes in ({"verdict": "in_order", "raised_at": None}, {}):
+            factories.watch(connection, champion, **changes)
+            connection.commit()
+            finding = look("champions", tmp_path)
+            assert finding.good == (bool(changes)), finding
+    assert "errs in more than 20.0% of cases" in finding.detail
+    assert f"overread roll-back --line {line.name}" in (finding.fix or "")

@@ -17,7 +17,21 @@ import httpx
 
 from api.app import create_app
 from api.settings import ApiSettings
-from registry import approvals, candidates, datasets, db, jobs, migrate, promotions, runs, sealed_tests, users
+from registry import (
+    amendments,
+    approvals,
+    candidates,
+    datasets,
+    db,
+    jobs,
+    lines,
+    migrate,
+    promotions,
+    runs,
+    sealed_tests,
+    users,
+    verify,
+)
 from registry.db import Connection
 from registry.users import User
 from tests import factories
@@ -225,6 +239,35 @@ def _check_signed(conn: Connection, place: Place, _answer: Any) -> None:
     assert signature.approver_id == place["person"]
 
 
+def _prepare_amendment(conn: Connection, place: Place) -> Place:
+    line = factories.line(conn)
+    proposed = factories.amendment(conn, line, title="Pneumonia, more strictly")
+    people = [_person(conn, "approver")[0].user_id for _ in range(2)]
+    return {"line_id": line.line_id, "amendment": proposed.amendment_id, "people": people}
+
+
+def _amend(place: Place) -> Any:
+    with db.pool(place["database_url"], maximum=2) as pool:
+        for number in place["people"]:
+            with db.transaction(pool) as conn:
+                signed = amendments.signatures(conn, place["amendment"])
+                if number not in {one.approver_id for one in signed}:
+                    amendments.sign(
+                        conn,
+                        amendment_id=place["amendment"],
+                        approver=users.get_user(conn, number),
+                        decision="approve",
+                        reason="I read what changes",
+                    )
+    return "signed"
+
+
+def _check_amended(conn: Connection, place: Place, _answer: Any) -> None:
+    protocol = lines.current_protocol(conn, place["line_id"])
+    assert (protocol.version, protocol.amendment_id) == (2, place["amendment"])
+    assert verify.check_protocols(conn).state == "fine"
+
+
 # The glue
 
 
@@ -391,6 +434,9 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "a roll back": Scenario(
         prepare=_prepare_roll_back, act=_roll_back, check=_check_rolled_back, subjects=(*DOOR, "promotion")
+    ),
+    "an amendment": Scenario(
+        prepare=_prepare_amendment, act=_amend, check=_check_amended, subjects=("transaction", "amendment")
     ),
     "the relay": Scenario(prepare=_prepare_job, act=_send, check=_check_sent, subjects=("relay",)),
     "the reaper": Scenario(prepare=_prepare_dead_worker, act=_reap, check=_check_reaped, subjects=("reaper",)),

@@ -53,6 +53,12 @@ IMPOSSIBLE: dict[str, LiteralString] = {
         "SELECT key FROM idempotency_keys WHERE response_body ? 'confirmation_id' AND NOT EXISTS"
         " (SELECT FROM confirmations WHERE response_body ->> 'confirmation_id' = confirmation_id::text)"
     ),
+    "an amendment with signatures enough that is not in force": (
+        "SELECT amended.amendment_id FROM amendments amended JOIN protocols before USING (protocol_id)"
+        " WHERE (before.document #>> '{approvals,required}')::int <= (SELECT count(*) FROM amendment_approvals signed"
+        " WHERE signed.amendment_id = amended.amendment_id AND decision = 'approve') AND NOT EXISTS"
+        " (SELECT FROM protocols after WHERE after.amendment_id = amended.amendment_id)"
+    ),
     "a reign without its event": (
         "SELECT promotion_id FROM promotions WHERE 1 <> (SELECT count(*) FROM audit_events"
         " WHERE action LIKE 'promotion:%' AND details ->> 'promotion' = promotion_id::text)"

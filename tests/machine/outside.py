@@ -8,7 +8,9 @@ from typing import LiteralString
 
 import psycopg
 
+from registry import lines
 from registry.db import Connection
+from tests import factories
 from tests.machine.learning import stored_blob
 from tests.machine.model import Model
 from tests.machine.step import pick
@@ -51,14 +53,15 @@ def _a_new_protocol_comes_into_force(conn: Connection, model: Model, n: Numbers)
     if n[1] % 3:  # else nothing that was gated before would ever be promoted
         return
     line = model.lines[n[0] % 2]
-    row = conn.execute(
-        "INSERT INTO protocols (line_id, version, document, digest, created_by) SELECT line_id, version + 1, document,"
-        " encode(sha256(convert_to(version::text, 'UTF8')), 'hex'), created_by FROM protocols WHERE line_id = %s"
-        " ORDER BY version DESC LIMIT 1 RETURNING protocol_id",
-        (line,),
-    ).fetchone()
-    assert row is not None
-    model.protocols[line].append(row[0])
+    now = lines.current_protocol(conn, line)
+    factories.new_protocol(conn, lines.line_by_id(conn, line), title=f"Pneumonia, as amended after {now.version}")
+    model.protocols[line].append(lines.current_protocol(conn, line).protocol_id)
+    query = "SELECT actor, action, subject FROM audit_events ORDER BY audit_event_id OFFSET %s"
+    told = conn.execute(query, (len(model.trail),)).fetchall()
+    assert [action for _, action, _ in told if action.startswith(("amendment", "protocol"))] == [
+        *("amendment:propose", "amendment:approve", "amendment:approve", "protocol:amend")
+    ]
+    model.trail += [(str(actor), str(action), str(subject)) for actor, action, subject in told]
 
 
 def _somebody_tampers(conn: Connection, model: Model, n: Numbers) -> None:

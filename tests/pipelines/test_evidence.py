@@ -145,6 +145,7 @@ def test_everything_is_bounded_however_many_cases_there_are() -> None:
         traits={name: (np.arange(20_000) % 50).astype(str) for name in ("site", "scanner")},
         case_ids=np.arange(20_000),
         batches=np.arange(20_000) % 300,
+        exposures=np.where(np.arange(20_000) % 3 == 0, "blind", "aided"),
     )
     models = [model(name, skill=0.3, seed=seed, labels=labels) for seed, name in enumerate("ab")]
     shown = evidence.gather(comparison(sealed=sealed, candidate=models[0], champion=models[1]))

@@ -37,11 +37,32 @@ def test_a_difference_names_each_clause_and_whether_it_asks_for_less() -> None:
     assert wording.differences(changed(), changed()) == []
 
 
+def test_what_only_ever_asks_for_more_asks_for_less_once_it_is_gone() -> None:
+    watched = changed(monitoring={"tolerance": 0.05}, gates={"require_improvement": True})
+    assert wording.differences(
+        watched, changed(monitoring={"tolerance": 0.1}, gates={"require_improvement": False})
+    ) == [
+        "gates.require_improvement: true -> false  (asks for less evidence)",
+        "monitoring.tolerance: 0.05 -> 0.1  (asks for less evidence)",
+    ]
+    gone = wording.differences(watched, changed())
+    assert len(gone) == 4
+    assert all(told.endswith("-> nothing  (asks for less evidence)") for told in gone)
+    assert not any("less evidence" in told for told in wording.differences(changed(), watched))
+
+
+def test_a_document_from_before_a_field_is_compared_as_it_is_read_today() -> None:
+    early = changed()
+    del early["recipe"]["randomise"]
+    assert wording.differences(wording.as_read_today(early), changed()) == []
+    assert wording.as_read_today({"line": "no protocol"}) == {"line": "no protocol"}
+
+
 def test_a_section_that_goes_is_told_clause_by_clause() -> None:
     document = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))
     del document["gates"]["sealed_test"]
     told = wording.differences(changed(), from_document(document).document())
-    assert "gates.sealed_test.uses: 50 -> nothing" in told
+    assert "gates.sealed_test.uses: 50 -> nothing  (asks for less evidence)" in told
     assert {line.split(".")[1] for line in told} == {"sealed_test"}
 
 

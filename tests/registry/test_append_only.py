@@ -41,6 +41,8 @@ def filled(owner_db: Connection) -> Connection:
         requested_by=case.submitted_by,
     )
     reads.record(db, user_id=case.submitted_by, action="case:read", case_id=case.case_id)
+    factories.watch(db, champion)
+    factories.new_protocol(db, line, title="Pneumonia, more strictly")
     return db
 
 

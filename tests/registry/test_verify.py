@@ -34,6 +34,7 @@ def filled(owner_db: Connection) -> Connection:
         factories.confirmation(db, case, actor=reader, finding="pneumonia", supersedes=first.confirmation_id)
     factories.champion(db, line)
     second = factories.champion(db, line)
+    factories.watch(db, second)
     promotions.roll_back(
         db,
         line_id=line.line_id,
@@ -42,6 +43,7 @@ def filled(owner_db: Connection) -> Connection:
         reason="it fell",
     )
     factories.candidate(db, line)
+    factories.new_protocol(db, factories.line(db), title="Pneumonia, more strictly")
     return db
 
 
@@ -54,6 +56,7 @@ def findings(db: Connection, folder: Path, signer: Signer) -> dict[str, verify.F
         *verify.check_rows(db, tell=tell),
         verify.check_champions(db),
         verify.check_sealed_tests(db),
+        verify.check_protocols(db),
     ]
     return {finding.check: finding for finding in found}
 
@@ -103,11 +106,17 @@ def test_an_untouched_record_is_found_whole(filled: Connection, tmp_path: Path, 
         ("confirmations", "DELETE FROM confirmations WHERE confirmation_id = %s"),
         ("cases", "UPDATE cases SET patient = 'somebody else' WHERE case_id = %s"),
         ("protocols", "UPDATE protocols SET document = document || '{\"classes\": []}' WHERE protocol_id = %s"),
+        ("amendments", "UPDATE amendments SET reason = 'no reason' WHERE amendment_id = %s"),
+        (
+            "amendment_approvals",
+            "UPDATE amendment_approvals SET printed_name = 'nobody' WHERE amendment_approval_id = %s",
+        ),
         ("dataset_versions", "UPDATE dataset_versions SET number = 99 WHERE dataset_version_id = %s"),
         ("candidates", "UPDATE candidates SET weights_digest = metadata_digest WHERE candidate_id = %s"),
         ("gate_reports", "UPDATE gate_reports SET text = 'all passed' WHERE gate_report_id = %s"),
         ("sealed_test_uses", "UPDATE sealed_test_uses SET level = 0.001 WHERE sealed_test_use_id = %s"),
         ("approvals", "UPDATE approvals SET printed_name = 'Dr Nobody' WHERE approval_id = %s"),
+        ("watches", "UPDATE watches SET verdict = 'in_order' WHERE watch_id = %s"),
         ("promotions", "UPDATE promotions SET reason = 'no reason' WHERE promotion_id = %s"),
     ],
 )  # fmt: skip
@@ -119,7 +128,7 @@ def test_a_row_rewritten_by_a_superuser_is_named(
     (number,) = filled.execute(f"SELECT max({key}) FROM {table}").fetchone() or (0,)  # type: ignore[call-overload]  # noqa: S608 - ours
     tamper(filled, statement, (number,))
     found = damaged(filled, tmp_path / "c", signer)
-    assert set(found) - {"champions"} == {table.replace("_", " ")}
+    assert set(found) - {"champions", "amended protocols"} == {table.replace("_", " ")}
     assert found[table.replace("_", " ")].startswith(f"{table}/{number} is ")
     (event,) = filled.execute(
         "SELECT audit_event_id FROM audit_events WHERE details ->> 'row' = %s", (f"{table}/{number}",)

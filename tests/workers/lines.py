@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -106,7 +107,13 @@ def crown(
 
 
 def approved(
-    record: db.Connection, *, blob_root: Path, line: lines.Line, seed: int, **changes: Any
+    record: db.Connection,
+    *,
+    blob_root: Path,
+    line: lines.Line,
+    seed: int,
+    results: Sequence[Mapping[str, Any]] = (),
+    **changes: Any,
 ) -> candidates.Candidate:
     """Record a model with random weights that passed its gates and is signed for; it only waits for its promotion."""
     torch.manual_seed(seed)
@@ -128,7 +135,7 @@ def approved(
         metadata_digest=blobs.put(record, blob_root, str(metadata).encode(), media_type="application/json"),
         metadata=metadata,
     )
-    factories.gate_report(record, made)
+    factories.gate_report(record, made, results=results)
     factories.signatures(record, made, [factories.user(record, "approver") for _ in range(2)])
     record.commit()
     return candidates.get(record, made.candidate_id)

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.cycles_models import LEVELS, MALLORY, SUBMITTERS, Floats, Made, Model, Pool, Spec, digest_of
+from benchmarks.cycles_models import LEVELS, MALLORY, SEEDS, SUBMITTERS, Floats, Made, Model, Pool, Spec, digest_of
 from pipelines import gates, metrics, paired
 from pipelines.approved import held_against
 from pipelines.comparison import Comparison, Opinion, Placement, Scored, Sealed
@@ -121,8 +121,9 @@ def offer(kind: str, number: int, *, standing: Standing, pool: Pool, models: Mod
     """Make the `number`-th candidate of a kind; harms are the harm and, where `riding`, more data besides."""
     more = kind == "gain" or (riding and kind != "null")
     level = min(standing.level + 1, len(LEVELS) - 1) if more else standing.level
-    seed = FIRST_SEED[kind] + (0 if kind == "gain" else number)
-    model, champion = models(Spec(level=level, made=MADE.get(kind, "clean"), seed=seed)), standing.champions[-1]
+    made, seed = MADE.get(kind, "clean"), FIRST_SEED[kind] and FIRST_SEED[kind] + number
+    spec = Spec(level=level, made=made, seed=seed and 1 + (seed - 1) % (SEEDS[level] - 1))
+    model, champion = models(spec), standing.champions[-1]
     labels = (pool.given if kind == FLIPPED else pool.labels).copy()
     if kind == SUBGROUP:
         model = _worse_at_a_site(model, champion, pool=pool)

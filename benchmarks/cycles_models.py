@@ -27,6 +27,8 @@ EARLY = "C"
 """The site that a forgetful training leaves out."""
 LEVELS = (100, 300, 800, 1600)
 """Training cases at each level; a gain is one level more."""
+SEEDS = (16, 16, 11, 4)
+"""Models trained on the clean data of each level; where more are offered, some are offered again."""
 TUNE, SEALED = 1000, 2000
 SUBMITTERS = ("north", "south", "mallory")
 MALLORY = 2

@@ -167,7 +167,9 @@ def _running(source: str) -> str:
     """The source as a tree, without annotations and docstrings' places."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(node, ast.arg):
+        if isinstance(node, ast.arguments):  # how arguments are passed is no sign, though `*` looks like one
+            node.args, node.posonlyargs, node.kwonlyargs = node.posonlyargs + node.args + node.kwonlyargs, [], []
+        elif isinstance(node, ast.arg):
             node.annotation = None
         elif isinstance(node, ast.FunctionDef):
             node.returns = None

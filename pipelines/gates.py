@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -59,9 +59,8 @@ def decide(comparison: Comparison, *, dataset_digest: Digest, on_data: bool = Fa
     if on_data:
         gates = [(name, gate) for name, gate in gates if name in LOOK_AT_NO_SCORE]
     results = tuple(_closed(name, gate, comparison) for name, gate in gates)
-    if on_data and any(row.verdict != "pass" for row in results):
-        results = (*results, _nothing_spent())
-    verdicts = {row.verdict for row in results}
+    if on_data and (verdict := _joined(results)) != "pass":
+        results = (*results, _nothing_spent(verdict))
     counts = Counter(comparison.sealed.labels.tolist())
     return GateReport(
         schema_version=SCHEMA_VERSION,
@@ -70,7 +69,7 @@ def decide(comparison: Comparison, *, dataset_digest: Digest, on_data: bool = Fa
         champion_digest=None if champion is None else champion.digest,
         dataset_digest=dataset_digest,
         protocol_digest=protocol.digest,
-        verdict="fail" if "fail" in verdicts else "insufficient" if "insufficient" in verdicts else "pass",
+        verdict=_joined(results),
         results=results,
         sealed_test=comparison.use,
         summary={
@@ -114,11 +113,16 @@ def _gates_for(comparison: Comparison) -> list[tuple[str, Gate]]:
     ]
 
 
-def _nothing_spent() -> GateResult:
+def _joined(results: Sequence[GateResult]) -> Verdict:
+    verdicts = {row.verdict for row in results}
+    return "fail" if "fail" in verdicts else "insufficient" if "insufficient" in verdicts else "pass"
+
+
+def _nothing_spent(verdict: Verdict) -> GateResult:
     return GateResult(
         name="sealed_test",
         requirement="what looks at no score is in order before the sealed test is used",
-        verdict="insufficient",
+        verdict=verdict,
         reason="not looked at, and nothing of it was spent: mend what the other lines name, and train again",
     )
 

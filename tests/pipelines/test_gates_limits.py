@@ -292,5 +292,5 @@ def test_before_a_level_is_spent_only_what_looks_at_no_score_is_asked() -> None:
     poisoned = gates.decide(_compare(opinions=_said("anna", 60, wrong=52)), dataset_digest=DATASET, on_data=True)
     assert poisoned.verdict == "fail"
     assert poisoned.results[-1].name == "sealed_test"
-    assert (poisoned.results[-1].verdict, poisoned.sealed_test) == ("insufficient", None)
+    assert (poisoned.results[-1].verdict, poisoned.sealed_test) == ("fail", None)
     assert {row.name for row in poisoned.results} <= {*gates.LOOK_AT_NO_SCORE, "sealed_test"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pipelines import metrics
 from pipelines.comparison import Comparison, Placement
 from pipelines.metrics import MetricError
 from pipelines.protocol import DataQuality
@@ -55,6 +56,44 @@ def leakage(comparison: Comparison) -> GateResult:
         verdict="fail" if found else "pass",
         reason="; ".join(found) or "every image and every patient is in one split only",
         details={"cases": len(comparison.placements), **{what: values[:20] for what, values in shared.items()}},
+    )
+
+
+def submitters(comparison: Comparison) -> GateResult:
+    """Test each submitter's new labels against the champion and against other evidence, Holm over all the tests."""
+    rule = comparison.protocol.gates.submitters
+    tests: list[tuple[str, str, int, int]] = []  # submitter, against what, disagreements, n
+    unjudged: dict[str, int] = {}
+    for submitter in sorted({opinion.submitter for opinion in comparison.opinions}):
+        mine = [opinion for opinion in comparison.opinions if opinion.submitter == submitter]
+        for against, pairs in (
+            ("the champion", [(o.finding, o.champion) for o in mine if o.champion is not None]),
+            ("stronger evidence on the same cases", [(o.finding, o.others) for o in mine if o.others is not None]),
+        ):
+            if len(pairs) >= rule.minimum_labels:
+                tests.append((submitter, against, sum(a != b for a, b in pairs), len(pairs)))
+            else:
+                unjudged[submitter] = len(mine)
+    p_values = [metrics.binomial_tail(k, n, rate=rule.maximum_disagreement) for _, _, k, n in tests]
+    answers = metrics.holm(p_values, alpha=comparison.protocol.gates.alpha)
+    found, rows = [], []
+    for (submitter, against, k, n), p_value, (rejected, local) in zip(tests, p_values, answers, strict=True):
+        low = metrics.clopper_pearson(k, n, level=1.0 - 2.0 * local).low
+        told = {"submitter": submitter, "against": against, "disagreements": k, "labels": n, "p": p_value}
+        rows.append(told | {"lower_bound": low, "local_alpha": local, "refused": rejected})
+        if rejected:
+            found.append(f"{submitter} contradicts {against} in {k} of {n} new labels (at least {low:.0%})")
+    judged = sorted({test[0] for test in tests})
+    calm = f"{len(judged)} judged, {len(set(unjudged) - set(judged))} with too few labels to judge"
+    return GateResult(
+        name="submitters",
+        requirement=(
+            "no submitter's new labels contradict the champion, or stronger evidence on the same cases, "
+            f"in more than {rule.maximum_disagreement:.0%}"
+        ),
+        verdict="fail" if found else "pass",
+        reason="; ".join(found) + ": have these cases read again" if found else calm,
+        details={"tests": rows, "not_judged": {name: n for name, n in unjudged.items() if name not in judged}},
     )
 
 

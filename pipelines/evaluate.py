@@ -33,6 +33,7 @@ def gather(
     approved: Sequence[Mapping[str, Any]] = (),
     previous: Path | None = None,
     use: Mapping[str, Any] | None = None,
+    scored: bool = True,
     keep_going: Callable[[], None] = lambda: None,
     tell: Callable[[str], None] = lambda _stage: None,
 ) -> tuple[Comparison, Digest]:
@@ -42,26 +43,28 @@ def gather(
     `candidate` and `champion` are {"weights": path, "weights_digest": hex, "metadata": document}, and so is each of
     `approved`, every model that was ever champion, oldest first. A model with other classes cannot be compared. Raises
     Refused where a model cannot be used. `use` is the use of the sealed test that the ledger granted: in a later epoch
-    only cases that came after the `after_version` of the epochs before are looked at.
+    only cases that came after the `after_version` of the epochs before are looked at. Without `scored` nobody scores a
+    sealed case, and the comparison is for `gates.decide(on_data=True)` alone.
     """
     version = open_version(dataset)
     images = version.prepared(protocol.input)
     rows = unworn(version, use=use)
     keep_going()
+    looked_at = rows if scored else rows[:0]
     tell("scoring the candidate")
-    first = _scored(_model(candidate, protocol=protocol), candidate, images=images[rows])
+    first = _scored(_model(candidate, protocol=protocol), candidate, images=images[looked_at])
     second, opinions_of_champion = None, {}
     fresh = version.indices(new_only=True)
     if champion is not None:
         keep_going()
         tell("scoring the champion")
         model = _model(champion, protocol=protocol)
-        second = _scored(model, champion, images=images[rows])
+        second = _scored(model, champion, images=images[looked_at])
         opinions_of_champion = dict(
             zip(fresh.tolist(), model.decision(model.scores(images[fresh])) if len(fresh) else [], strict=True)
         )
     earlier = []
-    for document in _before(champion, approved=approved, window=protocol.gates.approved_window):
+    for document in _before(champion, approved=approved, window=protocol.gates.approved_window) if scored else ():
         keep_going()
         tell("scoring models approved earlier")
         earlier.append(_scored(_model(document, protocol=protocol), document, images=images[rows]))
@@ -205,7 +208,7 @@ def _traits(version: DatasetVersion, *, rows: NDArray[np.int64]) -> dict[str, ND
 
 
 def _scored(model: Model, document: Mapping[str, Any], *, images: NDArray[np.float32]) -> Scored:
-    scores = model.scores(images)
+    scores = model.scores(images) if len(images) else np.empty((0, len(model.classes)), dtype=np.float32)
     return Scored(
         digest=Digest(document["weights_digest"]),
         scores=scores,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -40,15 +40,28 @@ from pipelines.types import Digest, Estimate, GateReport, GateResult, Verdict, d
 
 SCHEMA_VERSION = 2
 """Of the report's document: 2 added `sealed_test` and `evidence`."""
+LOOK_AT_NO_SCORE = frozenset(
+    {
+        *("minimum_cases", "envelope", "strategy", "leakage", "submitters"),
+        *("missing_patients", "unreadable_images", "near_duplicates", "prior_shift"),
+    }
+)
+"""Gates that no candidate's score can change: what they say costs nothing of the sealed test."""
 
 
-def decide(comparison: Comparison, *, dataset_digest: Digest) -> GateReport:
-    """Run every gate that the protocol asks for and join the verdicts: pass only if all pass."""
+def decide(comparison: Comparison, *, dataset_digest: Digest, on_data: bool = False) -> GateReport:
+    """Run every gate that the protocol asks for and join the verdicts: pass only if all pass.
+
+    `on_data` runs only those that look at no score, before a level of the sealed test is spent on a candidate.
+    """
     comparison = blind.deciding(comparison)
     protocol, champion = comparison.protocol, comparison.champion
     gates = [*_gates_for(comparison), *data_gates.required(comparison, dataset_digest=dataset_digest)]
-    results = tuple(row for name, gate in gates for row in [_closed(name, gate, comparison)])
-    verdicts = {row.verdict for row in results}
+    if on_data:
+        gates = [(name, gate) for name, gate in gates if name in LOOK_AT_NO_SCORE]
+    results = tuple(_closed(name, gate, comparison) for name, gate in gates)
+    if on_data and (verdict := _joined(results)) != "pass":
+        results = (*results, _nothing_spent(verdict))
     counts = Counter(comparison.sealed.labels.tolist())
     return GateReport(
         schema_version=SCHEMA_VERSION,
@@ -57,7 +70,7 @@ def decide(comparison: Comparison, *, dataset_digest: Digest) -> GateReport:
         champion_digest=None if champion is None else champion.digest,
         dataset_digest=dataset_digest,
         protocol_digest=protocol.digest,
-        verdict="fail" if "fail" in verdicts else "insufficient" if "insufficient" in verdicts else "pass",
+        verdict=_joined(results),
         results=results,
         sealed_test=comparison.use,
         summary={
@@ -93,7 +106,26 @@ def _gates_for(comparison: Comparison) -> list[tuple[str, Gate]]:
         gates.append(("envelope", envelope.gate))
     if comparison.fine_tuned:
         gates.append(("strategy", _strategy))
-    return [*gates, ("calibration", _calibration), ("leakage", data_gates.leakage), ("submitters", _submitters)]
+    return [
+        *gates,
+        ("calibration", _calibration),
+        ("leakage", data_gates.leakage),
+        ("submitters", data_gates.submitters),
+    ]
+
+
+def _joined(results: Sequence[GateResult]) -> Verdict:
+    verdicts = {row.verdict for row in results}
+    return "fail" if "fail" in verdicts else "insufficient" if "insufficient" in verdicts else "pass"
+
+
+def _nothing_spent(verdict: Verdict) -> GateResult:
+    return GateResult(
+        name="sealed_test",
+        requirement="what looks at no score is in order before the sealed test is used",
+        verdict=verdict,
+        reason="not looked at, and nothing of it was spent: mend what the other lines name, and train again",
+    )
 
 
 def _closed(name: str, gate: Gate, comparison: Comparison) -> GateResult:
@@ -268,44 +300,6 @@ def _calibration(comparison: Comparison) -> GateResult:
     )
 
 
-def _submitters(comparison: Comparison) -> GateResult:
-    """Test each submitter's new labels against the champion and against other evidence, Holm over all the tests."""
-    rule = comparison.protocol.gates.submitters
-    tests: list[tuple[str, str, int, int]] = []  # submitter, against what, disagreements, n
-    unjudged: dict[str, int] = {}
-    for submitter in sorted({opinion.submitter for opinion in comparison.opinions}):
-        mine = [opinion for opinion in comparison.opinions if opinion.submitter == submitter]
-        for against, pairs in (
-            ("the champion", [(o.finding, o.champion) for o in mine if o.champion is not None]),
-            ("stronger evidence on the same cases", [(o.finding, o.others) for o in mine if o.others is not None]),
-        ):
-            if len(pairs) >= rule.minimum_labels:
-                tests.append((submitter, against, sum(a != b for a, b in pairs), len(pairs)))
-            elif against == "the champion":
-                unjudged[submitter] = len(mine)
-    p_values = [metrics.binomial_tail(k, n, rate=rule.maximum_disagreement) for _, _, k, n in tests]
-    answers = metrics.holm(p_values, alpha=comparison.protocol.gates.alpha)
-    found, rows = [], []
-    for (submitter, against, k, n), p_value, (rejected, local) in zip(tests, p_values, answers, strict=True):
-        low = metrics.clopper_pearson(k, n, level=1.0 - 2.0 * local).low
-        rows.append({"submitter": submitter, "against": against, "disagreements": k, "labels": n, "p": p_value})
-        rows[-1] |= {"lower_bound": low, "local_alpha": local, "refused": rejected}
-        if rejected:
-            found.append(f"{submitter} contradicts {against} in {k} of {n} new labels (at least {low:.0%})")
-    judged = sorted({test[0] for test in tests})
-    calm = f"{len(judged)} judged, {len(set(unjudged) - set(judged))} with too few labels to judge"
-    return GateResult(
-        name="submitters",
-        requirement=(
-            "no submitter's new labels contradict the champion, or stronger evidence on the same cases, "
-            f"in more than {rule.maximum_disagreement:.0%}"
-        ),
-        verdict="fail" if found else "pass",
-        reason="; ".join(found) + ": have these cases read again" if found else calm,
-        details={"tests": rows, "not_judged": {name: n for name, n in unjudged.items() if name not in judged}},
-    )
-
-
 def _floor_and_margin(
     name: str,
     rule: Margin,
@@ -362,7 +356,7 @@ def _calibration_error(comparison: Comparison, model: Scored) -> Estimate:
 def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
     from pipelines import evaluate, evidence, report  # noqa: PLC0415 - torch comes with it, and `decide` needs none
 
-    protocol = from_document(config["protocol"])
+    protocol, on_data = from_document(config["protocol"]), bool(config.get("on_data"))
     comparison, dataset_digest = evaluate.gather(
         Path(config["dataset"]),
         protocol=protocol,
@@ -371,12 +365,14 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
         champion=config.get("champion"),
         approved=config.get("approved", ()),
         previous=Path(config["previous_dataset"]) if config.get("previous_dataset") else None,
+        scored=not on_data,
         keep_going=job.orphan_watch(),
         tell=lambda stage: job.append_progress(directory, {"stage": stage}),
     )
-    verdict = decide(comparison, dataset_digest=dataset_digest)
+    verdict = decide(comparison, dataset_digest=dataset_digest, on_data=on_data)
     job.append_progress(directory, {"stage": "drawing what the report shows"})
-    verdict = replace(verdict, evidence=evidence.gather(comparison))
+    shown = {"changed": dict(comparison.changed)} if on_data else evidence.gather(comparison)
+    verdict = replace(verdict, evidence=shown)
     document = verdict.document()
     return {
         "report": document,

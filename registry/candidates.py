@@ -40,7 +40,8 @@ class Candidate:
 class GateReport:
     """The verdict on a candidate against the champion of that time (None: there was none).
 
-    `sealed_test_use_id` names the use of the sealed test that it answers, None from before there was a ledger.
+    `sealed_test_use_id` names the use of the sealed test that it answers; None where the data stopped the candidate
+    before one was paid for, and from before there was a ledger.
     """
 
     gate_report_id: int
@@ -123,34 +124,40 @@ def record_gate_report(
     document: Mapping[str, Any],
     text: str,
     digest: str,
-    sealed_test_use_id: int,
+    sealed_test_use_id: int | None,
 ) -> GateReport:
     """Record the verdict on a candidate and, if its run still waits for it, finish the run.
 
-    Anything but "pass" makes the candidate `gates_failed`. Raises EvidenceMismatch if the document does not name
-    exactly these things, or the use of the sealed test that paid for it, or has another digest; StateMoved where the
-    run was cancelled or broke off (whoever stopped it was told that nothing more comes of it), or the use is answered.
+    Anything but "pass" makes the candidate `gates_failed`. Without a use of the sealed test the report is one that does
+    not pass and tells of no score: the data have stopped the candidate before. Raises EvidenceMismatch if the document
+    does not name exactly these things, or the use of the sealed test that paid for it, or has another digest;
+    StateMoved where the run was cancelled or broke off (whoever stopped it was told that nothing more comes of it), or
+    the use is answered.
     """
     run = runs.lock(conn, get(conn, candidate_id).run_id)
     if run.state not in {"gating", "finished"}:
         raise StateMoved(f"run {run.run_id} is {run.state}; its candidate gets no gate report", state=run.state)
     candidate = lock(conn, candidate_id)
     champion = None if champion_candidate_id is None else get(conn, champion_candidate_id)
-    use = sealed_tests.check_answers(
-        conn,
-        sealed_test_use_id=sealed_test_use_id,
-        candidate_id=candidate_id,
-        champion_id=champion_candidate_id,
-        protocol_id=protocol_id,
-    )
+    use = None
+    if sealed_test_use_id is not None:
+        use = sealed_tests.check_answers(
+            conn,
+            sealed_test_use_id=sealed_test_use_id,
+            candidate_id=candidate_id,
+            champion_id=champion_candidate_id,
+            protocol_id=protocol_id,
+        )
     named = {
         "candidate_digest": candidate.weights_digest,
         "champion_digest": None if champion is None else champion.weights_digest,
         "dataset_digest": datasets.get(conn, dataset_version_id).digest,
         "protocol_digest": lines.protocol(conn, protocol_id).digest,
         "verdict": verdict,
-        "sealed_test": use.named(),
+        "sealed_test": None if use is None else use.named(),
     }
+    if use is None and (verdict == "pass" or _tells_of_scores(document)):
+        raise EvidenceMismatch(f"nothing was paid for what this gate report tells of candidate {candidate_id}")
     wrong = [name for name, value in named.items() if name not in document or document[name] != value]
     if audit.digest_of(document) != digest:
         wrong.append("digest")
@@ -192,6 +199,11 @@ def record_gate_report(
         row=f"gate_reports/{report.gate_report_id}",
     )
     return report
+
+
+def _tells_of_scores(document: Mapping[str, Any]) -> bool:
+    measured = ("candidate", "champion", "difference")
+    return any(row.get(name) is not None for row in document.get("results", ()) for name in measured)
 
 
 def get(conn: Connection, candidate_id: int) -> Candidate:

@@ -3,6 +3,7 @@
 Invariant: until a person has decided, the report of a candidate is open to those who decide (reviewers, approvers) and
 to auditors, and to none of them who asked for its run. Others learn whether it passed, and what the gates say that look
 at no score. A candidate that failed is decided by nobody: its report opens when its epoch of the sealed test is over.
+The report of a candidate that its data stopped, before the sealed test was used, is open to all.
 
 Why. Every number that comes back from the sealed test can be fitted to; the levels of `pipelines.sealed_ledger` hold
 for answers of one bit. Reference: Dwork et al., Science 2015; Feng et al., UAI 2022; decision 16.
@@ -59,7 +60,7 @@ def latest_report(conn: Connection, candidate_id: int, *, reader: User) -> Shown
 
 def may_read(conn: Connection, candidate: Candidate, *, report: GateReport, reader: User) -> bool:
     """Say whether somebody may read the whole report on a candidate now."""
-    if candidate.state in DECIDED or _epoch_is_over(conn, report):
+    if candidate.state in DECIDED or _looked_at_no_score(report) or _epoch_is_over(conn, report):
         return True
     asked = runs.get(conn, candidate.run_id).requested_by
     return bool(DECIDERS & set(reader.roles)) and asked != reader.user_id
@@ -79,6 +80,11 @@ def _open_row(row: Mapping[str, Any]) -> dict[str, Any]:
     if row["name"] in OPEN_GATES:
         return dict(row)
     return {"name": row["name"], "requirement": row["requirement"], "verdict": "withheld"}
+
+
+def _looked_at_no_score(report: GateReport) -> bool:
+    """Whether its data stopped the candidate before a level was spent; a report from before the ledger is another."""
+    return report.sealed_test_use_id is None and "sealed_test" in report.document
 
 
 def _epoch_is_over(conn: Connection, report: GateReport) -> bool:

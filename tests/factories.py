@@ -256,6 +256,33 @@ def gate_report_values(
     }
 
 
+def unused_report_values(
+    db: Connection, candidate: Candidate, *, verdict: str = "fail", results: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """What the report on a candidate that its data stopped is recorded with: nothing of the sealed test was spent."""
+    champion = promotions.champion(db, candidate.line_id)
+    document = {
+        "candidate_digest": candidate.weights_digest,
+        "champion_digest": None if champion is None else champion.weights_digest,
+        "dataset_digest": datasets.get(db, candidate.dataset_version_id).digest,
+        "protocol_digest": lines.protocol(db, candidate.protocol_id).digest,
+        "verdict": verdict,
+        "sealed_test": None,
+        "results": list(results),
+    }
+    return {
+        "candidate_id": candidate.candidate_id,
+        "champion_candidate_id": None if champion is None else champion.candidate_id,
+        "dataset_version_id": candidate.dataset_version_id,
+        "protocol_id": candidate.protocol_id,
+        "verdict": verdict,
+        "document": document,
+        "text": f"verdict: {verdict}",
+        "digest": audit.digest_of(document),
+        "sealed_test_use_id": None,
+    }
+
+
 def gate_report(db: Connection, candidate: Candidate, **fields: Any) -> GateReport:
     """A report on a candidate against today's champion, under the line's current protocol."""
     return candidates.record_gate_report(db, **gate_report_values(db, candidate, **fields))

@@ -40,16 +40,24 @@ def spend(connection: db.Connection, lease: Lease, *, candidate: Candidate, cham
     """
     runs.lock(connection, candidate.run_id)  # before the job, and before the audit trail
     lease.hold(connection)
-    hypothesis: dict[str, Any] = {
+    return paid(connection, candidate=candidate, champion=champion) or sealed_tests.record_use(
+        connection,
+        **_hypothesis(candidate, champion),
+        **_terms(connection, candidate=candidate, first=champion is None),
+    )
+
+
+def paid(connection: db.Connection, *, candidate: Candidate, champion: Candidate | None) -> Use | None:
+    """Return the use in which `candidate` is held against `champion`, None where nothing was spent on that yet."""
+    return sealed_tests.of_hypothesis(connection, **_hypothesis(candidate, champion))
+
+
+def _hypothesis(candidate: Candidate, champion: Candidate | None) -> dict[str, Any]:
+    return {
         "candidate_id": candidate.candidate_id,
         "champion_candidate_id": champion.candidate_id if champion else None,
         "protocol_id": candidate.protocol_id,
     }
-    return sealed_tests.of_hypothesis(connection, **hypothesis) or sealed_tests.record_use(
-        connection,
-        **hypothesis,
-        **_terms(connection, candidate=candidate, first=champion is None),
-    )
 
 
 def _terms(connection: db.Connection, *, candidate: Candidate, first: bool) -> dict[str, Any]:

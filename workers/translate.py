@@ -197,7 +197,11 @@ def copies_of_erased(
         *(settings.checkouts / version.git_tag for version in versions),
         *(settings.checkouts / version.git_tag.rpartition("/")[0] / "prepared" for version in versions),
         *(settings.jobs / f"{kind}-{run_id}" for kind in ("freeze_dataset", "train_candidate") for run_id in ended),
-        *(settings.jobs / f"gate_candidate-{candidate_id}" for candidate_id in gated),
+        *(
+            settings.jobs / f"{kind}-{candidate_id}"
+            for kind in ("gate_candidate", "data_gates")
+            for candidate_id in gated
+        ),
         settings.jobs / f"rank_worklist-{line_id}",
         settings.jobs / f"watch_champion-{line_id}",
     ]
@@ -228,13 +232,17 @@ def gate_config(
     *,
     candidate: candidates.Candidate,
     champion: candidates.Candidate | None,
-    use: sealed_tests.Use,
+    use: sealed_tests.Use | None,
     settings: WorkerSettings,
 ) -> dict[str, Any]:
-    """Say what is measured against what, and at which level; with `dataset` and `previous_dataset` it is whole."""
+    """Say what is measured against what, and at which level; with `dataset` and `previous_dataset` it is whole.
+
+    Without a use of the sealed test only the gates that look at no score are asked.
+    """
     return {
         "protocol": lines.protocol(connection, candidate.protocol_id).document,
-        "use": use.named(),
+        "use": use and use.named(),
+        "on_data": use is None,
         "candidate": model_files(candidate, settings=settings),
         "champion": model_files(champion, settings=settings) if champion else None,
         "approved": [
@@ -247,7 +255,7 @@ def report_row(
     candidate: candidates.Candidate,
     *,
     champion: candidates.Candidate | None,
-    use: sealed_tests.Use,
+    use: sealed_tests.Use | None,
     result: dict[str, Any],
 ) -> dict[str, Any]:
     """Name the values of `candidates.record_gate_report` for what the gates found."""
@@ -260,7 +268,7 @@ def report_row(
         "document": result["report"],
         "text": result["text"],
         "digest": result["digest"],
-        "sealed_test_use_id": use.sealed_test_use_id,
+        "sealed_test_use_id": use and use.sealed_test_use_id,
     }
 
 

@@ -266,8 +266,8 @@ class Story:
         candidate, version = cycle.candidate, cycle.candidate["dataset_version"]
         self.say(
             f"dataset v{version:04d} frozen, model {candidate['number']} trained "
-            f"({candidate['metadata']['strategy']}, {candidate['metadata']['seconds']:.0f} s), "
-            f"AUROC {in_words(cycle.auroc)}"
+            f"({candidate['metadata']['strategy']}, {candidate['metadata']['seconds']:.0f} s)"
+            + (f", AUROC {in_words(cycle.auroc)}" if cycle.auroc else "")
         )
         passed, colour = len(cycle.results) - len(cycle.missed), "red" if cycle.missed else "green"
         self.say(
@@ -309,7 +309,7 @@ class Story:
 def in_words(estimate: dict[str, Any] | None) -> str:
     """An estimate as people write it: value and interval."""
     if estimate is None:
-        return "not measurable"
+        return "not measured"
     return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import dataset, freeze, gates, job, report, settling, synthetic
+from pipelines import data_gates, dataset, freeze, gates, job, report, settling, synthetic
 from pipelines.comparison import Comparison, Opinion, Placement, Scored, Sealed
 from pipelines.evaluate import gather, outweighing
 from pipelines.images import image_digest, npy_bytes
@@ -218,7 +218,7 @@ def test_an_honest_reader_who_is_right_six_times_in_seven_is_hardly_ever_named()
 
 
 def _row_of_submitters(said: tuple[Opinion, ...]) -> GateResult:
-    return gates._submitters(_compare(opinions=said))
+    return data_gates.submitters(_compare(opinions=said))
 
 
 def test_few_labels_are_not_judged_and_the_report_says_so() -> None:

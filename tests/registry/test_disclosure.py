@@ -65,6 +65,15 @@ def test_whoever_asked_for_the_run_learns_the_bit_whatever_they_are(db: Connecti
     assert not shown(db, candidate, factories.user(db, "reviewer")).withheld
 
 
+def test_what_its_data_stopped_is_open_to_whoever_asked_for_it(db: Connection) -> None:
+    asked = factories.user(db, "operator")
+    candidate = factories.candidate(db, factories.line(db), requested_by=asked)
+    values = factories.unused_report_values(db, candidate, results=RESULTS[1:])
+    candidates.record_gate_report(db, **values)
+    found = shown(db, candidates.get(db, candidate.candidate_id), asked)
+    assert (found.withheld, found.report.document) == (False, values["document"])
+
+
 @pytest.mark.parametrize("decision", ["reject", "promote"])
 def test_once_a_person_has_decided_everybody_reads_it(db: Connection, decision: str) -> None:
     candidate, operator = judged(db), factories.user(db, "operator")

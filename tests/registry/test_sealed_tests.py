@@ -56,6 +56,30 @@ def test_the_answer_of_a_use_is_the_report_that_names_it(db: Connection) -> None
     assert second.champion_candidate_id == passing.candidate_id
 
 
+def test_what_its_data_stopped_is_reported_and_nothing_was_spent(db: Connection) -> None:
+    line = factories.line(db)
+    candidate = factories.candidate(db, line)
+    rows = [{"name": "submitters", "requirement": "no flips", "verdict": "fail", "reason": "52 of 60"}]
+    report = candidates.record_gate_report(db, **factories.unused_report_values(db, candidate, results=rows))
+    assert (report.sealed_test_use_id, report.verdict) == (None, "fail")
+    assert candidates.get(db, candidate.candidate_id).state == "gates_failed"
+    assert sealed_tests.list_uses(db, line.line_id) == []
+    assert use_of(db, factories.candidate(db, line)).place == 1
+
+
+@pytest.mark.parametrize(
+    ("verdict", "row"),
+    [("pass", {}), ("fail", {"candidate": {"value": 0.9}}), ("fail", {"difference": {"value": 0.1}})],
+)
+def test_a_report_that_passes_or_tells_of_a_score_has_paid_for_it(
+    db: Connection, verdict: str, row: dict[str, Any]
+) -> None:
+    candidate = factories.candidate(db, factories.line(db))
+    free = factories.unused_report_values(db, candidate, verdict=verdict, results=[{"name": "auroc", **row}])
+    with pytest.raises(EvidenceMismatch, match="nothing was paid"):
+        candidates.record_gate_report(db, **free)
+
+
 def test_the_same_question_is_never_paid_for_twice(db: Connection) -> None:
     candidate = factories.candidate(db, factories.line(db))
     use = use_of(db, candidate)

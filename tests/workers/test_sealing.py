@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from pipelines.gates import LOOK_AT_NO_SCORE
 from pipelines.sealed_ledger import Plan, local_level
-from registry import candidates, datasets, db, jobs, lines, promotions, runs, sealed_tests
+from registry import candidates, confirmations, datasets, db, disclosure, jobs, lines, promotions, runs, sealed_tests
 from registry.candidates import Candidate
 from registry.lines import Line
 from registry.sealed_tests import Use
@@ -209,6 +210,57 @@ def test_a_worn_test_ends_the_run_in_words_and_nothing_is_scored(
     assert "the way out is a new epoch" in str(runs.get(record, run.run_id).outcome).lower()
     assert candidates.latest_report(record, candidate.candidate_id) is None
     assert state_of(record, "candidates", candidate_id=candidate.candidate_id) == "trained"
+
+
+@pytest.mark.parametrize("stopping", ["minimum_cases", "submitters"])
+def test_what_its_data_stop_is_reported_and_spends_nothing(
+    workshop: Workshop, record: db.Connection, settings: WorkerSettings, stopping: str
+) -> None:
+    verdict = {"minimum_cases": "insufficient", "submitters": "fail"}[stopping]
+    gates = {"minimum_cases_per_class": 400 if stopping == "minimum_cases" else 5, "submitters": {"minimum_labels": 10}}
+    line, person = make_line(record, gates={**gates, "sealed_test": STATED})
+    confirm_cases(record, settings, line=line, person=person, count=160)
+    if stopping == "submitters":
+        contradict(record, line, count=60)
+    run = start_run(record, line)
+    work(workshop, record, "freeze_dataset", "train_candidate", "gate_candidate")
+    (candidate,) = candidates.list_candidates(record, line.line_id)
+    report = candidates.latest_report(record, candidate.candidate_id)
+    assert report is not None, story(record)
+    assert (report.verdict, report.sealed_test_use_id) == (verdict, None)
+    rows = {row["name"]: row["verdict"] for row in report.document["results"]}
+    assert rows[stopping] == verdict
+    assert rows["sealed_test"] == verdict
+    assert set(rows) <= {*disclosure.OPEN_GATES, "sealed_test"}
+    assert "nothing of it was spent" in " ".join(report.text.split())
+    assert sealed_tests.list_uses(record, line.line_id) == []
+    assert state_of(record, "runs", run_id=run.run_id) == "finished"
+    assert state_of(record, "candidates", candidate_id=candidate.candidate_id) == "gates_failed"
+    assert not list(settings.jobs.iterdir())
+
+
+def contradict(record: db.Connection, line: Line, *, count: int) -> None:
+    """A board reads what the line's submitter has read, and says the opposite."""
+    board = factories.user(record, "submitter")
+    read = record.execute(
+        "SELECT case_id, finding FROM confirmations WHERE line_id = %s ORDER BY case_id LIMIT %s", (line.line_id, count)
+    ).fetchall()
+    for case_id, finding in read:
+        diagnosis = confirmations.Diagnosis(
+            case_id=case_id,
+            finding="normal" if finding == "pneumonia" else "pneumonia",
+            evidence="consensus",
+            ai_exposure="blind",
+            reader="board",
+            confirmed_at=None,
+            supersedes=None,
+        )
+        confirmations.confirm(record, diagnosis, actor=board)
+    record.commit()
+
+
+def test_the_gates_that_spend_nothing_are_those_that_anybody_may_read() -> None:
+    assert LOOK_AT_NO_SCORE == disclosure.OPEN_GATES
 
 
 def test_the_use_is_on_record_before_a_score_is_computed_and_the_report_is_judged_at_its_level(

@@ -61,6 +61,9 @@ ARMS = {
 
 UNFINISHED = ("freezing", "training", "gating")
 
+MOST_COUNTED = 500
+"""Cases of a worklist that are counted for a page; of more it says `or more`."""
+
 JOB_STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC
 from typing import Annotated, Any
 
 from fastapi import Form, Request, Response
 
 from api.auth import ANYONE
-from api.console import forms, words
-from api.console.frame import page
+from api.console import forms, trends, words
+from api.console.charts import Chart
+from api.console.frame import live, page
 from api.console.route import pages_router, people, see
 from api.dependencies import CurrentUser, Id, Pool
 from api.v1 import runs as runs_api
-from registry import adjudications, candidates, datasets, db, lines, promotions, runs, users, worklists
+from registry import adjudications, candidates, datasets, db, jobs, lines, promotions, runs, users, worklists
 from registry.candidates import Candidate
 from registry.datasets import DatasetVersion
 from registry.lines import Line, StoredProtocol
@@ -24,6 +26,7 @@ from registry.worklists import Worklist
 router = pages_router()
 
 SHOWN = 10
+MOST_REIGNS = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +43,9 @@ class Overview:
     versions: dict[int, int]
     newest: DatasetVersion | None
     worklist: Worklist | None
+    waiting: int
     discordances: int
-
-    @property
-    def under_way(self) -> bool:
-        """A run of this line is unfinished."""
-        return any(run.state in words.UNFINISHED for run in self.runs)
+    trends: list[Chart]
 
 
 @router.get("/lines/{line}", **people(*ANYONE))
@@ -113,13 +113,16 @@ def _show(
     request: Request, pool: db.Pool, name: str, *, refused: dict[str, Any] | None = None, reason: str = ""
 ) -> Response:
     with db.transaction(pool) as connection:
-        overview = _overview(connection, lines.get_line(connection, name))
+        row = lines.get_line(connection, name)
+        follow = live(connection, f"line/{row.line_id}", address=f"/console/lines/{name}")
+        overview = _overview(connection, row)
     return page(
         request,
         "line.html",
         status=refused["status"] if refused else 200,
         line=name,
         shown=overview,
+        live=follow,
         refused=refused,
         reason=reason,
     )
@@ -138,16 +141,33 @@ def _overview(connection: db.Connection, line: Line) -> Overview:
         versions={version.dataset_version_id: version.number for version in versions},
         newest=versions[0] if versions else None,
         worklist=worklists.latest(connection, line.line_id),
+        waiting=worklists.count(connection, line_id=line.line_id, most=words.MOST_COUNTED),
         discordances=adjudications.count_discordances(connection, line.line_id),
+        trends=trends.of_line(_reigns(connection, line.line_id)),
     )
+
+
+def _reigns(connection: db.Connection, line_id: int) -> list[trends.Reign]:
+    """The champions of a line by promotion, the first one first; who was brought back is not told of twice."""
+    found = []
+    for one in reversed(promotions.history(connection, line_id)):
+        report = candidates.latest_report(connection, one.candidate_id)
+        if one.kind == "promotion" and report is not None:
+            number = candidates.get(connection, one.candidate_id).number
+            since = one.promoted_at.astimezone(UTC)
+            found.append(trends.Reign(number=number, since=since, results=report.document.get("results", ())))
+    return found[-MOST_REIGNS:]
 
 
 def _show_run(request: Request, pool: db.Pool, run_id: int, *, refused: dict[str, Any] | None = None) -> Response:
     with db.transaction(pool) as connection:
+        follow = live(connection, f"run/{run_id}", address=f"/console/runs/{run_id}")
         run = runs.get(connection, run_id)
+        steps = jobs.of_run(connection, run_id=run_id, line_id=run.line_id)
         made = candidates.of_run(connection, run_id)
         who = users.get_user(connection, run.requested_by).printed_name if run.requested_by else None
         line = lines.line_by_id(connection, run.line_id).name
+    under_way = run.state in words.UNFINISHED
     measured = run.history[0] if run.history else {}
     columns = [name for name in measured if isinstance(measured[name], int | float) and name not in {"epoch", "epochs"}]
     return page(
@@ -159,6 +179,9 @@ def _show_run(request: Request, pool: db.Pool, run_id: int, *, refused: dict[str
         made=made,
         who=who,
         columns=["epoch", *columns],
-        under_way=run.state in words.UNFINISHED,
+        charts=trends.of_run(run.history),
+        jobs=steps,
+        under_way=under_way,
+        live=follow if under_way else None,
         refused=refused,
     )

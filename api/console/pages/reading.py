@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from fastapi import Depends, Form, Query, Request, Response
 
 from api.console import forms, words
-from api.console.frame import page
+from api.console.frame import live, page
 from api.console.pictures import png
 from api.console.route import pages_router, people, see
 from api.dependencies import CurrentReader, Id, Inference, Pool, Reader, Settings
@@ -93,6 +93,8 @@ def show_worklist(
     *, request: Request, reader: CurrentReader, pool: Pool, line: str, trail: OnTrail, after: int = 0
 ) -> Response:
     """List what to read next, most wanted first."""
+    with db.transaction(pool) as connection:
+        waiting = _waiting(connection, line, trail)
     shown = worklist.read_worklist(
         reader=reader,
         pool=pool,
@@ -103,8 +105,23 @@ def show_worklist(
         limit=PER_PAGE,
     )
     return page(
-        request, "worklist.html", line=line, worklist=shown, trail=trail, after=after, full=len(shown.cases) == PER_PAGE
+        request,
+        "worklist.html",
+        line=line,
+        worklist=shown,
+        trail=trail,
+        after=after,
+        full=len(shown.cases) == PER_PAGE,
+        **waiting,
     )
+
+
+@router.get("/lines/{line}/worklist/count", **people(*READERS))
+def count_worklist(request: Request, pool: Pool, line: str, trail: OnTrail) -> Response:
+    """Say how many cases wait: the part of the worklist that follows what goes on. It names no case."""
+    with db.transaction(pool) as connection:
+        waiting = _waiting(connection, line, trail)
+    return page(request, "waiting.html", **waiting)
 
 
 @router.get("/lines/{line}/worklist/next", **people(*READERS))
@@ -284,6 +301,18 @@ def _show(
         refused=refused,
         typed=typed or {"finding": "", "evidence": trail.evidence, "note": ""},
     )
+
+
+def _waiting(connection: db.Connection, line: str, trail: Trail) -> dict[str, Any]:
+    """How many cases wait, and how that is followed."""
+    line_id = lines.get_line(connection, line).line_id
+    kept = urlencode({"site": trail.site, "reason": trail.reason})
+    return {
+        "live": live(connection, f"worklist/{line_id}", address=f"/console/lines/{line}/worklist/count?{kept}"),
+        "waiting": worklists.count(
+            connection, line_id=line_id, site=trail.site or None, arm=trail.reason or None, most=words.MOST_COUNTED
+        ),
+    }
 
 
 def _stands(row: Confirmation) -> bool:

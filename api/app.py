@@ -23,6 +23,7 @@ from api.auth import ROLES_KEY, SECURITY_SCHEMES
 from api.console import pages as console
 from api.inference import InferenceClient
 from api.limits import Buckets
+from api.live import Live, close_with_process
 from api.middleware import AddHeaders, LimitBody
 from api.settings import ApiSettings, SettingsError
 from api.sign_in import SignIn
@@ -32,6 +33,7 @@ from api.v1 import (
     bulk,
     candidates,
     cases,
+    comments,
     confirmations,
     datasets,
     health,
@@ -51,8 +53,8 @@ if TYPE_CHECKING:
 ROUTERS = tuple(
     module.router
     for module in (
-        cases, worklist, confirmations, bulk, adjudications, predictions, lines, runs, datasets, candidates, promotions,
-        jobs, audit, session, health,
+        cases, worklist, confirmations, bulk, adjudications, predictions, lines, runs, datasets, candidates, comments,
+        promotions, jobs, audit, session, health,
     )
 )  # fmt: skip
 
@@ -88,6 +90,8 @@ def create_app(settings: ApiSettings) -> FastAPI:
             lock_seconds=settings.lock_seconds,
         ) as pool:
             app.state.pool = pool
+            app.state.live = Live(pool, limits=settings.session_limits)
+            close_with_process(app.state.live)
             app.state.sign_in = SignIn(pool)
             app.state.provider = _provider(settings)
             app.state.rates = Buckets(per_second=settings.requests_per_second, burst=settings.request_burst)

@@ -11,7 +11,7 @@ from registry.db import Connection, fetch_value
 from registry.errors import NotDurable, NotGuarded
 
 APPEND_ONLY = (
-    *("approvals", "audit_events", "confirmations", "dataset_versions", "erasure_effects", "erasures"),
+    *("approvals", "audit_events", "comments", "confirmations", "dataset_versions", "erasure_effects", "erasures"),
     *("gate_reports", "predictions", "protocols", "reads", "sealed_test_uses"),
 )
 """The tables that tell what happened."""

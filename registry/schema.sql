@@ -267,6 +267,26 @@ ALTER TABLE public.cases ALTER COLUMN case_id ADD GENERATED ALWAYS AS IDENTITY (
     CACHE 1
 );
 
+CREATE TABLE public.comments (
+    comment_id bigint NOT NULL,
+    candidate_id bigint NOT NULL,
+    author_id bigint NOT NULL,
+    printed_name text NOT NULL,
+    text text NOT NULL,
+    asks_id bigint,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT comments_say_something CHECK (((length(TRIM(BOTH FROM text)) >= 1) AND (length(TRIM(BOTH FROM text)) <= 2000)))
+);
+
+ALTER TABLE public.comments ALTER COLUMN comment_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.comments_comment_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE TABLE public.confirmations (
     confirmation_id bigint NOT NULL,
     case_id bigint NOT NULL,
@@ -717,6 +737,9 @@ ALTER TABLE ONLY public.cases
 ALTER TABLE ONLY public.cases
     ADD CONSTRAINT cases_pkey PRIMARY KEY (case_id);
 
+ALTER TABLE ONLY public.comments
+    ADD CONSTRAINT comments_pkey PRIMARY KEY (comment_id);
+
 ALTER TABLE ONLY public.confirmations
     ADD CONSTRAINT confirmations_confirmation_id_case_id_key UNIQUE (confirmation_id, case_id);
 
@@ -819,6 +842,10 @@ CREATE INDEX cases_by_line ON public.cases USING btree (line_id, case_id);
 
 CREATE INDEX cases_by_patient ON public.cases USING btree (patient) WHERE (patient IS NOT NULL);
 
+CREATE INDEX comments_by_asked ON public.comments USING btree (asks_id, candidate_id) WHERE (asks_id IS NOT NULL);
+
+CREATE INDEX comments_by_candidate ON public.comments USING btree (candidate_id, comment_id);
+
 CREATE INDEX confirmations_by_case ON public.confirmations USING btree (case_id);
 
 CREATE INDEX confirmations_by_line ON public.confirmations USING btree (line_id, confirmation_id);
@@ -872,6 +899,14 @@ ALTER TABLE public.audit_events ENABLE ALWAYS TRIGGER audit_events_are_chained;
 CREATE TRIGGER audit_events_are_not_truncated BEFORE TRUNCATE ON public.audit_events FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 ALTER TABLE public.audit_events ENABLE ALWAYS TRIGGER audit_events_are_not_truncated;
+
+CREATE TRIGGER comments_are_append_only BEFORE DELETE OR UPDATE ON public.comments FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.comments ENABLE ALWAYS TRIGGER comments_are_append_only;
+
+CREATE TRIGGER comments_are_not_truncated BEFORE TRUNCATE ON public.comments FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.comments ENABLE ALWAYS TRIGGER comments_are_not_truncated;
 
 CREATE TRIGGER confirmations_are_append_only BEFORE DELETE OR UPDATE ON public.confirmations FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
 
@@ -998,6 +1033,15 @@ ALTER TABLE ONLY public.cases
 
 ALTER TABLE ONLY public.cases
     ADD CONSTRAINT cases_submitted_by_fkey FOREIGN KEY (submitted_by) REFERENCES public.users(user_id);
+
+ALTER TABLE ONLY public.comments
+    ADD CONSTRAINT comments_asks_id_fkey FOREIGN KEY (asks_id) REFERENCES public.users(user_id);
+
+ALTER TABLE ONLY public.comments
+    ADD CONSTRAINT comments_author_id_fkey FOREIGN KEY (author_id) REFERENCES public.users(user_id);
+
+ALTER TABLE ONLY public.comments
+    ADD CONSTRAINT comments_candidate_id_fkey FOREIGN KEY (candidate_id) REFERENCES public.candidates(candidate_id);
 
 ALTER TABLE ONLY public.confirmations
     ADD CONSTRAINT confirmations_are_of_the_cases_line FOREIGN KEY (case_id, line_id) REFERENCES public.cases(case_id, line_id);
@@ -1157,6 +1201,8 @@ GRANT UPDATE(state) ON TABLE public.candidates TO overread_app;
 GRANT UPDATE(mlflow_model_version) ON TABLE public.candidates TO overread_app;
 
 GRANT SELECT,INSERT ON TABLE public.cases TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.comments TO overread_app;
 
 GRANT SELECT,INSERT ON TABLE public.confirmations TO overread_app;
 

@@ -1,0 +1,21 @@
+-- What people say to each other about a candidate, before and after somebody signs: kept for ever, as signatures are.
+CREATE TABLE comments (
+    comment_id   bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    candidate_id bigint NOT NULL REFERENCES candidates,
+    author_id    bigint NOT NULL REFERENCES users,
+    printed_name text NOT NULL,
+    text         text NOT NULL CONSTRAINT comments_say_something CHECK (length(trim(text)) BETWEEN 1 AND 2000),
+    asks_id      bigint REFERENCES users, -- whom the author asks to sign; NULL: nobody
+    created_at   timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX comments_by_candidate ON comments (candidate_id, comment_id);
+CREATE INDEX comments_by_asked ON comments (asks_id, candidate_id) WHERE asks_id IS NOT NULL;
+
+CREATE TRIGGER comments_are_append_only BEFORE UPDATE OR DELETE ON comments
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER comments_are_not_truncated BEFORE TRUNCATE ON comments
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+ALTER TABLE comments ENABLE ALWAYS TRIGGER comments_are_append_only;
+ALTER TABLE comments ENABLE ALWAYS TRIGGER comments_are_not_truncated;
+
+GRANT SELECT, INSERT ON comments TO overread_app;

@@ -36,11 +36,13 @@ from api.v1 import (
     comments,
     confirmations,
     datasets,
+    exports,
     health,
     jobs,
     lines,
     predictions,
     promotions,
+    rejections,
     runs,
     session,
     worklist,
@@ -53,8 +55,8 @@ if TYPE_CHECKING:
 ROUTERS = tuple(
     module.router
     for module in (
-        cases, worklist, confirmations, bulk, adjudications, predictions, lines, runs, datasets, candidates, comments,
-        promotions, jobs, audit, session, health,
+        cases, worklist, confirmations, bulk, adjudications, predictions, rejections, lines, runs, datasets, candidates,
+        comments, promotions, exports, jobs, audit, session, health,
     )
 )  # fmt: skip
 

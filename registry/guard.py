@@ -12,7 +12,7 @@ from registry.errors import NotDurable, NotGuarded
 
 APPEND_ONLY = (
     *("approvals", "audit_events", "comments", "confirmations", "dataset_versions", "erasure_effects", "erasures"),
-    *("gate_reports", "predictions", "protocols", "reads", "sealed_test_uses"),
+    *("gate_reports", "predictions", "protocols", "reads", "rejections", "sealed_test_uses"),
 )
 """The tables that tell what happened."""
 

@@ -572,6 +572,25 @@ ALTER TABLE public.reads ALTER COLUMN read_id ADD GENERATED ALWAYS AS IDENTITY (
     CACHE 1
 );
 
+CREATE TABLE public.rejections (
+    rejection_id bigint NOT NULL,
+    prediction_id bigint NOT NULL,
+    case_id bigint NOT NULL,
+    user_id bigint NOT NULL,
+    reason text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT rejections_say_something CHECK ((length(TRIM(BOTH FROM reason)) > 0))
+);
+
+ALTER TABLE public.rejections ALTER COLUMN rejection_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.rejections_rejection_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE TABLE public.runs (
     run_id bigint NOT NULL,
     line_id bigint NOT NULL,
@@ -800,6 +819,12 @@ ALTER TABLE ONLY public.protocols
 ALTER TABLE ONLY public.reads
     ADD CONSTRAINT reads_pkey PRIMARY KEY (read_id);
 
+ALTER TABLE ONLY public.rejections
+    ADD CONSTRAINT rejections_one_per_person UNIQUE (prediction_id, user_id);
+
+ALTER TABLE ONLY public.rejections
+    ADD CONSTRAINT rejections_pkey PRIMARY KEY (rejection_id);
+
 ALTER TABLE ONLY public.runs
     ADD CONSTRAINT runs_pkey PRIMARY KEY (run_id);
 
@@ -869,6 +894,8 @@ CREATE INDEX predictions_by_case ON public.predictions USING btree (case_id);
 CREATE UNIQUE INDEX promotions_one_champion_per_line ON public.promotions USING btree (line_id) WHERE (ended_at IS NULL);
 
 CREATE INDEX reads_by_case ON public.reads USING btree (case_id, read_id);
+
+CREATE INDEX rejections_by_case ON public.rejections USING btree (case_id, rejection_id);
 
 CREATE UNIQUE INDEX runs_one_unfinished_per_line ON public.runs USING btree (line_id) WHERE (state = ANY (ARRAY['freezing'::text, 'training'::text, 'gating'::text]));
 
@@ -983,6 +1010,14 @@ ALTER TABLE public.reads ENABLE ALWAYS TRIGGER reads_are_not_truncated;
 CREATE TRIGGER reads_wait_for_a_seal BEFORE INSERT ON public.reads FOR EACH STATEMENT EXECUTE FUNCTION public.join_the_readers();
 
 ALTER TABLE public.reads ENABLE ALWAYS TRIGGER reads_wait_for_a_seal;
+
+CREATE TRIGGER rejections_are_append_only BEFORE DELETE OR UPDATE ON public.rejections FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.rejections ENABLE ALWAYS TRIGGER rejections_are_append_only;
+
+CREATE TRIGGER rejections_are_not_truncated BEFORE TRUNCATE ON public.rejections FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.rejections ENABLE ALWAYS TRIGGER rejections_are_not_truncated;
 
 CREATE TRIGGER sealed_test_uses_are_append_only BEFORE DELETE OR UPDATE ON public.sealed_test_uses FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
 
@@ -1130,6 +1165,15 @@ ALTER TABLE ONLY public.reads
 ALTER TABLE ONLY public.reads
     ADD CONSTRAINT reads_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(user_id);
 
+ALTER TABLE ONLY public.rejections
+    ADD CONSTRAINT rejections_case_id_fkey FOREIGN KEY (case_id) REFERENCES public.cases(case_id);
+
+ALTER TABLE ONLY public.rejections
+    ADD CONSTRAINT rejections_prediction_id_fkey FOREIGN KEY (prediction_id) REFERENCES public.predictions(prediction_id);
+
+ALTER TABLE ONLY public.rejections
+    ADD CONSTRAINT rejections_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(user_id);
+
 ALTER TABLE ONLY public.runs
     ADD CONSTRAINT runs_base_is_a_candidate FOREIGN KEY (base_candidate_id) REFERENCES public.candidates(candidate_id);
 
@@ -1239,6 +1283,8 @@ GRANT UPDATE(ended_at) ON TABLE public.promotions TO overread_app;
 GRANT SELECT,INSERT ON TABLE public.protocols TO overread_app;
 
 GRANT SELECT,INSERT ON TABLE public.reads TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.rejections TO overread_app;
 
 GRANT SELECT,INSERT ON TABLE public.runs TO overread_app;
 

@@ -47,6 +47,11 @@ VERDICTS = {
     "withheld": "not open to you yet",
     "warn": "warning",
 }
+WALLETS = {
+    "recipe": "models of the declared recipe",
+    "adaptive": "models made otherwise",
+    "unlimited": "every use at full level",
+}
 MARKS = {"pass": "✓", "fail": "✗", "insufficient": "?", "not_passed": "✗", "withheld": "·", "warn": "!"}
 
 ARMS = {

@@ -19,3 +19,25 @@ ALTER TABLE comments ENABLE ALWAYS TRIGGER comments_are_append_only;
 ALTER TABLE comments ENABLE ALWAYS TRIGGER comments_are_not_truncated;
 
 GRANT SELECT, INSERT ON comments TO overread_app;
+
+-- A reader who was shown what a model says may reject it without saying what it is instead. That is no diagnosis: the case
+-- waits on, and nothing is learnt from it but how often readers reject.
+CREATE TABLE rejections (
+    rejection_id  bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    prediction_id bigint NOT NULL REFERENCES predictions,
+    case_id       bigint NOT NULL REFERENCES cases,
+    user_id       bigint NOT NULL REFERENCES users,
+    reason        text CONSTRAINT rejections_say_something CHECK (length(trim(reason)) > 0), -- NULL: they gave none
+    created_at    timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT rejections_one_per_person UNIQUE (prediction_id, user_id)
+);
+CREATE INDEX rejections_by_case ON rejections (case_id, rejection_id);
+
+CREATE TRIGGER rejections_are_append_only BEFORE UPDATE OR DELETE ON rejections
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER rejections_are_not_truncated BEFORE TRUNCATE ON rejections
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+ALTER TABLE rejections ENABLE ALWAYS TRIGGER rejections_are_append_only;
+ALTER TABLE rejections ENABLE ALWAYS TRIGGER rejections_are_not_truncated;
+
+GRANT SELECT, INSERT ON rejections TO overread_app;

@@ -43,6 +43,7 @@ def filled(owner_db: Connection) -> Connection:
     comments.add(
         db, candidate_id=champion.candidate_id, author=factories.user(db, "reviewer"), text="look at the north"
     )
+    factories.rejection(db, case, champion)
     reads.record(db, user_id=case.submitted_by, action="case:read", case_id=case.case_id)
     return db
 

@@ -55,6 +55,7 @@ def filled(owner_db: Connection) -> Connection:
     )
     factories.candidate(db, line)
     author = factories.user(db, "reviewer")
+    factories.rejection(db, case, second)
     comments.add(db, candidate_id=second.candidate_id, author=author, text="look at the north")
     return db
 
@@ -122,6 +123,7 @@ def test_an_untouched_record_is_found_whole(filled: Connection, tmp_path: Path, 
         ("gate_reports", "UPDATE gate_reports SET text = 'all passed' WHERE gate_report_id = %s"),
         ("sealed_test_uses", "UPDATE sealed_test_uses SET level = 0.001 WHERE sealed_test_use_id = %s"),
         ("approvals", "UPDATE approvals SET printed_name = 'Dr Nobody' WHERE approval_id = %s"),
+        ("rejections", "UPDATE rejections SET reason = 'none' WHERE rejection_id = %s"),
         ("comments", "UPDATE comments SET text = 'sign it' WHERE comment_id = %s"),
         ("promotions", "UPDATE promotions SET reason = 'no reason' WHERE promotion_id = %s"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from api.console.pages import (
     auditing,
     data,
+    exporting,
     flips,
     home,
     live,
@@ -22,5 +23,6 @@ ROUTERS = tuple(
     module.router
     for module in (
         signing_in, home, live, reading, settling, mine, overview, reviewing, flips, talking, data, operating, auditing,
+        exporting,
     )
 )  # fmt: skip

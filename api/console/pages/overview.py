@@ -12,10 +12,22 @@ from api.auth import ANYONE
 from api.console import forms, trends, words
 from api.console.charts import Chart
 from api.console.frame import live, page
-from api.console.route import pages_router, people, see
+from api.console.route import pages_router, people
 from api.dependencies import CurrentUser, Id, Pool
 from api.v1 import runs as runs_api
-from registry import adjudications, candidates, datasets, db, jobs, lines, promotions, runs, users, worklists
+from registry import (
+    adjudications,
+    candidates,
+    datasets,
+    db,
+    jobs,
+    lines,
+    promotions,
+    rejections,
+    runs,
+    users,
+    worklists,
+)
 from registry.candidates import Candidate
 from registry.datasets import DatasetVersion
 from registry.lines import Line, StoredProtocol
@@ -45,6 +57,7 @@ class Overview:
     worklist: Worklist | None
     waiting: int
     discordances: int
+    rejected: int
     trends: list[Chart]
 
 
@@ -65,12 +78,12 @@ def start_run(
     reason: Annotated[str, Form()] = "",
 ) -> Response:
     """Ask for a new model from what is confirmed so far."""
-    try:
+
+    def work() -> str:
         wish = forms.asked(runs_api.NewRun, reason=reason)
-        made = forms.answer_of(runs_api.start_run(user, pool, key, line, wish))
-    except forms.REFUSALS as refused:
-        return _show(request, pool, line, refused=forms.refusal(refused), reason=reason)
-    return see(f"/runs/{made['run_id']}")
+        return f"/runs/{forms.answer_of(runs_api.start_run(user, pool, key, line, wish))['run_id']}"
+
+    return forms.done(work, again=lambda refused: _show(request, pool, line, refused=refused, reason=reason))
 
 
 @router.post("/lines/{line}/pause", **people("operator"))
@@ -84,13 +97,14 @@ def pause(
     paused: Annotated[bool, Form()] = True,
 ) -> Response:
     """Keep a line from starting runs by itself, or let it again."""
-    try:
+
+    def work() -> str:
         with db.transaction(pool) as connection:
             line_id = lines.get_line(connection, line).line_id
             lines.pause(connection, line_id=line_id, paused=paused, reason=reason, actor=user)
-    except forms.REFUSALS as refused:
-        return _show(request, pool, line, refused=forms.refusal(refused), reason=reason)
-    return see(f"/lines/{line}")
+        return f"/lines/{line}"
+
+    return forms.done(work, again=lambda refused: _show(request, pool, line, refused=refused, reason=reason))
 
 
 @router.get("/runs/{run_id}", **people(*ANYONE))
@@ -102,11 +116,12 @@ def show_run(request: Request, pool: Pool, run_id: Id) -> Response:
 @router.post("/runs/{run_id}/stop", **people("reviewer", "operator"))
 def stop_run(request: Request, user: CurrentUser, pool: Pool, run_id: Id) -> Response:
     """Stop an unfinished run."""
-    try:
+
+    def work() -> str:
         runs_api.cancel_run(user, pool, run_id)
-    except forms.REFUSALS as refused:
-        return _show_run(request, pool, run_id, refused=forms.refusal(refused))
-    return see(f"/runs/{run_id}")
+        return f"/runs/{run_id}"
+
+    return forms.done(work, again=lambda refused: _show_run(request, pool, run_id, refused=refused))
 
 
 def _show(
@@ -119,7 +134,6 @@ def _show(
     return page(
         request,
         "line.html",
-        status=refused["status"] if refused else 200,
         line=name,
         shown=overview,
         live=follow,
@@ -130,10 +144,11 @@ def _show(
 
 def _overview(connection: db.Connection, line: Line) -> Overview:
     versions = datasets.list_versions(connection, line.line_id)
+    champion = promotions.champion(connection, line.line_id)
     return Overview(
         line=line,
         protocol=lines.current_protocol(connection, line.line_id),
-        champion=promotions.champion(connection, line.line_id),
+        champion=champion,
         reign=promotions.current(connection, line.line_id),
         trigger=runs.next_trigger(connection, line.line_id),
         runs=runs.list_runs(connection, line.line_id, limit=SHOWN),
@@ -143,6 +158,7 @@ def _overview(connection: db.Connection, line: Line) -> Overview:
         worklist=worklists.latest(connection, line.line_id),
         waiting=worklists.count(connection, line_id=line.line_id, most=words.MOST_COUNTED),
         discordances=adjudications.count_discordances(connection, line.line_id),
+        rejected=rejections.count_of_candidate(connection, champion.candidate_id) if champion else 0,
         trends=trends.of_line(_reigns(connection, line.line_id)),
     )
 
@@ -173,7 +189,6 @@ def _show_run(request: Request, pool: db.Pool, run_id: int, *, refused: dict[str
     return page(
         request,
         "run.html",
-        status=refused["status"] if refused else 200,
         line=line,
         run=run,
         made=made,

@@ -120,13 +120,16 @@ def promote(
     reason: Annotated[str, Form()] = "",
 ) -> Response:
     """Make a candidate the champion in place of the one that the page showed."""
-    try:
+
+    def work() -> str:
         seen = None if expected == _NOBODY else expected
         wish = forms.asked(promotions_api.Promote, expected_champion=seen, reason=reason)
         promotions_api.promote(user, pool, key, candidate_id, wish)
-    except forms.REFUSALS as refused:
-        return show_review(request, pool, user, candidate_id, refused=forms.refusal(refused), typed=("", reason))
-    return see(f"/candidates/{candidate_id}")
+        return f"/candidates/{candidate_id}"
+
+    return forms.done(
+        work, again=lambda refused: show_review(request, pool, user, candidate_id, refused=refused, typed=("", reason))
+    )
 
 
 @router.get("/lines/{line}/champions", **people(*ANYONE))
@@ -147,12 +150,13 @@ def roll_back(
     reason: Annotated[str, Form()] = "",
 ) -> Response:
     """Bring back the champion before the one that the page showed."""
-    try:
+
+    def work() -> str:
         wish = forms.asked(promotions_api.RollBack, expected_champion=expected, reason=reason)
         promotions_api.roll_back(user, pool, key, line, wish)
-    except forms.REFUSALS as refused:
-        return _show_champions(request, pool, line, refused=forms.refusal(refused), reason=reason)
-    return see(f"/lines/{line}/champions")
+        return f"/lines/{line}/champions"
+
+    return forms.done(work, again=lambda refused: _show_champions(request, pool, line, refused=refused, reason=reason))
 
 
 @router.get("/lines/{line}/compare", **people(*ANYONE))
@@ -308,7 +312,6 @@ def _show_champions(
     return page(
         request,
         "champions.html",
-        status=refused["status"] if refused else 200,
         line=name,
         reigns=reigns,
         champion=champion,

@@ -19,7 +19,7 @@ document.addEventListener("keydown", (event) => {
 // A form is sent once, however often its key is pressed.
 document.addEventListener("submit", (event) => {
   if (event.target.dataset.sent) return event.preventDefault();
-  if (event.target.method === "post") event.target.dataset.sent = "yes";
+  if (event.target.method === "post" && !("again" in event.target.dataset)) event.target.dataset.sent = "yes";
 });
 addEventListener("pageshow", () => document.querySelectorAll("[data-sent]").forEach((form) => delete form.dataset.sent));
 

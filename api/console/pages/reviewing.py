@@ -178,11 +178,22 @@ def compare(
             raise WrongLine(f"not both of these are models of {line}")
         shown = [disclosure.latest_report(connection, side.candidate_id, reader=user) for side in sides]
         versions = [datasets.get(connection, side.dataset_version_id) for side in sides]
+        made_by = [runs.get(connection, side.run_id) for side in sides]
+        protocols = [lines.protocol(connection, side.protocol_id) for side in sides]
     reports = [one.report if one else None for one in shown]
     names = list(dict.fromkeys(name for report in reports for name in _measured(report)))
     rows = [(name, [_measured(report).get(name) for report in reports]) for name in names]
     return page(
-        request, "compare.html", line=line, known=known, sides=sides, reports=reports, versions=versions, rows=rows
+        request,
+        "compare.html",
+        line=line,
+        known=known,
+        sides=sides,
+        reports=reports,
+        versions=versions,
+        runs=made_by,
+        protocols=protocols,
+        rows=rows,
     )
 
 

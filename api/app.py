@@ -23,6 +23,7 @@ from api.auth import ROLES_KEY, SECURITY_SCHEMES
 from api.console import pages as console
 from api.inference import InferenceClient
 from api.limits import Buckets
+from api.live import Live, close_with_process
 from api.middleware import AddHeaders, LimitBody
 from api.settings import ApiSettings, SettingsError
 from api.sign_in import SignIn
@@ -33,13 +34,16 @@ from api.v1 import (
     bulk,
     candidates,
     cases,
+    comments,
     confirmations,
     datasets,
+    exports,
     health,
     jobs,
     lines,
     predictions,
     promotions,
+    rejections,
     runs,
     session,
     worklist,
@@ -52,8 +56,8 @@ if TYPE_CHECKING:
 ROUTERS = tuple(
     module.router
     for module in (
-        cases, worklist, confirmations, bulk, adjudications, predictions, lines, runs, datasets, candidates, promotions,
-        amendments, jobs, audit, session, health,
+        cases, worklist, confirmations, bulk, adjudications, predictions, rejections, lines, runs, datasets, candidates,
+        comments, promotions, amendments, exports, jobs, audit, session, health,
     )
 )  # fmt: skip
 
@@ -89,6 +93,8 @@ def create_app(settings: ApiSettings) -> FastAPI:
             lock_seconds=settings.lock_seconds,
         ) as pool:
             app.state.pool = pool
+            app.state.live = Live(pool, limits=settings.session_limits)
+            close_with_process(app.state.live)
             app.state.sign_in = SignIn(pool)
             app.state.provider = _provider(settings)
             app.state.rates = Buckets(per_second=settings.requests_per_second, burst=settings.request_burst)

@@ -30,6 +30,9 @@ ROLES_KEY = "x-overread-roles"
 COOKIE = "__Host-overread"
 """Browsers take a cookie of this prefix only over TLS (or from localhost), for this host alone, for every path."""
 
+BY_ITSELF = "Overread-By-Itself"
+"""A header of what a page asks for without its reader: it is no use of their session."""
+
 SECURITY_SCHEMES = {
     "API key": {
         "type": "http",
@@ -162,7 +165,8 @@ def _by_token(request: Request, token: str) -> Caller:
 def _by_session(request: Request, token: str) -> Caller:
     refuse_other_sites(request)
     with db.transaction(request.app.state.pool) as connection:
-        session = sessions.find(connection, token, limits=request.app.state.settings.session_limits)
+        limits, used = request.app.state.settings.session_limits, BY_ITSELF not in request.headers
+        session = sessions.find(connection, token, limits=limits, used=used)
     if session is None:
         raise Refusal("unauthenticated", "This session has ended; sign in again.")
     return Caller(user=session.user, signed_in_seconds=session.age_seconds, password_given=session.password_given)

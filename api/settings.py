@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from registry import sessions
+from registry import notes, sessions
 
 
 class SettingsError(ValueError):
@@ -55,6 +55,10 @@ class ApiSettings:
     """Most connections to PostgreSQL held at once; a request that gets none within five seconds is refused."""
     session_limits: sessions.Limits = field(default_factory=sessions.Limits)
     """How long a person stays signed in."""
+    checkpoints: Path = Path("checkpoints")
+    """Folder of the signed checkpoints, which an export rests on; they are made elsewhere, and only read here."""
+    verifier_key: Path = Path("checkpoint.key.pub")
+    """File of the key that checks them. The one that signs is not for this process."""
     requests_per_second: float = 1000.0
     """What each user may go on asking for; each API process counts for itself."""
     request_burst: float = 2000.0
@@ -79,6 +83,10 @@ class ApiSettings:
             session_limits=sessions.Limits(
                 idle_seconds=_number(environment, "OVERREAD_SESSION_IDLE_SECONDS", default=15 * 60),
                 absolute_seconds=_number(environment, "OVERREAD_SESSION_SECONDS", default=8 * 3600),
+            ),
+            checkpoints=Path(environment.get("OVERREAD_CHECKPOINTS") or home / "checkpoints").expanduser(),
+            verifier_key=notes.verifier_path(
+                Path(environment.get("OVERREAD_CHECKPOINT_KEY") or home / "checkpoint.key").expanduser()
             ),
             requests_per_second=_number(environment, "OVERREAD_RATE_PER_SECOND", default=1000),
             request_burst=_number(environment, "OVERREAD_RATE_BURST", default=2000),

@@ -164,6 +164,14 @@ def list_cases(
     )
 
 
+def with_image(conn: Connection, case_ids: Collection[int]) -> set[int]:
+    """Return those of some cases that there are and whose image is not erased."""
+    rows = conn.execute(
+        "SELECT case_id FROM cases WHERE case_id = ANY(%s::bigint[]) AND erasure_id IS NULL", (list(case_ids),)
+    ).fetchall()
+    return {int(row[0]) for row in rows}
+
+
 def count_cases(conn: Connection, line_id: int) -> tuple[int, int]:
     """Number of cases of a line, and of those with at least one confirmation."""
     row = conn.execute(

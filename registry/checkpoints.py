@@ -46,6 +46,12 @@ def newest(folder: Path, verifier: Verifier) -> Checkpoint | None:
     return read(found[-1], verifier) if found else None
 
 
+def newest_note(folder: Path) -> str | None:
+    """Return the signed text of the newest checkpoint, None before the first."""
+    found = files(folder)
+    return found[-1].read_text(encoding="utf-8") if found else None
+
+
 def read(file: Path, verifier: Verifier) -> Checkpoint:
     """Read one checkpoint. Raises NoteRefused where it is not signed by that key, or not under its own name."""
     try:

@@ -7,7 +7,7 @@
     │   ├── AlreadyExists        ├── StateMoved          ├── ChampionMoved      ├── GateNotPassed
     │   ├── ApprovalMissing      ├── ApprovalVoid        ├── NotDistinct        ├── AlreadySigned
     │   ├── AlreadySuperseded    ├── RecordMoved         ├── RunInProgress      ├── NothingToRollBackTo
-    │   ├── IdempotencyInFlight  ├── BlindCase           └── ProtocolMoved
+    │   ├── IdempotencyInFlight  ├── BlindCase           ├── ProtocolMoved      └── NotSignedYet
     ├── Invalid                  422  it can never be right as it stands
     │   ├── UnknownFinding       ├── WrongLine           ├── FutureDate         ├── EvidenceMismatch
     │   └── IdempotencyConflict
@@ -135,6 +135,13 @@ class RecordMoved(Refused):
 
     slug = "record-moved"
     title = "The record has moved on"
+
+
+class NotSignedYet(Refused):
+    """No checkpoint holds what is asked for so far; one is signed every minute."""
+
+    slug = "not-signed-yet"
+    title = "Not signed yet"
 
 
 class RunInProgress(Refused):

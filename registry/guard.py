@@ -12,8 +12,8 @@ from registry.errors import NotDurable, NotGuarded
 
 APPEND_ONLY = (
     *("amendments", "amendment_approvals"),
-    *("approvals", "audit_events", "confirmations", "dataset_versions", "erasure_effects", "erasures"),
-    *("gate_reports", "predictions", "protocols", "reads", "sealed_test_uses", "watches"),
+    *("approvals", "audit_events", "comments", "confirmations", "dataset_versions", "erasure_effects", "erasures"),
+    *("gate_reports", "predictions", "protocols", "reads", "rejections", "sealed_test_uses", "watches"),
 )
 """The tables that tell what happened."""
 

@@ -281,6 +281,16 @@ def list_jobs(
     )
 
 
+def of_run(conn: Connection, *, run_id: int, line_id: int) -> list[Job]:
+    """Return the jobs of a run, in the order in which they were asked for."""
+    return fetch_all(
+        conn,
+        Job,
+        "SELECT * FROM jobs WHERE line_id = %s AND payload ->> 'run_id' = %s ORDER BY job_id",
+        (line_id, str(run_id)),
+    )
+
+
 def summary(conn: Connection) -> Summary:
     """How the queue stands: how many jobs are in each state, and whether one waits for somebody who does not come."""
     counted = conn.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall()

@@ -7,7 +7,7 @@ digest of all rows since the last one; from then on a changed, missing or added 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, LiteralString
@@ -76,6 +76,16 @@ def list_reads(conn: Connection, *, after: int = 0, limit: int = 100, case_id: i
         " AND (%(case_id)s::bigint IS NULL OR case_id = %(case_id)s) ORDER BY read_id LIMIT %(limit)s",
         {"after": after, "limit": limit, "case_id": case_id},
     )
+
+
+def cases_seen(conn: Connection, *, user_id: int, case_ids: Collection[int]) -> set[int]:
+    """Return those of some cases that a user has looked at on a page of their own."""
+    rows = conn.execute(
+        "SELECT DISTINCT case_id FROM reads WHERE case_id = ANY(%s::bigint[]) AND user_id = %s"
+        " AND action = 'case:read'",
+        (list(case_ids), user_id),
+    ).fetchall()
+    return {int(row[0]) for row in rows}
 
 
 def seal(conn: Connection) -> int:

@@ -62,6 +62,8 @@ BOUND: dict[str, Bound] = {
         Bound(table="sealed_test_uses", key="sealed_test_use_id"),
         Bound(table="gate_reports", key="gate_report_id"),
         Bound(table="approvals", key="approval_id"),
+        Bound(table="comments", key="comment_id"),
+        Bound(table="rejections", key="rejection_id"),
         Bound(table="promotions", key="promotion_id", without="ended_at"),
         Bound(table="watches", key="watch_id"),
         Bound(table="erasures", key="erasure_id"),

@@ -337,6 +337,26 @@ ALTER TABLE public.cases ALTER COLUMN case_id ADD GENERATED ALWAYS AS IDENTITY (
     CACHE 1
 );
 
+CREATE TABLE public.comments (
+    comment_id bigint NOT NULL,
+    candidate_id bigint NOT NULL,
+    author_id bigint NOT NULL,
+    printed_name text NOT NULL,
+    text text NOT NULL,
+    asks_id bigint,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT comments_say_something CHECK (((length(TRIM(BOTH FROM text)) >= 1) AND (length(TRIM(BOTH FROM text)) <= 2000)))
+);
+
+ALTER TABLE public.comments ALTER COLUMN comment_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.comments_comment_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE TABLE public.confirmations (
     confirmation_id bigint NOT NULL,
     case_id bigint NOT NULL,
@@ -624,6 +644,25 @@ ALTER TABLE public.reads ALTER COLUMN read_id ADD GENERATED ALWAYS AS IDENTITY (
     CACHE 1
 );
 
+CREATE TABLE public.rejections (
+    rejection_id bigint NOT NULL,
+    prediction_id bigint NOT NULL,
+    case_id bigint NOT NULL,
+    user_id bigint NOT NULL,
+    reason text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT rejections_say_something CHECK ((length(TRIM(BOTH FROM reason)) > 0))
+);
+
+ALTER TABLE public.rejections ALTER COLUMN rejection_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.rejections_rejection_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE TABLE public.runs (
     run_id bigint NOT NULL,
     line_id bigint NOT NULL,
@@ -837,6 +876,9 @@ ALTER TABLE ONLY public.cases
 ALTER TABLE ONLY public.cases
     ADD CONSTRAINT cases_pkey PRIMARY KEY (case_id);
 
+ALTER TABLE ONLY public.comments
+    ADD CONSTRAINT comments_pkey PRIMARY KEY (comment_id);
+
 ALTER TABLE ONLY public.confirmations
     ADD CONSTRAINT confirmations_confirmation_id_case_id_key UNIQUE (confirmation_id, case_id);
 
@@ -900,6 +942,12 @@ ALTER TABLE ONLY public.protocols
 ALTER TABLE ONLY public.reads
     ADD CONSTRAINT reads_pkey PRIMARY KEY (read_id);
 
+ALTER TABLE ONLY public.rejections
+    ADD CONSTRAINT rejections_one_per_person UNIQUE (prediction_id, user_id);
+
+ALTER TABLE ONLY public.rejections
+    ADD CONSTRAINT rejections_pkey PRIMARY KEY (rejection_id);
+
 ALTER TABLE ONLY public.runs
     ADD CONSTRAINT runs_pkey PRIMARY KEY (run_id);
 
@@ -947,6 +995,10 @@ CREATE INDEX cases_by_line ON public.cases USING btree (line_id, case_id);
 
 CREATE INDEX cases_by_patient ON public.cases USING btree (patient) WHERE (patient IS NOT NULL);
 
+CREATE INDEX comments_by_asked ON public.comments USING btree (asks_id, candidate_id) WHERE (asks_id IS NOT NULL);
+
+CREATE INDEX comments_by_candidate ON public.comments USING btree (candidate_id, comment_id);
+
 CREATE INDEX confirmations_by_case ON public.confirmations USING btree (case_id);
 
 CREATE INDEX confirmations_by_line ON public.confirmations USING btree (line_id, confirmation_id);
@@ -970,6 +1022,8 @@ CREATE INDEX predictions_by_case ON public.predictions USING btree (case_id);
 CREATE UNIQUE INDEX promotions_one_champion_per_line ON public.promotions USING btree (line_id) WHERE (ended_at IS NULL);
 
 CREATE INDEX reads_by_case ON public.reads USING btree (case_id, read_id);
+
+CREATE INDEX rejections_by_case ON public.rejections USING btree (case_id, rejection_id);
 
 CREATE UNIQUE INDEX runs_one_unfinished_per_line ON public.runs USING btree (line_id) WHERE (state = ANY (ARRAY['freezing'::text, 'training'::text, 'gating'::text]));
 
@@ -1018,6 +1072,14 @@ ALTER TABLE public.audit_events ENABLE ALWAYS TRIGGER audit_events_are_chained;
 CREATE TRIGGER audit_events_are_not_truncated BEFORE TRUNCATE ON public.audit_events FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 ALTER TABLE public.audit_events ENABLE ALWAYS TRIGGER audit_events_are_not_truncated;
+
+CREATE TRIGGER comments_are_append_only BEFORE DELETE OR UPDATE ON public.comments FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.comments ENABLE ALWAYS TRIGGER comments_are_append_only;
+
+CREATE TRIGGER comments_are_not_truncated BEFORE TRUNCATE ON public.comments FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.comments ENABLE ALWAYS TRIGGER comments_are_not_truncated;
 
 CREATE TRIGGER confirmations_are_append_only BEFORE DELETE OR UPDATE ON public.confirmations FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
 
@@ -1099,6 +1161,14 @@ CREATE TRIGGER reads_wait_for_a_seal BEFORE INSERT ON public.reads FOR EACH STAT
 
 ALTER TABLE public.reads ENABLE ALWAYS TRIGGER reads_wait_for_a_seal;
 
+CREATE TRIGGER rejections_are_append_only BEFORE DELETE OR UPDATE ON public.rejections FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.rejections ENABLE ALWAYS TRIGGER rejections_are_append_only;
+
+CREATE TRIGGER rejections_are_not_truncated BEFORE TRUNCATE ON public.rejections FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.rejections ENABLE ALWAYS TRIGGER rejections_are_not_truncated;
+
 CREATE TRIGGER sealed_test_uses_are_append_only BEFORE DELETE OR UPDATE ON public.sealed_test_uses FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
 
 ALTER TABLE public.sealed_test_uses ENABLE ALWAYS TRIGGER sealed_test_uses_are_append_only;
@@ -1171,6 +1241,15 @@ ALTER TABLE ONLY public.cases
 
 ALTER TABLE ONLY public.cases
     ADD CONSTRAINT cases_submitted_by_fkey FOREIGN KEY (submitted_by) REFERENCES public.users(user_id);
+
+ALTER TABLE ONLY public.comments
+    ADD CONSTRAINT comments_asks_id_fkey FOREIGN KEY (asks_id) REFERENCES public.users(user_id);
+
+ALTER TABLE ONLY public.comments
+    ADD CONSTRAINT comments_author_id_fkey FOREIGN KEY (author_id) REFERENCES public.users(user_id);
+
+ALTER TABLE ONLY public.comments
+    ADD CONSTRAINT comments_candidate_id_fkey FOREIGN KEY (candidate_id) REFERENCES public.candidates(candidate_id);
 
 ALTER TABLE ONLY public.confirmations
     ADD CONSTRAINT confirmations_are_of_the_cases_line FOREIGN KEY (case_id, line_id) REFERENCES public.cases(case_id, line_id);
@@ -1262,6 +1341,15 @@ ALTER TABLE ONLY public.reads
 ALTER TABLE ONLY public.reads
     ADD CONSTRAINT reads_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(user_id);
 
+ALTER TABLE ONLY public.rejections
+    ADD CONSTRAINT rejections_case_id_fkey FOREIGN KEY (case_id) REFERENCES public.cases(case_id);
+
+ALTER TABLE ONLY public.rejections
+    ADD CONSTRAINT rejections_prediction_id_fkey FOREIGN KEY (prediction_id) REFERENCES public.predictions(prediction_id);
+
+ALTER TABLE ONLY public.rejections
+    ADD CONSTRAINT rejections_user_id_fkey FOREIGN KEY (user_id) REFERENCES public.users(user_id);
+
 ALTER TABLE ONLY public.runs
     ADD CONSTRAINT runs_base_is_a_candidate FOREIGN KEY (base_candidate_id) REFERENCES public.candidates(candidate_id);
 
@@ -1347,6 +1435,8 @@ GRANT UPDATE(mlflow_model_version) ON TABLE public.candidates TO overread_app;
 
 GRANT SELECT,INSERT ON TABLE public.cases TO overread_app;
 
+GRANT SELECT,INSERT ON TABLE public.comments TO overread_app;
+
 GRANT SELECT,INSERT ON TABLE public.confirmations TO overread_app;
 
 GRANT SELECT,INSERT ON TABLE public.dataset_versions TO overread_app;
@@ -1382,6 +1472,8 @@ GRANT UPDATE(ended_at) ON TABLE public.promotions TO overread_app;
 GRANT SELECT,INSERT ON TABLE public.protocols TO overread_app;
 
 GRANT SELECT,INSERT ON TABLE public.reads TO overread_app;
+
+GRANT SELECT,INSERT ON TABLE public.rejections TO overread_app;
 
 GRANT SELECT,INSERT ON TABLE public.runs TO overread_app;
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -68,8 +69,11 @@ def start(
     return token, user
 
 
-def find(conn: Connection, token: str, *, limits: Limits) -> Session | None:
-    """Return the session of a token and note its use; None once it has ended, or for a user who was shut out."""
+def find(conn: Connection, token: str, *, limits: Limits, used: bool = True) -> Session | None:
+    """Return the session of a token and note its use; None once it has ended, or for a user who was shut out.
+
+    `used` is false of what a page does by itself: nobody who has left the desk stays signed in by it.
+    """
     found = fetch_one(
         conn,
         _SessionOfUser,
@@ -78,10 +82,15 @@ def find(conn: Connection, token: str, *, limits: Limits) -> Session | None:
         "  AND started_at >= now() - make_interval(secs => %(absolute)s)),"
         " used AS (UPDATE sessions SET last_used_at = now() FROM standing"
         "  WHERE sessions.token_sha256 = standing.token_sha256"
-        "  AND standing.last_used_at < now() - make_interval(secs => %(touch)s))"
+        "  AND %(used)s AND standing.last_used_at < now() - make_interval(secs => %(touch)s))"
         " SELECT users.*, started_at, password_given, extract(epoch FROM now() - started_at)::float8 AS age_seconds"
         " FROM standing JOIN users USING (user_id) WHERE disabled_at IS NULL",
-        {"token": _hash(token), "touch": min(_TOUCH_SECONDS, limits.idle_seconds / 4), **_bounds(limits)},
+        {
+            "token": _hash(token),
+            "used": used,
+            "touch": min(_TOUCH_SECONDS, limits.idle_seconds / 4),
+            **_bounds(limits),
+        },
     )
     if found is None:
         return None
@@ -91,6 +100,18 @@ def find(conn: Connection, token: str, *, limits: Limits) -> Session | None:
         age_seconds=found.age_seconds,
         password_given=found.password_given,
     )
+
+
+def standing(conn: Connection, tokens: Collection[str], *, limits: Limits) -> set[str]:
+    """Return those of some tokens whose sessions have not ended; to ask is no use of them."""
+    by_hash = {_hash(token): token for token in tokens}
+    rows = conn.execute(
+        "SELECT token_sha256 FROM sessions JOIN users USING (user_id) WHERE token_sha256 = ANY(%(tokens)s)"
+        " AND last_used_at >= now() - make_interval(secs => %(idle)s)"
+        " AND started_at >= now() - make_interval(secs => %(absolute)s) AND disabled_at IS NULL",
+        {"tokens": list(by_hash), **_bounds(limits)},
+    ).fetchall()
+    return {by_hash[bytes(row[0])] for row in rows}
 
 
 def end(conn: Connection, token: str) -> bool:

@@ -108,6 +108,24 @@ def entries(
     return found[:limit]
 
 
+def count(conn: Connection, *, line_id: int, site: str | None = None, arm: str | None = None, most: int) -> int:
+    """Count the listed cases that are still to be confirmed, of one site or arm if asked; no more than `most`.
+
+    Raises Invalid for an arm that does not exist.
+    """
+    if arm is not None and arm not in ARMS:
+        raise Invalid(f"no arm is called {arm!r}; there are {', '.join(ARMS)}")
+    value = fetch_value(
+        conn,
+        "SELECT count(*) FROM (SELECT FROM worklist_cases listed WHERE line_id = %(line_id)s"
+        " AND (%(site)s::text IS NULL OR site = %(site)s) AND (%(arm)s::text IS NULL OR arm = %(arm)s)"
+        " AND NOT EXISTS (SELECT FROM confirmations WHERE confirmations.case_id = listed.case_id)"
+        " LIMIT %(most)s) waiting",
+        {"line_id": line_id, "site": site, "arm": arm, "most": most},
+    )
+    return int(value)
+
+
 def refuse_if_blind(conn: Connection, *, line: Line, image_digest: str) -> None:
     """Refuse to show what a model says of an image that is to be read without it first. Raises BlindCase.
 

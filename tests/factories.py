@@ -20,7 +20,9 @@ from registry import (
     datasets,
     jobs,
     lines,
+    predictions,
     promotions,
+    rejections,
     runs,
     sealed_tests,
     users,
@@ -34,7 +36,9 @@ from registry.datasets import DatasetVersion
 from registry.db import Connection
 from registry.jobs import Job, JobKind
 from registry.lines import Line
+from registry.predictions import Prediction
 from registry.promotions import Promotion
+from registry.rejections import Rejection
 from registry.runs import Run
 from registry.sealed_tests import Use
 from registry.users import User
@@ -338,6 +342,31 @@ def watch(db: Connection, champion: Candidate, **changes: Any) -> Watch:
         protocol_id=champion.protocol_id,
         seen={**_SEEN, **changes},
     )
+
+
+def prediction(db: Connection, case: Case, candidate: Candidate, *, actor: User) -> Prediction:
+    """What a model says of a case, shown to somebody."""
+    return predictions.log_prediction(
+        db,
+        line_id=case.line_id,
+        case_id=case.case_id,
+        candidate_id=candidate.candidate_id,
+        weights_digest=candidate.weights_digest,
+        image_digest=case.image_digest,
+        scores={"normal": 0.25, "pneumonia": 0.75},
+        decision="pneumonia",
+        threshold=0.5,
+        shown=True,
+        latency_seconds=0.01,
+        requested_by=actor.user_id,
+    )
+
+
+def rejection(db: Connection, case: Case, candidate: Candidate) -> Rejection:
+    """A reader's rejection of what a model said of a case."""
+    reader = user(db, "submitter")
+    said = prediction(db, case, candidate, actor=reader)
+    return rejections.reject(db, prediction_id=said.prediction_id, actor=reader, reason="that is a fold")
 
 
 def job(db: Connection, *, kind: JobKind = "freeze_dataset", **fields: Any) -> Job:

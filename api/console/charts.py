@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -15,6 +16,7 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 460, 340
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 46
 ROW = 22
+_STEPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, *(float(2**k) for k in range(64)))
 NAMES = {"candidate": "candidate", "champion": "champion", "all": "call every case positive"}
 Point = tuple[float, float]
 Scale = Callable[[float], float]
@@ -64,16 +66,16 @@ def _roc(name: str, curves: Sequence[Mapping[str, Any]], *, grid: Sequence[float
     x, y = _across(0.0, 1.0), _up(0.0, 1.0)
     parts = [
         *_axes(x, y, "false positive rate (1 − specificity)", "sensitivity"),
-        _line([(0, 0), (1, 1)], x, y, "chance"),
+        polyline([(0, 0), (1, 1)], x, y, "chance"),
     ]
     for curve in curves:
         parts.append(_band(grid, curve, x, y))
     for curve in curves:
-        parts.append(_line(_steps(grid, curve["tpr"]), x, y, f"curve {curve['model']}"))
+        parts.append(polyline(_steps(grid, curve["tpr"]), x, y, f"curve {curve['model']}"))
     for curve in curves:
         if point := curve["point"]:
             parts += _cross(point, x, y, curve["model"])
-    parts.append(_legend([curve["model"] for curve in curves], across=x(0.52), down=y(0.16)))
+    parts.append(legend([curve["model"] for curve in curves], across=x(0.52), down=y(0.16)))
     told = "; ".join(f"{curve['model']}: AUROC {estimate(curve['auroc'])}" for curve in curves)
     step = max(1, (len(grid) - 1) // 10)
     rows = tuple((number(grid[k]), *(_banded(curve, k) for curve in curves)) for k in range(0, len(grid), step))
@@ -82,7 +84,7 @@ def _roc(name: str, curves: Sequence[Mapping[str, Any]], *, grid: Sequence[float
         key=f"roc-{name}",
         title=f"ROC, {name}",
         reading=f"Higher is better. Bands hold 95 % of resamples of patients; crosses are operating points. {told}.",
-        svg=_picture(f"roc-{name}", f"ROC of {name}", told, parts),
+        svg=picture(f"roc-{name}", f"ROC of {name}", told, parts),
         table=Table(head=head, rows=rows),
     )
 
@@ -90,20 +92,20 @@ def _roc(name: str, curves: Sequence[Mapping[str, Any]], *, grid: Sequence[float
 def reliability(evidence: Mapping[str, Any]) -> Chart:
     """How often it is so where a model says so: ten equal groups of cases, each with its interval."""
     x, y = _across(0.0, 1.0), _up(0.0, 1.0)
-    parts = [*_axes(x, y, "mean score", f"share of {evidence['of']}"), _line([(0, 0), (1, 1)], x, y, "chance")]
+    parts = [*_axes(x, y, "mean score", f"share of {evidence['of']}"), polyline([(0, 0), (1, 1)], x, y, "chance")]
     rows = []
     for name, bins in evidence["models"].items():
-        parts.append(_line([(one["score"], one["value"]) for one in bins], x, y, f"curve {name}"))
+        parts.append(polyline([(one["score"], one["value"]) for one in bins], x, y, f"curve {name}"))
         for one in bins:
-            parts.append(_line([(one["score"], one["low"]), (one["score"], one["high"])], x, y, f"whisker {name}"))
-            parts.append(_dot(x(one["score"]), y(one["value"]), name))
+            parts.append(polyline([(one["score"], one["low"]), (one["score"], one["high"])], x, y, f"whisker {name}"))
+            parts.append(dot(x(one["score"]), y(one["value"]), name))
             rows.append((name, number(one["score"]), estimate(one), str(one["n"])))
-    parts.append(_legend(list(evidence["models"]), across=x(0.04), down=y(0.96)))
+    parts.append(legend(list(evidence["models"]), across=x(0.04), down=y(0.96)))
     return Chart(
         key="reliability",
         title="Reliability",
         reading="On the dotted line a score means what it says; below it the model is too sure.",
-        svg=_picture("reliability", "Reliability diagram", "Observed share against mean score in ten groups", parts),
+        svg=picture("reliability", "Reliability diagram", "Observed share against mean score in ten groups", parts),
         table=Table(head=("model", "mean score", "observed", "n"), rows=tuple(rows)),
     )
 
@@ -114,11 +116,11 @@ def decision_curve(evidence: Mapping[str, Any]) -> Chart:
     highest = max(max(values) for values in curves.values())
     lowest = -0.25 * highest
     x, y = _across(0.0, 1.0), _up(lowest, highest * 1.05)
-    parts = [*_axes(x, y, "threshold", "net benefit a case"), _line([(0, 0), (1, 0)], x, y, "chance")]
+    parts = [*_axes(x, y, "threshold", "net benefit a case"), polyline([(0, 0), (1, 0)], x, y, "chance")]
     for name, values in curves.items():
         points = [(at, value) for at, value in zip(thresholds, values, strict=True) if value >= lowest]
-        parts.append(_line(points, x, y, f"curve {name}"))
-    parts.append(_legend(list(curves), across=x(0.04), down=y(highest * 0.30)))
+        parts.append(polyline(points, x, y, f"curve {name}"))
+    parts.append(legend(list(curves), across=x(0.04), down=y(highest * 0.30)))
     step = max(1, len(thresholds) // 10)
     rows = tuple(
         (number(thresholds[k]), *(number(values[k], signed=True) for values in curves.values()))
@@ -128,7 +130,7 @@ def decision_curve(evidence: Mapping[str, Any]) -> Chart:
         key="decision",
         title="Decision curve",
         reading="At each threshold, cases found less false alarms at what they are worth there. Calling none is 0.",
-        svg=_picture("decision", "Decision curve", "Net benefit against threshold", parts),
+        svg=picture("decision", "Decision curve", "Net benefit against threshold", parts),
         table=Table(head=("threshold", *(NAMES.get(name, name) for name in curves)), rows=rows),
     )
 
@@ -143,19 +145,20 @@ def forest(rows: Sequence[Mapping[str, Any]]) -> Chart:
     left, height = 210, TOP + ROW * len(shown) + BOTTOM
     x: Scale = lambda value: left + (value - low) / (high - low) * (640 - left - RIGHT)  # noqa: E731 - a scale
     parts = [
-        _text(x(tick), height - BOTTOM + 18, number(tick, signed=compared), "tick middle") for tick in _ticks(low, high)
+        text_at(x(tick), height - BOTTOM + 18, number(tick, signed=compared), "tick middle")
+        for tick in ticks(low, high)
     ]
-    parts += [_rule(x(tick), TOP, x(tick), height - BOTTOM, "grid") for tick in _ticks(low, high)]
+    parts += [rule(x(tick), TOP, x(tick), height - BOTTOM, "grid") for tick in ticks(low, high)]
     if compared:
-        parts.append(_rule(x(0.0), TOP, x(0.0), height - BOTTOM, "zero"))
+        parts.append(rule(x(0.0), TOP, x(0.0), height - BOTTOM, "zero"))
     for place, row in enumerate(shown):
         down, found = TOP + ROW * place + ROW / 2, row[key]
         label = f"{row['slice']} · {row['endpoint']} · n {row['n']}"
-        parts.append(_text(left - 10, down + 4, label, f"label end {row['tier']}"))
-        parts.append(_rule(x(found["low"]), down, x(found["high"]), down, "whisker candidate"))
-        parts.append(_dot(x(found["value"]), down, "candidate"))
+        parts.append(text_at(left - 10, down + 4, label, f"label end {row['tier']}"))
+        parts.append(rule(x(found["low"]), down, x(found["high"]), down, "whisker candidate"))
+        parts.append(dot(x(found["value"]), down, "candidate"))
     words = "difference, candidate − champion" if compared else "share of right decisions"
-    parts.append(_text((left + 640 - RIGHT) / 2, height - 8, words, "name middle"))
+    parts.append(text_at((left + 640 - RIGHT) / 2, height - 8, words, "name middle"))
     table = tuple(
         (row["slice"], row["tier"], row["endpoint"], str(row["n"]), estimate(row["candidate"]))
         + ((estimate(row["difference"], signed=True),) if compared else ())
@@ -171,7 +174,7 @@ def forest(rows: Sequence[Mapping[str, Any]]) -> Chart:
             if compared
             else "Share of right decisions in each slice, with its 95 % interval."
         ),
-        svg=_picture("forest", "Subgroups", f"{len(shown)} slices: {words}", parts, width=640, height=height),
+        svg=picture("forest", "Subgroups", f"{len(shown)} slices: {words}", parts, width=640, height=height),
         table=Table(head=head, rows=table),
     )
 
@@ -182,10 +185,10 @@ def forgetting(evidence: Mapping[str, Any]) -> Chart:
     left, wide, high = 130, max(44, min(90, 480 // max(len(names), 1))), 30
     parts, rows = [], []
     for column, name in enumerate(names):
-        parts.append(_text(left + wide * (column + 0.5), 16, name, "tick middle"))
+        parts.append(text_at(left + wide * (column + 0.5), 16, name, "tick middle"))
     for place, (site, cells) in enumerate(zip(evidence["sites"], evidence["cells"], strict=True)):
         down = 24 + high * place
-        parts.append(_text(left - 8, down + high / 2 + 4, site or "unknown site", "label end"))
+        parts.append(text_at(left - 8, down + high / 2 + 4, site or "unknown site", "label end"))
         for column, cell in enumerate(cells):
             parts += _heat(cell, across=left + wide * column, down=down, wide=wide, high=high)
             value, other = cell.get("candidate"), cell.get("champion")  # absent where there are too few cases
@@ -199,7 +202,7 @@ def forgetting(evidence: Mapping[str, Any]) -> Chart:
             "a cell: candidate less champion, or the candidate's share without one; strong colour where more than "
             "two standard errors. Cells of fewer than 5 cases are empty."
         ),
-        svg=_picture("forgetting", "Forgetting", "Right decisions by site and dataset version", parts, **size),
+        svg=picture("forgetting", "Forgetting", "Right decisions by site and dataset version", parts, **size),
         table=Table(head=("site", "came in", "n", "candidate", "champion"), rows=tuple(rows)),
     )
 
@@ -212,7 +215,7 @@ def _heat(cell: Mapping[str, Any], *, across: float, down: float, wide: float, h
     words = f"{value:.2f}" if change is None else f"{change:+.2f}"
     return [
         _box(across, down, wide, high, f"cell {_shade(cell, change)}"),
-        _text(across + wide / 2, down + high / 2 + 4, words, "tick middle inside"),
+        text_at(across + wide / 2, down + high / 2 + 4, words, "tick middle inside"),
     ]
 
 
@@ -232,24 +235,24 @@ def _up(low: float, high: float) -> Scale:
     return lambda value: HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Four to eight round numbers within a range."""
-    step = next(s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 1.0) if (high - low) / s <= 8)
+    step = next(s for s in _STEPS if (high - low) / s <= 8)
     first = int(low / step) - 1
     return [k * step for k in range(first, first + 20) if low - 1e-9 <= k * step <= high + 1e-9]
 
 
 def _axes(x: Scale, y: Scale, across: str, up: str) -> list[Markup]:
     parts = []
-    for tick in _ticks(0.0, 1.0):
-        parts.append(_rule(x(tick), TOP, x(tick), HEIGHT - BOTTOM, "grid"))
-        parts.append(_text(x(tick), HEIGHT - BOTTOM + 16, f"{tick:g}", "tick middle"))
+    for tick in ticks(0.0, 1.0):
+        parts.append(rule(x(tick), TOP, x(tick), HEIGHT - BOTTOM, "grid"))
+        parts.append(text_at(x(tick), HEIGHT - BOTTOM + 16, f"{tick:g}", "tick middle"))
     low, high = _inverse(y, HEIGHT - BOTTOM), _inverse(y, TOP)
-    for tick in _ticks(low, high):
-        parts.append(_rule(LEFT, y(tick), WIDTH - RIGHT, y(tick), "grid"))
-        parts.append(_text(LEFT - 6, y(tick) + 4, f"{round(tick, 3):g}", "tick end"))
+    for tick in ticks(low, high):
+        parts.append(rule(LEFT, y(tick), WIDTH - RIGHT, y(tick), "grid"))
+        parts.append(text_at(LEFT - 6, y(tick) + 4, f"{round(tick, 3):g}", "tick end"))
     middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, across, "name middle"))
+    parts.append(text_at((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, across, "name middle"))
     turned = Markup('<text class="name middle" x="14" y="{0:.1f}" transform="rotate(-90 14 {0:.1f})">{1}</text>')
     return [*parts, turned.format(middle, up)]
 
@@ -272,7 +275,8 @@ def _band(across: Sequence[float], curve: Mapping[str, Any], x: Scale, y: Scale)
     return Markup('<polygon class="band {}" points="{}"/>').format(curve["model"], _points([*there, *back], x, y))
 
 
-def _line(points: Iterable[Point], x: Scale, y: Scale, names: str) -> Markup:
+def polyline(points: Iterable[Point], x: Scale, y: Scale, names: str) -> Markup:
+    """A line through points, in classes by name."""
     return Markup('<polyline class="{}" points="{}"/>').format(names, _points(points, x, y))
 
 
@@ -285,23 +289,25 @@ def _cross(point: Mapping[str, Any], x: Scale, y: Scale, name: str) -> list[Mark
     sensitivity, specificity = point["sensitivity"], point["specificity"]
     across, up = 1.0 - specificity["value"], sensitivity["value"]
     return [
-        _line([(1.0 - specificity["high"], up), (1.0 - specificity["low"], up)], x, y, f"arm {name}"),
-        _line([(across, sensitivity["low"]), (across, sensitivity["high"])], x, y, f"arm {name}"),
-        _dot(x(across), y(up), name),
+        polyline([(1.0 - specificity["high"], up), (1.0 - specificity["low"], up)], x, y, f"arm {name}"),
+        polyline([(across, sensitivity["low"]), (across, sensitivity["high"])], x, y, f"arm {name}"),
+        dot(x(across), y(up), name),
     ]
 
 
-def _legend(names: Sequence[str], *, across: float, down: float) -> Markup:
+def legend(
+    names: Sequence[str], *, across: float, down: float, words: Mapping[str, str] = MappingProxyType(NAMES)
+) -> Markup:
     """Names beside a piece of their line."""
     parts = []
     for place, name in enumerate(names):
         at = down + 16 * place
-        parts.append(_rule(across, at, across + 22, at, f"curve {name}"))
-        parts.append(_text(across + 28, at + 4, NAMES.get(name, name), "tick"))
+        parts.append(rule(across, at, across + 22, at, f"curve {name}"))
+        parts.append(text_at(across + 28, at + 4, words.get(name, name), "tick"))
     return Markup("").join(parts)
 
 
-def _dot(across: float, down: float, name: str) -> Markup:
+def dot(across: float, down: float, name: str) -> Markup:
     """A circle for the candidate, a square for the champion: told apart without colour too."""
     if name == "champion":
         return _box(across - 3.5, down - 3.5, 7, 7, "dot champion")
@@ -313,18 +319,21 @@ def _box(across: float, down: float, wide: float, high: float, names: str) -> Ma
     return shape.format(names, across, down, wide, high)
 
 
-def _rule(x1: float, y1: float, x2: float, y2: float, names: str) -> Markup:
+def rule(x1: float, y1: float, x2: float, y2: float, names: str) -> Markup:
+    """A straight line, in pixels."""
     shape = Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>')
     return shape.format(names, x1, y1, x2, y2)
 
 
-def _text(across: float, down: float, words: str, names: str) -> Markup:
+def text_at(across: float, down: float, words: str, names: str) -> Markup:
+    """Words at a place, in pixels."""
     return Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(names, across, down, words)
 
 
-def _picture(
+def picture(
     key: str, title: str, description: str, parts: Iterable[Markup], *, width: float = WIDTH, height: float = HEIGHT
 ) -> Markup:
+    """A whole plot, with a title and a description for who listens; `key` is its own on the page."""
     start = Markup(
         '<svg class="chart" viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-labelledby="{key}-title {key}-desc">'
         '<title id="{key}-title">{title}</title><desc id="{key}-desc">{description}</desc>'

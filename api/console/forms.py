@@ -6,11 +6,13 @@ A page does nothing itself: it calls the function behind the API's route with th
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Form, Response
 from pydantic import BaseModel, ValidationError
 
+from api.console.route import see
 from api.errors import Refusal, document_of, invalid
 from registry.errors import RegistryError
 
@@ -35,6 +37,17 @@ def refusal(error: Exception) -> dict[str, Any]:
     """A refusal as a page shows it: the problem document of the API."""
     assert isinstance(error, REFUSALS)
     return document_of(error)
+
+
+def done(work: Callable[[], str], *, again: Callable[[dict[str, Any]], Response]) -> Response:
+    """Do what a form asks for and lead on to the path that `work` returns.
+
+    Where it is refused, its page is shown `again`, with the refusal and what was typed.
+    """
+    try:
+        return see(work())
+    except REFUSALS as error:
+        return again(refusal(error))
 
 
 def answer_of(response: Response) -> dict[str, Any]:

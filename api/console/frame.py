@@ -21,6 +21,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from api.console import words
+from registry import changes
+from registry.db import Connection
 from registry.users import User
 
 FOLDER = Path(__file__).parent
@@ -45,10 +47,27 @@ class Person:
         return bool(set(roles) & set(self.user.roles))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """A part of a page that is asked for again, from `address`, when what it shows of `subject` has changed."""
+
+    subject: str
+    mark: str
+    address: str
+
+
+def live(connection: Connection, subject: str, *, address: str) -> Live:
+    """Mark what a part of a page is about to show; before it is read, so that no change falls between."""
+    return Live(subject=subject, mark=changes.marks(connection, [subject]).get(subject, ""), address=address)
+
+
 def page(
     request: Request, template: str, *, status: int = 200, headers: Mapping[str, str] | None = None, **values: Any
 ) -> HTMLResponse:
-    """Fill a template; it knows `me` (None where nobody signed in), `path` and `values`, and no other name."""
+    """Fill a template; it knows `me` (None where nobody signed in), `path` and `values`, and no other name.
+
+    A page that shows a form again has the refusal's problem document in `refused`, and its status.
+    """
     caller = getattr(request.state, "caller", None)
     text = (
         environment()
@@ -60,6 +79,8 @@ def page(
             **values,
         )
     )
+    if refused := values.get("refused"):
+        status = refused["status"]
     return HTMLResponse(text, status_code=status, headers={**HEADERS, **(headers or {})})
 
 

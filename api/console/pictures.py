@@ -17,6 +17,8 @@ from dataclasses import dataclass
 _MAGIC = b"\x93NUMPY\x01\x00"
 _BYTES = {"|u1": 1, "<u2": 2}
 _GREY, _COLOUR = 0, 2
+SMALL = 128
+"""Pixels of a thumbnail's longer side, at most."""
 
 
 class NotPixels(ValueError):
@@ -42,13 +44,44 @@ def png(stored: bytes) -> bytes:
         values = array("H", pixels)
         values.byteswap()
         pixels = values.tobytes()
-    rows = b"".join(
-        b"\x00" + pixels[start : start + shape.stride] for start in range(0, len(pixels), max(1, shape.stride))
+    return _written(
+        pixels, rows=shape.rows, columns=shape.columns, channels=shape.channels, bytes_each=shape.bytes_each
     )
-    kind = _COLOUR if shape.channels == 3 else _GREY
-    header = struct.pack(">IIBBBBB", shape.columns, shape.rows, 8 * shape.bytes_each, kind, 0, 0, 0)
-    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, data) for name, data in parts)
+
+
+def thumbnail(stored: bytes) -> bytes:
+    """Write stored pixels small, as PNG of 8 bits a channel, from their darkest to their brightest value.
+
+    At most `SMALL` pixels a side; each is the mean of four of those it stands for. Raises NotPixels.
+    """
+    shape, pixels = _read(stored)
+    step = max(1, -(-max(shape.rows, shape.columns) // SMALL))
+    values: memoryview | array[int] = memoryview(pixels)
+    if shape.bytes_each == 2:
+        values = array("H", pixels)
+        if sys.byteorder == "big":
+            values.byteswap()
+    rows, columns = shape.rows // step or 1, shape.columns // step or 1
+    summed = [_row(values, shape, row=row, step=step, columns=columns) for row in range(rows)]
+    low, high = min(map(min, summed)), max(map(max, summed))
+    scale = 255 / max(1, high - low)
+    small = b"".join(bytes(round((value - low) * scale) for value in row) for row in summed)
+    return _written(small, rows=rows, columns=columns, channels=shape.channels, bytes_each=1)
+
+
+def _row(values: memoryview | array[int], shape: _Shape, *, row: int, step: int, columns: int) -> list[int]:
+    """A row of a thumbnail, channels beside each other: sums of four pixels each."""
+    wide, stride = shape.columns * shape.channels, step * shape.channels
+    places = (step // 4, min(step - 1, 3 * step // 4))
+    made = [0] * (columns * shape.channels)
+    for channel in range(shape.channels):
+        parts = []
+        for down in places:
+            start = (row * step + down) * wide
+            line = values[start : start + wide]
+            parts += [line[across * shape.channels + channel :: stride][:columns] for across in places]
+        made[channel :: shape.channels] = [sum(four) for four in zip(*parts, strict=True)]
+    return made
 
 
 def _read(stored: bytes) -> tuple[_Shape, bytes]:
@@ -67,6 +100,16 @@ def _read(stored: bytes) -> tuple[_Shape, bytes]:
     if len(pixels) != found.rows * found.stride:
         raise NotPixels("fewer or more pixels than the header says")
     return found, pixels
+
+
+def _written(pixels: bytes, *, rows: int, columns: int, channels: int, bytes_each: int) -> bytes:
+    """Write pixels as PNG; those of 16 bits are big endian."""
+    stride = columns * channels * bytes_each
+    lines = b"".join(b"\x00" + pixels[start : start + stride] for start in range(0, len(pixels), max(1, stride)))
+    kind = _COLOUR if channels == 3 else _GREY
+    header = struct.pack(">IIBBBBB", columns, rows, 8 * bytes_each, kind, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(lines, 1)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, data) for name, data in parts)
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:

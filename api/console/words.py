@@ -47,6 +47,11 @@ VERDICTS = {
     "withheld": "not open to you yet",
     "warn": "warning",
 }
+WALLETS = {
+    "recipe": "models of the declared recipe",
+    "adaptive": "models made otherwise",
+    "unlimited": "every use at full level",
+}
 MARKS = {"pass": "✓", "fail": "✗", "insufficient": "?", "not_passed": "✗", "withheld": "·", "warn": "!"}
 
 ARMS = {
@@ -60,6 +65,9 @@ ARMS = {
 }
 
 UNFINISHED = ("freezing", "training", "gating")
+
+MOST_COUNTED = 500
+"""Cases of a worklist that are counted for a page; of more it says `or more`."""
 
 JOB_STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 

@@ -227,6 +227,26 @@ APPROVAL: Example = {
     "bound_digest": _BOUND,
     "created_at": "2026-03-02T10:05:00.000Z",
 }
+NEW_COMMENT: Example = {"text": "Eleven of the lost cases come from the new scanner.", "asks": "anna"}
+COMMENT: Example = {
+    **NEW_COMMENT,
+    "comment_id": 4,
+    "candidate_id": 7,
+    "printed_name": "Rita Reviewer",
+    "created_at": "2026-03-02T09:12:00.000Z",
+}
+SIGNER: Example = {"name": "anna", "printed_name": "Dr Anna Approver"}
+EXPORT: Example = {"reason": "Asked for by the notified body, reference 26-117."}
+NEW_REJECTION: Example = {"reason": "That is a skin fold, and no pneumothorax."}
+REJECTION: Example = {
+    **NEW_REJECTION,
+    "rejection_id": 2,
+    "prediction_id": 501,
+    "case_id": 4711,
+    "printed_name": "Dr Clara Clinician",
+    "decision": "pneumonia",
+    "created_at": "2026-03-02T09:02:00.000Z",
+}
 PROMOTE: Example = {"expected_champion": 3, "reason": "Two signatures; better at the north site, equal elsewhere."}
 ROLL_BACK: Example = {"expected_champion": 7, "reason": "Alarm: sensitivity at the north site fell since Monday."}
 PROMOTION: Example = {

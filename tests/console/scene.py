@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,8 +63,8 @@ def make_scene(service: Service, *, to_read: int = 24, blind_fraction: float = 0
         rank(connection, line, read)
         champion = promotions.champion(connection, line.line_id)
         assert champion is not None
-        failed = gated(connection, line, verdict="fail")
-        passed = gated(connection, line, verdict="pass")
+        failed = gated(connection, line, verdict="fail", flipped=read)
+        passed = gated(connection, line, verdict="pass", flipped=read)
         connection.commit()
     return Scene(line=name, champion=champion, candidate=passed, failed=failed, worklist=read, discordant=discordant)
 
@@ -111,14 +112,22 @@ def rank(connection: Connection, line: Line, case_ids: list[int]) -> None:
     )
 
 
-def gated(connection: Connection, line: Line, *, verdict: str) -> Candidate:
-    """A candidate whose gate report says something of each kind of gate."""
+def gated(connection: Connection, line: Line, *, verdict: str, flipped: Sequence[int] = ()) -> Candidate:
+    """A candidate whose gate report says something of each kind of gate; `flipped` are cases that changed sides."""
     made = factories.candidate(connection, line)
     values = factories.gate_report_values(connection, made, verdict=verdict)
-    document = {**values["document"], "results": results(verdict), "evidence": EVIDENCE}
+    document = {**values["document"], "results": results(verdict), "evidence": EVIDENCE | {"flips": flips(flipped)}}
     changes = {"document": document, "digest": audit.digest_of(document)}
     candidates.record_gate_report(connection, **{**values, **changes})
     return candidates.get(connection, made.candidate_id)
+
+
+def flips(case_ids: Sequence[int]) -> dict[str, Any]:
+    """Cases that changed sides, those of the record first."""
+    ids, found = iter(case_ids), dict(EVIDENCE["flips"])
+    for kind in ("lost", "gained"):
+        found[kind] = [one | {"case": next(ids, one["case"])} for one in found[kind]]
+    return found
 
 
 def results(verdict: str) -> list[dict[str, Any]]:

@@ -79,7 +79,18 @@ class Camera:
         page.wait_for_load_state("networkidle")
         if page.locator("canvas").count():
             page.locator("canvas[data-drawn]").wait_for()
-        picture = Image.open(io.BytesIO(page.screenshot(full_page=whole))).convert("RGB")
+        self._keep(page.screenshot(full_page=whole), name)
+
+    def shoot_part(self, page: Page, name: str, region: str) -> None:
+        """Keep one region of a page, with all of its pictures."""
+        part = page.get_by_role("region", name=region).first
+        for place in range(part.get_by_role("img").count()):
+            part.get_by_role("img").nth(place).scroll_into_view_if_needed()
+        page.wait_for_load_state("networkidle")
+        self._keep(part.screenshot(), name)
+
+    def _keep(self, taken: bytes, name: str) -> None:
+        picture = Image.open(io.BytesIO(taken)).convert("RGB")
         target = FOLDER / f"console-{name}.png"
         for colours in (256, 128, 64, 32):  # dithering keeps greys grey, and costs bytes
             picture.quantize(colours, dither=Image.Dither.FLOYDSTEINBERG).save(target, optimize=True)
@@ -107,6 +118,7 @@ def photograph(camera: Camera) -> None:
     camera.shoot(clara, "case")
     clara.keyboard.press("p")
     clara.get_by_text("At its operating point").wait_for()
+    camera.shoot(clara, "aided")
     clara.keyboard.press("a")
     clara.get_by_text("You answered").wait_for()
     clara.keyboard.press("h")
@@ -125,13 +137,26 @@ def photograph(camera: Camera) -> None:
     camera.shoot(rita, "run", path=f"/console/runs/{run}")
     camera.shoot(rita, "compare", path=f"{at}/compare?left={passed.candidate_id}&right={failed.candidate_id}")
 
+    rita.goto(f"/console/candidates/{passed.candidate_id}")
+    rita.get_by_label("What do you think?").fill(
+        "I looked at every case it loses: most are faint, and two readers differed over one of them."
+    )
+    rita.get_by_role("button", name="Say it as").click()
     anna = camera.enter("anna")
+    anna.goto(f"/console/candidates/{passed.candidate_id}")
+    anna.get_by_label("What do you think?").fill("So did I. The second hospital gains most, as we hoped.")
+    anna.get_by_role("button", name="Say it as").click()
+    camera.shoot_part(anna, "flips", "Cases that changed sides")
+    camera.shoot_part(anna, "conversation", "Conversation")
+    camera.shoot(anna, "candidate-top", path=f"/console/candidates/{passed.candidate_id}")
     camera.shoot(anna, "candidate", path=f"/console/candidates/{passed.candidate_id}", whole=True)
     camera.shoot(anna, "blocked", path=f"/console/candidates/{failed.candidate_id}", whole=True)
     camera.shoot(anna, "champions", path=f"{at}/champions")
 
     otto = camera.enter("otto")
     camera.shoot(otto, "operations", path="/console/operations")
+    camera.shoot(otto, "sealed-test", path=f"{at}/sealed-test")
+    camera.shoot(otto, "export", path=f"/console/export?candidate={passed.candidate_id}")
     camera.shoot(otto, "audit", path="/console/audit?action=promotion:&verify=true")
 
 

@@ -19,7 +19,9 @@ SEEN_BY = {"submitter": "clara", "reviewer": "rita", "approver": "anna", "operat
 SHOWN = [
     entry
     for entry in entries()
-    if entry.method == "GET" and not entry.path.endswith((".png", "/next")) and "/static/" not in entry.path
+    if entry.method == "GET"
+    and not entry.path.endswith((".png", "/next", "/live", "/count"))
+    and "/static/" not in entry.path
 ]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from api.console.pictures import NotPixels, png
+from api.console.pictures import SMALL, NotPixels, png, thumbnail
 from pipelines.images import decode, npy_bytes
 
 
@@ -30,6 +30,22 @@ def test_no_bit_is_lost(shape: tuple[int, ...], kind: type) -> None:
 def test_it_is_what_the_services_own_decoder_takes() -> None:
     pixels = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
     assert (decode(png(npy_bytes(pixels))).pixels == pixels).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (28, 28), (128, 128), (129, 64), (1000, 700), (700, 1000, 3)], ids=str)
+def test_a_thumbnail_is_the_image_made_small(shape: tuple[int, ...]) -> None:
+    down, across = np.meshgrid(np.linspace(0, 1, shape[0]), np.linspace(0, 1, shape[1]), indexing="ij")
+    picture = (1000 + 30_000 * (down + across) / 2).astype(np.uint16)
+    pixels = picture if len(shape) == 2 else np.stack([picture, picture // 2, picture // 4], axis=-1)
+    opened = Image.open(io.BytesIO(thumbnail(npy_bytes(pixels))))
+    assert max(opened.size) <= SMALL
+    small = np.asarray(opened).astype(float)
+    step = -(-max(shape[:2]) // SMALL)
+    rows, columns = max(1, shape[0] // step), max(1, shape[1] // step)
+    assert small.shape[:2] == (rows, columns)
+    blocks = pixels[: rows * step, : columns * step].reshape(rows, step, columns, step, -1).mean(axis=(1, 3)).squeeze()
+    scaled = (blocks - blocks.min()) / max(1.0, float(np.ptp(blocks))) * 255
+    assert np.abs(small - scaled.reshape(small.shape)).max() <= 4
 
 
 def _npy(array: np.ndarray) -> bytes:

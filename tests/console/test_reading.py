@@ -6,7 +6,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-from registry import confirmations, reads
+from registry import confirmations, reads, rejections
 from tests.api.service import Service
 from tests.console.conftest import Enter
 from tests.console.scene import Scene, make_scene, wait_for_champion
@@ -159,3 +159,29 @@ def test_every_look_at_a_case_and_its_image_is_written_down(service: Service, sc
     with service.connect() as connection:
         seen = [(row.reader, row.action) for row in reads.list_reads(connection, case_id=scene.worklist[5])]
     assert seen == [("anna", "case:read"), ("anna", "image:read")]
+
+
+def test_a_reader_rejects_what_the_model_says_and_the_case_waits_on(
+    service: Service, scene: Scene, enter: Enter
+) -> None:
+    wait_for_champion(service, scene)
+    case_id = scene.worklist[6]
+    page = enter("clara", f"/console/cases/{case_id}?place=7")
+    expect(page.get_by_role("button", name="Reject")).to_have_count(0)  # nothing is shown yet
+    page.keyboard.press("p")
+    expect(page.get_by_role("button", name="Accept")).to_be_visible()
+    page.get_by_label("Note").fill("a fold of skin")
+    page.keyboard.press("Escape")
+    page.keyboard.press("r")
+    expect(page.get_by_text("You rejected")).to_be_visible()
+    expect(page.get_by_role("button", name="Reject")).to_have_count(0)
+    with service.connect() as connection:
+        (kept,) = rejections.of_case(connection, case_id)
+        assert (kept.reason, kept.printed_name) == ("a fold of skin", "Dr Clara Clinician, radiology")
+        assert confirmations.list_for_case(connection, case_id) == []
+    page.keyboard.press("n")
+    page.wait_for_url("**place=8**")
+    page.goto(f"/console/cases/{case_id}")
+    page.keyboard.press("1")  # another finding is an answer all the same
+    expect(page.get_by_text("You answered normal, after seeing the model")).to_be_visible()
+    expect(page.get_by_text("rejected", exact=False).last).to_contain_text("a fold of skin")

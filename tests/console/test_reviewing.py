@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from playwright.sync_api import Page, expect
 
-from registry import approvals, lines, promotions, users
+from registry import approvals, comments, lines, promotions, reads, users
 from tests.api.service import PASSWORD, Service
 from tests.console.conftest import Enter
 from tests.console.scene import Scene
@@ -113,3 +113,89 @@ def test_whoever_may_not_review_learns_whether_it_passed_until_somebody_has_deci
         connection.commit()
     page.goto(here)
     expect(page.get_by_role("region", name="Checks").first).to_contain_text("0.968")
+
+
+def test_people_talk_about_a_candidate_and_ask_who_may_sign(service: Service, scene: Scene, enter: Enter) -> None:
+    here = f"/console/candidates/{scene.candidate.candidate_id}"
+    page = enter("rita", here)
+    page.get_by_label("What do you think?").fill("Eleven of the lost cases come from <one> scanner.")
+    page.get_by_role("button", name="Say it as Rita Reviewer").click()
+    talk = page.get_by_role("region", name="Conversation")
+    expect(talk).to_contain_text("Eleven of the lost cases come from <one> scanner.")
+    signers = page.get_by_role("region", name="Who may still sign")
+    expect(signers).to_contain_text("Dr Ben Approver, radiology")
+    signers.get_by_role("button", name="Ask Dr Anna Approver, clinical safety to sign").click()
+    expect(talk).to_contain_text("asks Dr Anna Approver, clinical safety to sign")
+    expect(signers).to_contain_text("asked by Rita Reviewer")
+
+    asked = enter("anna")
+    asked.get_by_role("link", name=f"Model {scene.candidate.number}: you were asked to sign").click()
+    sign(asked)
+    left = asked.get_by_role("region", name="Who may still sign")
+    expect(left).to_contain_text("Dr Ben Approver, radiology")
+    expect(left).not_to_contain_text("Dr Anna Approver")
+    with service.connect() as connection:
+        said = comments.list_for_candidate(connection, scene.candidate.candidate_id)
+    assert [(one.printed_name, one.asks) for one in said] == [
+        ("Rita Reviewer, ML engineer", None),
+        ("Rita Reviewer, ML engineer", "anna"),
+    ]
+
+
+def test_a_comment_that_is_refused_stays_typed_and_one_sent_twice_is_one(service: Service, scene: Scene) -> None:
+    here = f"/console/candidates/{scene.candidate.candidate_id}/comment"
+    with service.client("rita") as client:
+        again = client.post(here, data={"key": "a", "text": "as typed", "asks": "otto"})
+        assert (again.status_code, "as typed" in again.text, "cannot be asked to sign" in again.text) == (
+            422,
+            True,
+            True,
+        )
+        sent = [client.post(here, data={"key": "b", "text": "once"}).status_code for _ in range(2)]
+        assert sent == [303, 303]
+    with service.connect() as connection:
+        assert len(comments.list_for_candidate(connection, scene.candidate.candidate_id)) == 1
+
+
+def test_the_conversation_is_closed_to_whom_the_report_is(service: Service, scene: Scene, enter: Enter) -> None:
+    with service.client("rita") as client:
+        here = f"/console/candidates/{scene.candidate.candidate_id}/comment"
+        assert client.post(here, data={"key": "c", "text": "its AUROC is 0.968"}).status_code == 303
+    page = enter("clara", f"/console/candidates/{scene.candidate.candidate_id}")
+    expect(page.get_by_role("region", name="Conversation")).to_have_count(0)
+    assert "0.968" not in page.content()
+
+
+def test_cases_that_changed_sides_are_looked_at_with_their_images(service: Service, scene: Scene, enter: Enter) -> None:
+    page = enter("rita", f"/console/candidates/{scene.candidate.candidate_id}")
+    flips = page.get_by_role("region", name="Cases that changed sides")
+    first = flips.get_by_role("listitem").first
+    picture = first.get_by_role("img")
+    picture.scroll_into_view_if_needed()
+    page.wait_for_function("image => image.complete", arg=picture.element_handle())
+    assert picture.evaluate("image => image.naturalWidth") == 96
+    expect(first).not_to_contain_text("you looked at it")
+    first.get_by_role("link", name=f"case {scene.worklist[0]}", exact=True).click()
+    page.go_back()
+    page.reload()
+    expect(first).to_contain_text("you looked at it")
+    with service.connect() as connection:
+        seen = reads.list_reads(connection, case_id=scene.worklist[0])
+    assert ("rita", "image:read", {"candidate": scene.candidate.candidate_id}) in [
+        (row.reader, row.action, row.details) for row in seen
+    ]
+
+
+def test_a_picture_of_a_changed_case_is_shown_only_to_whom_the_report_is(service: Service, scene: Scene) -> None:
+    at = f"/console/candidates/{scene.candidate.candidate_id}/flips"
+    case_id = scene.worklist[0]
+    answers = {}
+    for name in ("rita", "anna", "clara", "otto"):
+        with service.client(name) as client:
+            answers[name] = client.get(f"{at}/{case_id}.png").status_code
+    assert answers == {"rita": 200, "anna": 200, "clara": 403, "otto": 403}
+    with service.client("rita") as client:
+        assert client.get(f"{at}/{scene.discordant}.png").status_code == 404
+    with service.connect() as connection:
+        who = {row.reader for row in reads.list_reads(connection, case_id=case_id)}
+    assert who == {"rita", "anna"}

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from registry import audit, erasures, predictions, reads
+from registry import audit, comments, erasures, predictions, reads
 from registry.db import Connection
 from registry.guard import APPEND_ONLY
 from tests import factories
@@ -40,6 +40,10 @@ def filled(owner_db: Connection) -> Connection:
         latency_seconds=0.01,
         requested_by=case.submitted_by,
     )
+    comments.add(
+        db, candidate_id=champion.candidate_id, author=factories.user(db, "reviewer"), text="look at the north"
+    )
+    factories.rejection(db, case, champion)
     reads.record(db, user_id=case.submitted_by, action="case:read", case_id=case.case_id)
     factories.watch(db, champion)
     factories.new_protocol(db, line, title="Pneumonia, more strictly")
@@ -53,7 +57,7 @@ def test_an_append_only_table_refuses_every_change(filled: Connection, table: st
     assert filled.execute(_on(table, "SELECT count(*) FROM {}")).fetchone() != (0,)
     filled.execute("SELECT set_config('session_replication_role', %s, true)", (role,))
     column = sql.Identifier(
-        next(iter(columns & {*("digest", "finding", "reason"), *("decision", "purpose", "subject", "wallet")}))
+        next(iter(columns & {*("digest", "finding", "reason"), *("decision", "purpose", "subject", "wallet", "text")}))
     )
     for statement in (
         sql.SQL("UPDATE {} SET {} = {}").format(sql.Identifier(table), column, column),

@@ -8,7 +8,19 @@ from typing import Any, LiteralString
 
 import pytest
 
-from registry import adjudications, audit, blobs, checkpoints, confirmations, erasures, notes, promotions, rows, verify
+from registry import (
+    adjudications,
+    audit,
+    blobs,
+    checkpoints,
+    comments,
+    confirmations,
+    erasures,
+    notes,
+    promotions,
+    rows,
+    verify,
+)  # fmt: skip
 from registry.db import Connection
 from registry.errors import NoteRefused, TrailDamaged
 from registry.notes import Signer
@@ -44,6 +56,9 @@ def filled(owner_db: Connection) -> Connection:
     )
     factories.candidate(db, line)
     factories.new_protocol(db, factories.line(db), title="Pneumonia, more strictly")
+    author = factories.user(db, "reviewer")
+    factories.rejection(db, case, second)
+    comments.add(db, candidate_id=second.candidate_id, author=author, text="look at the north")
     return db
 
 
@@ -117,6 +132,8 @@ def test_an_untouched_record_is_found_whole(filled: Connection, tmp_path: Path, 
         ("sealed_test_uses", "UPDATE sealed_test_uses SET level = 0.001 WHERE sealed_test_use_id = %s"),
         ("approvals", "UPDATE approvals SET printed_name = 'Dr Nobody' WHERE approval_id = %s"),
         ("watches", "UPDATE watches SET verdict = 'in_order' WHERE watch_id = %s"),
+        ("rejections", "UPDATE rejections SET reason = 'none' WHERE rejection_id = %s"),
+        ("comments", "UPDATE comments SET text = 'sign it' WHERE comment_id = %s"),
         ("promotions", "UPDATE promotions SET reason = 'no reason' WHERE promotion_id = %s"),
     ],
 )  # fmt: skip

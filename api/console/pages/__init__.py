@@ -5,7 +5,10 @@ from __future__ import annotations
 from api.console.pages import (
     auditing,
     data,
+    exporting,
+    flips,
     home,
+    live,
     mine,
     operating,
     overview,
@@ -13,9 +16,13 @@ from api.console.pages import (
     reviewing,
     settling,
     signing_in,
+    talking,
 )
 
 ROUTERS = tuple(
     module.router
-    for module in (signing_in, home, reading, settling, mine, overview, reviewing, data, operating, auditing)
-)
+    for module in (
+        signing_in, home, live, reading, settling, mine, overview, reviewing, flips, talking, data, operating, auditing,
+        exporting,
+    )
+)  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request, Response
@@ -11,8 +12,9 @@ from api.auth import ANYONE
 from api.console.frame import page
 from api.console.route import pages_router, people
 from api.dependencies import Id, Pool
-from registry import candidates, datasets, db, erasures, lines
+from registry import candidates, datasets, db, erasures, lines, sealed_tests
 from registry.datasets import DatasetVersion
+from registry.sealed_tests import Use
 
 router = pages_router()
 
@@ -44,6 +46,44 @@ def show_version(request: Request, pool: Pool, dataset_version_id: Id) -> Respon
         made=made,
         erased=erased,
         quality=next((one.metadata["data_quality"] for one in made if one.metadata.get("data_quality")), None),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wallet:
+    """How a wallet of the newest epoch stands; `first` and `left` are None where the protocol says nothing of wear."""
+
+    wallet: str
+    epoch: int
+    uses: int
+    passed: int
+    first: float | None
+    left: float | None
+
+
+@router.get("/lines/{line}/sealed-test", **people(*ANYONE))
+def show_sealed_test(request: Request, pool: Pool, line: str) -> Response:
+    """Show the ledger of a line's sealed test, newest use first, and what is left in its wallets."""
+    with db.transaction(pool) as connection:
+        line_id = lines.get_line(connection, line).line_id
+        uses = sealed_tests.list_uses(connection, line_id)
+        numbers = {one.candidate_id: one.number for one in candidates.list_candidates(connection, line_id)}
+    newest = [use for use in uses if use.epoch == uses[-1].epoch]
+    wallets = [
+        _wallet([use for use in newest if use.wallet == name]) for name in sorted({use.wallet for use in newest})
+    ]
+    return page(request, "sealed_test.html", line=line, uses=uses[::-1], numbers=numbers, wallets=wallets)
+
+
+def _wallet(uses: Sequence[Use]) -> Wallet:
+    last = uses[-1]
+    return Wallet(
+        wallet=last.wallet,
+        epoch=last.epoch,
+        uses=len(uses),
+        passed=sum(use.passed is True for use in uses),
+        first=max((use.wallet_before for use in uses if use.wallet_before is not None), default=None),
+        left=last.wallet_before if last.passed else last.wallet_after,  # who passes hands their level on
     )
 
 

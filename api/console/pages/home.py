@@ -10,7 +10,7 @@ from api.auth import ANYONE
 from api.console.frame import page
 from api.console.route import pages_router, people
 from api.dependencies import CurrentUser, Pool
-from registry import adjudications, candidates, db, lines, promotions, runs, worklists
+from registry import adjudications, candidates, comments, db, lines, promotions, runs, worklists
 from registry.candidates import Candidate
 from registry.lines import Line
 from registry.runs import Run
@@ -30,6 +30,7 @@ class Waiting:
     first_unread: bool
     discordances: int
     to_sign: list[Candidate]
+    asked: set[int]
     run: Run | None
 
 
@@ -37,11 +38,12 @@ class Waiting:
 def home(request: Request, pool: Pool, user: CurrentUser) -> Response:
     """Show every line with the work that a person may do on it."""
     with db.transaction(pool) as connection:
-        found = [_waiting(connection, line) for line in lines.list_lines(connection)]
+        asked = comments.asked_of(connection, user_id=user.user_id)
+        found = [_waiting(connection, line, asked=asked) for line in lines.list_lines(connection)]
     return page(request, "home.html", waiting=found)
 
 
-def _waiting(connection: db.Connection, line: Line) -> Waiting:
+def _waiting(connection: db.Connection, line: Line, *, asked: set[int]) -> Waiting:
     latest = runs.list_runs(connection, line.line_id, limit=1)
     return Waiting(
         line=line,
@@ -51,5 +53,6 @@ def _waiting(connection: db.Connection, line: Line) -> Waiting:
         first_unread=bool(worklists.entries(connection, line_id=line.line_id, limit=1)),
         discordances=adjudications.count_discordances(connection, line.line_id),
         to_sign=candidates.in_state(connection, line.line_id, state="gates_passed"),
+        asked=asked,
         run=latest[0] if latest else None,
     )

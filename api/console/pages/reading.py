@@ -6,32 +6,34 @@ written down; an answer given after that is `aided`. Cases of the blind audit sh
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import Depends, Form, Query, Request, Response
 
 from api.console import forms, words
-from api.console.frame import page
+from api.console.frame import live, page
 from api.console.pictures import png
 from api.console.route import pages_router, people, see
 from api.dependencies import CurrentReader, Id, Inference, Pool, Reader, Settings
 from api.v1 import adjudications, predictions, worklist
+from api.v1 import rejections as rejections_api
 from api.v1.confirmations import NewConfirmation, confirm
 from registry import adjudications as discordances
-from registry import blobs, cases, confirmations, db, lines, worklists
+from registry import blobs, cases, confirmations, db, lines, rejections, worklists
 from registry import predictions as said
 from registry.confirmations import AiExposure, Confirmation
 from registry.errors import Invalid, NotFound
 from registry.predictions import Prediction
+from registry.rejections import Rejection
 from registry.users import Role, User
 
 router = pages_router()
 
 READERS: tuple[Role, ...] = ("submitter", "reviewer")
 LOOKERS: tuple[Role, ...] = ("submitter", "reviewer", "approver")
-PER_PAGE = 50
+PER_PAGE = 25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,8 @@ class Trail:
     evidence: str = "single_read"
 
     def __str__(self) -> str:
-        return urlencode({name: value for name, value in asdict(self).items() if value})
+        all_of_it = {"site": self.site, "reason": self.reason, "place": self.place, "evidence": self.evidence}
+        return urlencode({name: value for name, value in all_of_it.items() if value})
 
     def at(self, place: int) -> Trail:
         """The same way of reading, at another place."""
@@ -53,7 +56,10 @@ class Trail:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """A case as one reader may see it: `shown` is the model's answer that they asked for, None before."""
+    """A case as one reader may see it: `shown` is the model's answer that they asked for, None before.
+
+    `rejected` is their own rejection of it; `rejections` are everybody's.
+    """
 
     case: cases.Case
     line: lines.Line
@@ -61,6 +67,8 @@ class Seen:
     answers: list[Confirmation]
     mine: Confirmation | None
     shown: Prediction | None
+    rejections: list[Rejection]
+    rejected: Rejection | None
     blind: bool
     discordant: bool
 
@@ -93,6 +101,8 @@ def show_worklist(
     *, request: Request, reader: CurrentReader, pool: Pool, line: str, trail: OnTrail, after: int = 0
 ) -> Response:
     """List what to read next, most wanted first."""
+    with db.transaction(pool) as connection:
+        waiting = _waiting(connection, line, trail)
     shown = worklist.read_worklist(
         reader=reader,
         pool=pool,
@@ -103,8 +113,23 @@ def show_worklist(
         limit=PER_PAGE,
     )
     return page(
-        request, "worklist.html", line=line, worklist=shown, trail=trail, after=after, full=len(shown.cases) == PER_PAGE
+        request,
+        "worklist.html",
+        line=line,
+        worklist=shown,
+        trail=trail,
+        after=after,
+        full=len(shown.cases) == PER_PAGE,
+        **waiting,
     )
+
+
+@router.get("/lines/{line}/worklist/count", **people(*READERS))
+def count_worklist(request: Request, pool: Pool, line: str, trail: OnTrail) -> Response:
+    """Say how many cases wait: the part of the worklist that follows what goes on. It names no case."""
+    with db.transaction(pool) as connection:
+        waiting = _waiting(connection, line, trail)
+    return page(request, "waiting.html", **waiting)
 
 
 @router.get("/lines/{line}/worklist/next", **people(*READERS))
@@ -148,7 +173,8 @@ def answer(
     supersedes: Annotated[int | None, Form()] = None,
 ) -> Response:
     """Confirm a finding in the reader's own name, or correct what they said before."""
-    try:
+
+    def work() -> str:
         with db.transaction(pool) as connection:
             exposure = _exposure(connection, case_id, reader.user)
         wish = forms.asked(
@@ -161,10 +187,12 @@ def answer(
             supersedes=supersedes,
         )
         confirm(reader.user, pool, key, case_id, wish)
-    except forms.REFUSALS as refused:
-        typed = {"finding": finding, "evidence": evidence, "note": note}
-        return _show(request, reader, pool, case_id, trail, refused=forms.refusal(refused), typed=typed)
-    return see(f"/cases/{case_id}?{replace(trail, evidence=evidence)}")
+        return f"/cases/{case_id}?{replace(trail, evidence=evidence)}"
+
+    typed = {"finding": finding, "evidence": evidence, "note": note}
+    return forms.done(
+        work, again=lambda refused: _show(request, reader, pool, case_id, trail, refused=refused, typed=typed)
+    )
 
 
 @router.post("/cases/{case_id}/undo", **people(*READERS))
@@ -179,12 +207,13 @@ def undo(
     key: forms.Key,
 ) -> Response:
     """Take an answer back: it stays in the record, retracted."""
-    try:
+
+    def work() -> str:
         wish = forms.asked(adjudications.NewRetraction, reason="taken back by the reader")
         adjudications.retract(reader.user, pool, key, confirmation_id, wish)
-    except forms.REFUSALS as refused:
-        return _show(request, reader, pool, case_id, trail, refused=forms.refusal(refused))
-    return see(f"/cases/{case_id}?{trail}")
+        return f"/cases/{case_id}?{trail}"
+
+    return forms.done(work, again=lambda refused: _show(request, reader, pool, case_id, trail, refused=refused))
 
 
 @router.post("/cases/{case_id}/model", **people(*READERS))
@@ -199,13 +228,42 @@ def ask_model(
     trail: OnTrail,
 ) -> Response:
     """Show the reader what the champion says; from then on what they answer is `aided`."""
-    try:
+
+    def work() -> str:
         predictions.predict_case(
             reader=reader, pool=pool, inference=inference, settings=settings, case_id=case_id, shown=True
         )
-    except forms.REFUSALS as refused:
-        return _show(request, reader, pool, case_id, trail, refused=forms.refusal(refused))
-    return see(f"/cases/{case_id}?{trail}")
+        return f"/cases/{case_id}?{trail}"
+
+    return forms.done(work, again=lambda refused: _show(request, reader, pool, case_id, trail, refused=refused))
+
+
+@router.post("/cases/{case_id}/reject", **people(*READERS))
+def reject(
+    *,
+    request: Request,
+    reader: CurrentReader,
+    pool: Pool,
+    case_id: Id,
+    trail: OnTrail,
+    key: forms.Key,
+    note: Annotated[str, Form()] = "",
+) -> Response:
+    """Reject what the model says without saying what it is; the case stays on the worklist."""
+
+    def work() -> str:
+        with db.transaction(pool) as connection:
+            shown = _shown_to(connection, case_id, reader.user)
+        if shown is None:
+            raise Invalid("ask the model first: there is nothing to reject")
+        wish = forms.asked(rejections_api.NewRejection, reason=note.strip() or None)
+        rejections_api.reject(reader.user, pool, key, shown.prediction_id, wish)
+        return f"/cases/{case_id}?{trail}"
+
+    typed = {"finding": "", "evidence": trail.evidence, "note": note}
+    return forms.done(
+        work, again=lambda refused: _show(request, reader, pool, case_id, trail, refused=refused, typed=typed)
+    )
 
 
 @router.get("/cases/{case_id}/image.png", **people(*LOOKERS))
@@ -246,6 +304,8 @@ def look(connection: db.Connection, case_id: int, *, reader: User) -> Seen:
     case = cases.get_case(connection, case_id)
     line = lines.line_by_id(connection, case.line_id)
     answers = confirmations.list_for_case(connection, case_id)
+    shown = _shown_to(connection, case_id, reader)
+    rejected = rejections.of_case(connection, case_id)
     mine = [row for row in answers if row.submitted_by == reader.user_id and _stands(row)]
     return Seen(
         case=case,
@@ -253,7 +313,9 @@ def look(connection: db.Connection, case_id: int, *, reader: User) -> Seen:
         classes=lines.current_protocol(connection, line.line_id).classes,
         answers=answers,
         mine=mine[-1] if mine else None,
-        shown=_shown_to(connection, case_id, reader),
+        shown=shown,
+        rejections=rejected,
+        rejected=next((one for one in rejected if shown and _is_of(one, shown, reader)), None),
         blind=worklists.is_blind(connection, line=line, image_digest=case.image_digest),
         discordant=discordances.is_discordant(connection, case_id),
     )
@@ -276,7 +338,6 @@ def _show(
     return page(
         request,
         "case.html",
-        status=refused["status"] if refused else 200,
         seen=seen,
         line=seen.line.name,
         trail=trail,
@@ -286,8 +347,24 @@ def _show(
     )
 
 
+def _waiting(connection: db.Connection, line: str, trail: Trail) -> dict[str, Any]:
+    """How many cases wait, and how that is followed."""
+    line_id = lines.get_line(connection, line).line_id
+    kept = urlencode({"site": trail.site, "reason": trail.reason})
+    return {
+        "live": live(connection, f"worklist/{line_id}", address=f"/console/lines/{line}/worklist/count?{kept}"),
+        "waiting": worklists.count(
+            connection, line_id=line_id, site=trail.site or None, arm=trail.reason or None, most=words.MOST_COUNTED
+        ),
+    }
+
+
 def _stands(row: Confirmation) -> bool:
     return row.superseded_by is None and row.kind == "confirmation"
+
+
+def _is_of(one: Rejection, shown: Prediction, reader: User) -> bool:
+    return (one.prediction_id, one.user_id) == (shown.prediction_id, reader.user_id)
 
 
 def _shown_to(connection: db.Connection, case_id: int, reader: User) -> Prediction | None:

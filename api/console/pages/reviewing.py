@@ -15,13 +15,15 @@ from api.auth import ANYONE
 from api.console import forms
 from api.console import report as gate_page
 from api.console.frame import page
+from api.console.pages.flips import Flips, of_report
 from api.console.route import pages_router, people, see
 from api.dependencies import CurrentUser, Id, Pool
 from api.v1 import candidates as candidates_api
 from api.v1 import promotions as promotions_api
-from registry import approvals, candidates, datasets, db, disclosure, lines, promotions, runs, users
+from registry import approvals, candidates, comments, datasets, db, disclosure, lines, promotions, runs, users
 from registry.approvals import Approval
 from registry.candidates import Candidate, GateReport
+from registry.comments import Comment
 from registry.datasets import DatasetVersion
 from registry.errors import RegistryError, WrongLine
 from registry.lines import StoredProtocol
@@ -39,7 +41,8 @@ _NOBODY = -1
 class Review:
     """A candidate and all that a decision about it rests on; `*_blocked` say why a button is, None where it is not.
 
-    `report` is what this person may read of the gate report; `withheld` says that it is only whether it passed.
+    `report` is what this person may read of the gate report; `withheld` says that it is only whether it passed. Then
+    `comments` are None, for what people said is not open to them either.
     """
 
     line: str
@@ -56,6 +59,9 @@ class Review:
     signed: list[Approval]
     standing: frozenset[int]
     required: int
+    comments: list[Comment] | None
+    signers: list[User]
+    flips: Flips
     sign_blocked: str | None
     promote_blocked: str | None
 
@@ -74,7 +80,7 @@ class Review:
 @router.get("/candidates/{candidate_id}", **people(*ANYONE))
 def show_candidate(request: Request, pool: Pool, user: CurrentUser, candidate_id: Id) -> Response:
     """Show a candidate."""
-    return _show(request, pool, user, candidate_id)
+    return show_review(request, pool, user, candidate_id)
 
 
 @router.post("/candidates/{candidate_id}/signature", **people("approver"))
@@ -97,7 +103,7 @@ async def sign(
         )
     except forms.REFUSALS as refused:
         return await run_in_threadpool(
-            _show, request, pool, user, candidate_id, refused=forms.refusal(refused), typed=(decision, reason)
+            show_review, request, pool, user, candidate_id, refused=forms.refusal(refused), typed=(decision, reason)
         )
     return see(f"/candidates/{candidate_id}#signatures")
 
@@ -114,13 +120,16 @@ def promote(
     reason: Annotated[str, Form()] = "",
 ) -> Response:
     """Make a candidate the champion in place of the one that the page showed."""
-    try:
+
+    def work() -> str:
         seen = None if expected == _NOBODY else expected
         wish = forms.asked(promotions_api.Promote, expected_champion=seen, reason=reason)
         promotions_api.promote(user, pool, key, candidate_id, wish)
-    except forms.REFUSALS as refused:
-        return _show(request, pool, user, candidate_id, refused=forms.refusal(refused), typed=("", reason))
-    return see(f"/candidates/{candidate_id}")
+        return f"/candidates/{candidate_id}"
+
+    return forms.done(
+        work, again=lambda refused: show_review(request, pool, user, candidate_id, refused=refused, typed=("", reason))
+    )
 
 
 @router.get("/lines/{line}/champions", **people(*ANYONE))
@@ -141,12 +150,13 @@ def roll_back(
     reason: Annotated[str, Form()] = "",
 ) -> Response:
     """Bring back the champion before the one that the page showed."""
-    try:
+
+    def work() -> str:
         wish = forms.asked(promotions_api.RollBack, expected_champion=expected, reason=reason)
         promotions_api.roll_back(user, pool, key, line, wish)
-    except forms.REFUSALS as refused:
-        return _show_champions(request, pool, line, refused=forms.refusal(refused), reason=reason)
-    return see(f"/lines/{line}/champions")
+        return f"/lines/{line}/champions"
+
+    return forms.done(work, again=lambda refused: _show_champions(request, pool, line, refused=refused, reason=reason))
 
 
 @router.get("/lines/{line}/compare", **people(*ANYONE))
@@ -168,11 +178,22 @@ def compare(
             raise WrongLine(f"not both of these are models of {line}")
         shown = [disclosure.latest_report(connection, side.candidate_id, reader=user) for side in sides]
         versions = [datasets.get(connection, side.dataset_version_id) for side in sides]
+        made_by = [runs.get(connection, side.run_id) for side in sides]
+        protocols = [lines.protocol(connection, side.protocol_id) for side in sides]
     reports = [one.report if one else None for one in shown]
     names = list(dict.fromkeys(name for report in reports for name in _measured(report)))
     rows = [(name, [_measured(report).get(name) for report in reports]) for name in names]
     return page(
-        request, "compare.html", line=line, known=known, sides=sides, reports=reports, versions=versions, rows=rows
+        request,
+        "compare.html",
+        line=line,
+        known=known,
+        sides=sides,
+        reports=reports,
+        versions=versions,
+        runs=made_by,
+        protocols=protocols,
+        rows=rows,
     )
 
 
@@ -181,7 +202,7 @@ def _measured(report: GateReport | None) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in rows}
 
 
-def _show(
+def show_review(
     request: Request,
     pool: db.Pool,
     user: User,
@@ -189,13 +210,14 @@ def _show(
     *,
     refused: dict[str, Any] | None = None,
     typed: tuple[str, str] = ("", ""),
+    said: str = "",
 ) -> Response:
+    """Show a candidate with all that a decision about it rests on; again, where a form on it was refused."""
     with db.transaction(pool) as connection:
         review = _review(connection, candidate_id, user=user)
     return page(
         request,
         "candidate.html",
-        status=refused["status"] if refused else 200,
         line=review.line,
         review=review,
         shown=_drawn(review),
@@ -203,6 +225,7 @@ def _show(
         nobody=_NOBODY,
         refused=refused,
         typed=dict(zip(("decision", "reason"), typed, strict=True)),
+        said=said,
     )
 
 
@@ -222,6 +245,7 @@ def _review(connection: db.Connection, candidate_id: int, *, user: User) -> Revi
     version = datasets.get(connection, candidate.dataset_version_id)
     compared = report.champion_candidate_id if report else None
     standing = approvals.standing(connection, candidate_id)
+    withheld = shown is not None and shown.withheld
     return Review(
         line=lines.line_by_id(connection, candidate.line_id).name,
         candidate=candidate,
@@ -231,12 +255,15 @@ def _review(connection: db.Connection, candidate_id: int, *, user: User) -> Revi
         before=datasets.before(connection, version),
         protocol=lines.protocol(connection, candidate.protocol_id),
         report=report,
-        withheld=shown is not None and shown.withheld,
+        withheld=withheld,
         champion=champion,
         compared_with=candidates.get(connection, compared) if compared else None,
         signed=approvals.list_for_candidate(connection, candidate_id),
         standing=frozenset(one.approval_id for one in standing),
         required=protocol.document["approvals"]["required"],
+        comments=None if withheld else comments.list_for_candidate(connection, candidate_id),
+        signers=comments.may_still_sign(connection, candidate),
+        flips=of_report(connection, report.document if report else {}, user=user),
         sign_blocked=_why_not_sign(connection, candidate, report=report, user=user),
         promote_blocked=_why_not_promote(connection, candidate, champion=champion),
     )
@@ -296,7 +323,6 @@ def _show_champions(
     return page(
         request,
         "champions.html",
-        status=refused["status"] if refused else 200,
         line=name,
         reigns=reigns,
         champion=champion,

@@ -9,7 +9,7 @@ from fastapi import Form, Request, Response
 from api.console import forms
 from api.console.frame import page
 from api.console.pages.reading import look
-from api.console.route import pages_router, people, see
+from api.console.route import pages_router, people
 from api.dependencies import CurrentReader, Id, Pool, Reader
 from api.v1 import adjudications
 from api.v1.adjudications import NewAdjudication
@@ -49,7 +49,8 @@ def settle(
     last_seen: Annotated[int, Form()] = 0,
 ) -> Response:
     """Decide over all that was said about a case."""
-    try:
+
+    def work() -> str:
         with db.transaction(pool) as connection:
             seen = look(connection, case_id, reader=reader.user)
         if not finding:
@@ -62,10 +63,10 @@ def settle(
             last_seen=last_seen,
         )
         adjudications.adjudicate(reader.user, pool, key, case_id, wish)
-    except forms.REFUSALS as refused:
-        typed = {"finding": finding, "reason": reason}
-        return _show(request, reader, pool, case_id, refused=forms.refusal(refused), typed=typed)
-    return see(f"/lines/{seen.line.name}/discordances")
+        return f"/lines/{seen.line.name}/discordances"
+
+    typed = {"finding": finding, "reason": reason}
+    return forms.done(work, again=lambda refused: _show(request, reader, pool, case_id, refused=refused, typed=typed))
 
 
 def _show(
@@ -83,7 +84,6 @@ def _show(
     return page(
         request,
         "settle.html",
-        status=refused["status"] if refused else 200,
         seen=seen,
         line=seen.line.name,
         standing=[row for row in seen.answers if row.superseded_by is None and row.kind != "retraction"],

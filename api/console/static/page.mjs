@@ -1,6 +1,5 @@
 // What every page does beyond plain HTML: keys press what carries them, times are told in the reader's own zone, and a
-// page that says so is loaded again while something on it is under way. Without this script every page works, only less
-// comfortably.
+// page that says so follows what goes on. Without this script every page works, only less comfortably.
 
 const typing = (target) => target.closest("textarea, select, input:not([type=range], [type=radio], [type=checkbox])");
 
@@ -20,7 +19,7 @@ document.addEventListener("keydown", (event) => {
 // A form is sent once, however often its key is pressed.
 document.addEventListener("submit", (event) => {
   if (event.target.dataset.sent) return event.preventDefault();
-  if (event.target.method === "post") event.target.dataset.sent = "yes";
+  if (event.target.method === "post" && !("again" in event.target.dataset)) event.target.dataset.sent = "yes";
 });
 addEventListener("pageshow", () => document.querySelectorAll("[data-sent]").forEach((form) => delete form.dataset.sent));
 
@@ -35,30 +34,56 @@ document.querySelector("#refused")?.focus();
 // Without TLS a browser drops the cookie of a sign-in without a word.
 if (!isSecureContext) document.querySelector("[data-insecure]")?.removeAttribute("hidden");
 
-// Live parts: the same page is fetched and the part taken from it. Nobody who has left the desk stays signed in by it.
-const LIVE_MS = 2000;
-const DESK_MS = 10 * 60 * 1000;
-let touched = Date.now();
-for (const name of ["keydown", "pointerdown", "pointermove"]) addEventListener(name, () => (touched = Date.now()));
+// A live part of a page: the service says when what it shows has changed, and it is asked for again. Nobody who has left
+// the desk stays signed in by it. A page that nobody looks at listens to nothing: a browser has few connections to give.
+const AGAIN_MS = 10_000;
+const part = () => document.querySelector("[data-live]");
+let stream, waiting;
 
-async function follow(id) {
-  const part = document.getElementById(id);
-  if (!part?.hasAttribute("data-live")) return;
-  if (!document.hidden && Date.now() - touched < DESK_MS && !part.contains(document.activeElement)) {
-    try {
-      const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
-      if (answer.redirected || answer.status === 401) return location.reload();
-      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById(id);
-      if (fresh && fresh.innerHTML !== part.dataset.html) {
-        const replaced = document.importNode(fresh, true);
-        replaced.dataset.html = fresh.innerHTML;
-        part.replaceWith(replaced);
-        tellTimes(replaced);
-      }
-    } catch {
-      // The service is away for a moment: the next turn asks again.
-    }
-  }
-  setTimeout(() => follow(id), LIVE_MS);
+function listen() {
+  hush();
+  if (!part() || document.hidden) return;
+  const { live, mark } = part().dataset;
+  stream = new EventSource(`/console/live?of=${encodeURIComponent(live)}&mark=${encodeURIComponent(mark)}`);
+  stream.addEventListener("changed", renew);
+  stream.addEventListener("ended", leave);
+  stream.addEventListener("later", later);
+  stream.addEventListener("error", later);
 }
-for (const part of document.querySelectorAll("[data-live]")) setTimeout(() => follow(part.id), LIVE_MS);
+function hush() {
+  stream?.close();
+  stream = undefined;
+  clearTimeout(waiting);
+}
+function later() {
+  hush();
+  waiting = setTimeout(listen, AGAIN_MS * (1 + Math.random()));
+}
+
+async function renew() {
+  const old = part();
+  if (!old) return;
+  if (old.contains(document.activeElement)) return old.addEventListener("focusout", () => setTimeout(renew), { once: true });
+  const answer = await fetch(old.dataset.from, { headers: { "Overread-By-Itself": "yes" } }).catch(() => undefined);
+  if (answer?.redirected) return leave();
+  if (!answer?.ok) return later();
+  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById(old.id);
+  if (!fresh || old !== part()) return;
+  const replaced = document.importNode(fresh, true);
+  for (const { id } of old.querySelectorAll("details[open][id]")) replaced.querySelector(`#${CSS.escape(id)}`)?.setAttribute("open", "");
+  old.replaceWith(replaced);
+  tellTimes(replaced);
+  if (!part()) hush();
+}
+
+// The session is over. What was typed is not thrown away for it.
+function leave() {
+  hush();
+  const typed = [...document.querySelectorAll("input, textarea")].some((field) => field.type !== "hidden" && field.value !== field.defaultValue);
+  if (!typed) return location.reload();
+  document.querySelector("[data-left]")?.removeAttribute("hidden");
+}
+
+document.addEventListener("visibilitychange", () => (document.hidden ? hush() : listen()));
+addEventListener("pagehide", hush);
+listen();

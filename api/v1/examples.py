@@ -314,17 +314,18 @@ WATCH: Example = {
     '`overread roll-back --line cxr-pneumonia --reason "…"`',
     "created_at": "2026-03-02T03:00:00.000Z",
 }
+PROTOCOL: Example = {
+    "protocol_id": 1,
+    "version": 1,
+    "digest": _PROTOCOL,
+    "document": {"line": LINE_NAME, "classes": ["normal", "pneumonia"]},
+    "created_at": "2026-02-01T08:00:00.000Z",
+}
 LINE: Example = {
     "line_id": 1,
     "name": LINE_NAME,
     "created_at": "2026-02-01T08:00:00.000Z",
-    "protocol": {
-        "protocol_id": 1,
-        "version": 1,
-        "digest": _PROTOCOL,
-        "document": {"line": LINE_NAME, "classes": ["normal", "pneumonia"]},
-        "created_at": "2026-02-01T08:00:00.000Z",
-    },
+    "protocol": PROTOCOL,
     "champion": {**CANDIDATE, "state": "champion"},
     "counts": {"cases": 900, "confirmed_cases": 890, "confirmations": 912, "dataset_versions": 2},
     "next_trigger": {"new_confirmations": 120, "needed": 200, "every_hours": 168},

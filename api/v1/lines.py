@@ -23,6 +23,8 @@ router = guarded_router(tag="Lines")
 class ProtocolView(View):
     """A version of a line's protocol: all that is said in advance about how its model may change."""
 
+    model_config = shown_as(examples.PROTOCOL)
+
     protocol_id: int
     version: int
     digest: Digest

@@ -98,11 +98,15 @@ def run(
             data = network.save_weights(trained.module)
             weights = Path(directory) / f"{number}.safetensors"
             weights.write_bytes(data)
+            fisher = trained.state.get("fisher")
+            (Path(directory) / "fisher").write_bytes(fisher or b"")
             base = train.Base(
                 weights=weights,
                 weights_digest=network.digest_of_bytes(data),
                 architecture=network.from_document(trained.metadata["architecture"]),
                 dataset_number=number,
+                fisher=Path(directory) / "fisher" if fisher else None,
+                fisher_digest=network.digest_of_bytes(fisher) if fisher else None,
             )
             matrix.append([_score(trained, arrivals[day].test) for day in first])
             costs.append(trained.metadata["sample_gradients"])

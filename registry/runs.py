@@ -19,7 +19,7 @@ from registry.errors import Invalid, NotFound, RunInProgress
 from registry.lines import Line
 from registry.users import User
 
-STRATEGIES = ("full", "auto", "warm", "replay", "derpp", "gdumb", "lwf", "interpolate", "analytic", "finetune")
+STRATEGIES = ("full", "auto", "warm", "replay", "derpp", "gdumb", "lwf", "ewc", "interpolate", "analytic", "finetune")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -110,6 +110,10 @@ class Recipe(_Section):
 
     network: Name = "small_cnn"
     strategy: Strategy = "replay"
+    anchor_growth: Annotated[float | None, Field(gt=1.0, exclude_if=lambda growth: growth is None)] = None
+    """A run trains from nothing once there are so many times the cases that the last such training knew."""
+    escalation: Annotated[tuple[Strategy, ...], Field(max_length=5, exclude_if=lambda ladder: not ladder)] = ()
+    """What runs train by after one, two, … candidates in a row failed their gates, the last one ever after."""
     epochs: Annotated[int, Field(ge=1, le=1000)] = 20
     """Passes over the training split for a model made from nothing."""
     update_epochs: Annotated[int, Field(ge=1, le=1000)] = 8
@@ -128,6 +132,18 @@ class Recipe(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     threads: Annotated[int, Field(ge=1, le=64)] = 1
     """CPU threads; part of the recipe because floating-point sums depend on it."""
+
+    @field_validator("escalation")
+    @classmethod
+    def _can_be_promoted(cls, ladder: tuple[Strategy, ...]) -> tuple[Strategy, ...]:
+        if "finetune" in ladder:
+            raise ValueError("finetune is never promoted, so it helps nobody after a failure")
+        return ladder
+
+    @property
+    def declared(self) -> tuple[Strategy, ...]:
+        """Every strategy that runs may come to without anybody asking for it."""
+        return (self.strategy, *self.escalation, *(("full",) if self.anchor_growth is not None else ()))
 
 
 class Envelope(_Section):
@@ -300,10 +316,10 @@ class Protocol(_Section):
 
     @model_validator(mode="after")
     def _recipe_is_in_the_envelope(self) -> Protocol:
-        if self.envelope is not None and self.recipe.strategy not in self.envelope.strategies:
-            raise ValueError(
-                f"envelope.strategies: the recipe's own strategy, {self.recipe.strategy}, is not among them"
-            )
+        allowed = self.recipe.declared if self.envelope is None else self.envelope.strategies
+        for strategy in self.recipe.declared:
+            if strategy not in allowed:
+                raise ValueError(f"envelope.strategies: the recipe's own strategy, {strategy}, is not among them")
         return self
 
     @property

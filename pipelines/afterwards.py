@@ -95,13 +95,25 @@ def tune_auroc(logits: NDArray[np.float32], labels: NDArray[np.int64], *, protoc
     return auroc_estimate(labels == protocol.positive_index, scores[:, protocol.positive_index])
 
 
-def operating_point(
-    scores: NDArray[np.float32], labels: NDArray[np.int64], *, protocol: Protocol
-) -> dict[str, Any] | None:
-    """Choose the operating point on the calibrated `scores` (N, K) of tune; None where decisions are by arg-max."""
+def decisions(
+    scores: NDArray[np.float32], labels: NDArray[np.int64], sites: NDArray[Any], *, protocol: Protocol
+) -> dict[str, Any]:
+    """Choose on the calibrated `scores` (N, K) of tune how the model decides; what the metadata say of it.
+
+    `operating_point` decides everywhere; those of single sites are there to be looked at. None where decisions are by
+    arg-max; `second_look` is None also where the protocol asks for none, or no threshold met the rule.
+    """
     index, rule = protocol.positive_index, protocol.operating_point
     if index is None:
-        return None
-    return asdict(
-        calibrate.choose_operating_point(labels == index, scores[:, index], rule=rule.rule, target=rule.target)
-    )
+        return {"operating_point": None, "operating_points_by_site": {}, "second_look": None}
+    truth, own = labels == index, scores[:, index]
+    point = calibrate.choose_operating_point(truth, own, rule=rule.rule, target=rule.target)
+    by_site = calibrate.points_by_site(truth, own, sites, rule=rule.rule, target=rule.target)
+    band = None
+    if rule.second_look is not None and point.threshold is not None:
+        band = calibrate.second_look(truth, own, threshold=point.threshold, share=rule.second_look)
+    return {
+        "operating_point": asdict(point),
+        "operating_points_by_site": {site: asdict(found) for site, found in by_site.items()},
+        "second_look": None if band is None else asdict(band),
+    }

@@ -157,13 +157,15 @@ class Envelope(_Section):
 class OperatingPointRule(_Section):
     """How the threshold is chosen, on the tune split only."""
 
-    rule: Literal["youden", "sensitivity_at_specificity", "specificity_at_sensitivity"] = "youden"
+    rule: Literal["youden", "sensitivity_at_specificity", "specificity_at_sensitivity", "net_benefit"] = "youden"
     target: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    second_look: Annotated[float | None, Field(gt=0.0, lt=0.5, exclude_if=lambda share: share is None)] = None
+    """Share of the cases, those nearest to the threshold, of which a prediction says that they need a second look."""
 
     @model_validator(mode="after")
     def _target_where_needed(self) -> OperatingPointRule:
         if (self.rule == "youden") != (self.target is None):
-            raise ValueError("`target` belongs to the two fixed-target rules, and they need it")
+            raise ValueError("`target` belongs to the rules other than youden, and they need it")
         return self
 
 

@@ -276,7 +276,7 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
         "state": {name: network.digest_of_bytes(data) for name, data in left.items()},
     }
     scores = predict.Model(chosen, metadata).scores(tune.images)
-    metadata["operating_point"] = afterwards.operating_point(scores, tune.labels, protocol=protocol)
+    metadata |= afterwards.decisions(scores, tune.labels, tune.sites, protocol=protocol)
     return Trained(module=chosen, metadata=metadata, history=list(state.history), state=left)
 
 

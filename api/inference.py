@@ -41,6 +41,7 @@ class Scored:
     decision: str
     operating_point: dict[str, Any] | None
     threshold: float | None
+    second_look: bool
     latency_seconds: float
 
 

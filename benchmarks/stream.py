@@ -6,6 +6,7 @@ Each finished stream is one JSON line; what is already in the file is not run ag
 
     python -m benchmarks.stream --strategies full warm replay finetune --seeds 0 1 2 3 4 --results stream.jsonl
     python -m benchmarks.stream --strategies full,randomise=0.5 --orders ABCDEF CFADBE      # a recipe field changed
+    python -m benchmarks.stream --track classes --orders ABCDE EDCBA [--npz FILE]     # classes arrive, not sites
     python -m benchmarks.stream --results stream.jsonl --strategies --charts docs/images    # runs nothing, draws
 """
 
@@ -23,7 +24,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from benchmarks import charts, forgetting, tracks
+from benchmarks import charts, classes, forgetting, tracks
 from benchmarks.pneumonia import DATA, ROOT
 from pipelines import chest_xrays, network, predict, train
 from pipelines.metrics import auroc
@@ -66,7 +67,7 @@ def protocol_of(variant: str) -> Protocol:
     """The example protocol with the variant's recipe: a strategy, then `,field=value` for what else changes."""
     strategy, *changes = variant.split(",")
     document = parse(PROTOCOL.read_text(encoding="utf-8")).document()
-    recipe = document["recipe"] | {"strategy": strategy}
+    recipe = document["recipe"] | {"strategy": strategy, "anchor_growth": None, "escalation": ()}
     recipe |= {name: json.loads(value) for name, value in (change.split("=", 1) for change in changes)}
     return from_document({**document, "recipe": recipe})
 
@@ -85,11 +86,11 @@ def run(
     base: train.Base | None = None
     with tempfile.TemporaryDirectory() as directory:
         for number in range(1, len(arrivals) + 1):
-            begun = time.monotonic()
+            begun, today = time.monotonic(), arrivals[number - 1]
             trained = train.fit(
                 tracks.joined([arrival.train for arrival in arrivals[:number]]),
                 tracks.joined([arrival.tune for arrival in arrivals[:number]]),
-                protocol=protocol,
+                protocol=classes.growing(protocol, arrival=today),
                 strategy=cast(Strategy, protocol.recipe.strategy),
                 seed=seed + 1000 * number,
                 base=base,
@@ -98,13 +99,18 @@ def run(
             data = network.save_weights(trained.module)
             weights = Path(directory) / f"{number}.safetensors"
             weights.write_bytes(data)
+            fisher = trained.state.get("fisher")
+            (Path(directory) / "fisher").write_bytes(fisher or b"")
             base = train.Base(
                 weights=weights,
                 weights_digest=network.digest_of_bytes(data),
                 architecture=network.from_document(trained.metadata["architecture"]),
                 dataset_number=number,
+                fisher=Path(directory) / "fisher" if fisher else None,
+                fisher_digest=network.digest_of_bytes(fisher) if fisher else None,
             )
-            matrix.append([_score(trained, arrivals[day].test) for day in first])
+            score = _accuracy if today.classes else _score
+            matrix.append([score(trained, arrivals[day].test) for day in first])
             costs.append(trained.metadata["sample_gradients"])
             notes.append(trained.metadata["notes"])
             tell(" ".join(f"{value:.3f}" for value in matrix[-1]) + f"   {seconds[-1]:.0f} s")
@@ -151,7 +157,7 @@ def table(streams: Iterable[Stream]) -> list[dict[str, Any]]:
 def main(arguments: list[str]) -> int:
     """Run what is not in the results file yet, then print the table."""
     options = _options(arguments)
-    xrays = chest_xrays.read(options.data.read_bytes(), source=str(options.data))
+    deal = _dealing(options)
     done = {stream.key for stream in read(options.results)}
     for seed in options.seeds:
         for order in options.orders:
@@ -162,7 +168,7 @@ def main(arguments: list[str]) -> int:
                     continue
                 _wait(options.pause_while)
                 print(f"{options.track} {order} seed {seed}: {variant}", flush=True)
-                arrivals = tracks.TRACKS[options.track](xrays, seed, order)
+                arrivals = deal(seed, order)
                 stream = Stream(
                     **dict(zip(("track", "variant", "seed", "order", "protocol_digest"), key, strict=True)),
                     **run(arrivals, protocol=protocol, seed=seed, tell=lambda line: print("  " + line, flush=True)),
@@ -214,7 +220,8 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Every strategy on the same stream of hospitals")
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--track", choices=sorted(tracks.TRACKS), default="six_sites")
+    parser.add_argument("--npz", type=Path, help="for --track classes: a file in MedMNIST's form instead of digits")
+    parser.add_argument("--track", choices=[*sorted(tracks.TRACKS), "classes"], default="six_sites")
     parser.add_argument("--strategies", nargs="*", default=["full", "warm", "replay", "finetune"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--orders", nargs="+", default=["ABCDEF"])
@@ -222,6 +229,15 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--charts", type=Path, help="folder to draw the pictures into")
     parser.add_argument("--pause-while", type=Path, help="start no stream while this file is there")
     return parser.parse_args(arguments)
+
+
+def _dealing(options: argparse.Namespace) -> Callable[[int, str], Sequence[tracks.Arrival]]:
+    """Return what deals the chosen track's arrivals by seed and order."""
+    if options.track == "classes":
+        every = None if options.npz is None else classes.npz(options.npz)
+        return lambda seed, order: classes.arrivals(every or classes.digits(seed=seed), order=order)
+    xrays = chest_xrays.read(options.data.read_bytes(), source=str(options.data))
+    return lambda seed, order: tracks.TRACKS[options.track](xrays, seed, order)
 
 
 def _wait(file: Path | None) -> None:
@@ -232,6 +248,12 @@ def _wait(file: Path | None) -> None:
 def _score(trained: train.Trained, test: train.Cases) -> float:
     scores = predict.Model(trained.module, trained.metadata).scores(test.images)
     return auroc(test.labels == 1, scores[:, 1].clip(0.0, 1.0))
+
+
+def _accuracy(trained: train.Trained, test: train.Cases) -> float:
+    """Share of the cases whose class is the likeliest; of a class that the model does not know, none."""
+    decided = predict.Model(trained.module, trained.metadata).scores(test.images).argmax(axis=1)
+    return float(np.mean(decided == test.labels))
 
 
 def _share(

@@ -27,6 +27,8 @@ class Arrival:
     train: Cases
     tune: Cases
     test: Cases
+    classes: tuple[str, ...] = ()
+    """All that are known from this day on, where classes arrive; empty: the protocol's."""
 
 
 Track = Callable[[ChestXrays, int, str], Sequence[Arrival]]

@@ -2,9 +2,11 @@
 
 `overhead`: the same network, images, labels, batches and optimiser, trained by `pipelines.train.fit` and by the ten
 lines below, in turns within one run; without augmentation on either side, tune kept to a few cases, for they are not
-what is compared. `archive`: one `auto` update with 640 new cases beside an archive of 1 to 100 times as many.
+what is compared. What only we do counts as ours: the average of the weights, the look at tune, repeatable sums, a
+progress row an epoch. What comes before the first batch and after the last epoch is a row of its own. `archive`: one
+`auto` update with 640 new cases beside an archive of 1 to 100 times as many.
 
-    python -m benchmarks.training [overhead] [archive] [--rounds N]
+    OMP_NUM_THREADS=1 python -m benchmarks.training [overhead] [archive] [--rounds N] [--images N] [--largest TIMES]
 """
 
 from __future__ import annotations
@@ -52,21 +54,25 @@ def bare(data: train.Cases, *, protocol: Protocol, seed: int) -> float:
     return (time.perf_counter() - begun) / EPOCHS
 
 
-def ours(data: train.Cases, tune: train.Cases, *, protocol: Protocol, seed: int) -> float:
-    """Train by `train.fit`; returns seconds an epoch."""
+def ours(data: train.Cases, tune: train.Cases, *, protocol: Protocol, seed: int, around: list[float]) -> float:
+    """Train by `train.fit`; returns seconds an epoch, and adds to `around` those before and after all epochs."""
+    begun = time.perf_counter()
     trained = train.fit(data, tune, protocol=protocol, strategy="full", seed=seed)
-    return sum(row["seconds"] for row in trained.history) / EPOCHS
+    epochs = float(sum(row["seconds"] for row in trained.history))
+    around.append(time.perf_counter() - begun - epochs)
+    return epochs / EPOCHS
 
 
 def measure_overhead(every: train.Cases, *, rounds: int) -> None:
     """Print seconds an epoch of both, and the ratio's median and range."""
     protocol = _protocol(epochs=EPOCHS, augment=False)
     tune = _some(every, np.arange(64))
-    pairs = []
+    pairs: list[list[float]] = []
+    around: list[float] = []
     for seed in range(rounds):
         sides = [
             lambda: bare(every, protocol=protocol, seed=seed),  # noqa: B023 - called in this round
-            lambda: ours(every, tune, protocol=protocol, seed=seed),  # noqa: B023
+            lambda: ours(every, tune, protocol=protocol, seed=seed, around=around),  # noqa: B023
         ]
         turns = [(which, sides[which]()) for which in ((0, 1) if seed % 2 else (1, 0))]
         pairs.append([value for _, value in sorted(turns)])
@@ -77,17 +83,18 @@ def measure_overhead(every: train.Cases, *, rounds: int) -> None:
     print("| | bare loop | train.fit | ratio: median (lowest to highest) | n |\n|---|---|---|---|---|")
     theirs, mine = (statistics.median(side) for side in zip(*pairs, strict=True))
     spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
-    print(f"| s an epoch | {theirs:.2f} | {mine:.2f} | {spread} | {rounds} |", flush=True)
+    print(f"| s an epoch | {theirs:.2f} | {mine:.2f} | {spread} | {rounds} |")
+    print(f"| s before and after the epochs | | {statistics.median(around):.2f} | | {rounds} |", flush=True)
 
 
-def measure_archive(every: train.Cases) -> None:
+def measure_archive(every: train.Cases, *, largest: int) -> None:
     """Print what one `auto` update costs beside archives of growing size."""
     protocol = _protocol(randomise=0.5)
     rng = np.random.default_rng(0)
     tune = _some(every, rng.choice(len(every.labels), 128, replace=False))
     first = train.fit(_some(every, np.arange(NEW)), tune, protocol=_protocol(epochs=2), strategy="full", seed=0)
-    print("\n| archive, cases | sample-gradients | planning, s | update, s | s for 1,000 sample-gradients |")
-    print("|---|---|---|---|---|")
+    print("\n| archive, cases | sample-gradients | planning, s | epochs, s | s for 1,000 sample-gradients | whole, s |")
+    print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         data = network.save_weights(first.module)
         weights = Path(folder) / "champion.safetensors"
@@ -98,7 +105,7 @@ def measure_archive(every: train.Cases) -> None:
             architecture=network.from_document(first.metadata["architecture"]),
             dataset_number=1,
         )
-        for times in ARCHIVES:
+        for times in (times for times in ARCHIVES if times <= largest):
             both = _some(every, rng.integers(0, len(every.labels), NEW * (times + 1)), new=NEW)
             begun = time.perf_counter()
             plan = strategies.plan(
@@ -112,11 +119,14 @@ def measure_archive(every: train.Cases) -> None:
             for epoch in range(plan.epochs):
                 strategies.epoch_order(plan.pools, rng=np.random.default_rng(epoch))
             planning = time.perf_counter() - begun
+            begun = time.perf_counter()
             trained = train.fit(both, tune, protocol=protocol, strategy="auto", seed=1, base=base)
+            whole = time.perf_counter() - begun
             seconds = trained.metadata["seconds"]
             cost = plan.sample_gradients
             print(
-                f"| {NEW * times:,} | {cost:,} | {planning:.3f} | {seconds:.1f} | {seconds / cost * 1000:.2f} |",
+                f"| {NEW * times:,} | {cost:,} | {planning:.3f} | {seconds:.1f} | {seconds / cost * 1000:.2f} "
+                f"| {whole:.1f} |",
                 flush=True,
             )
 
@@ -127,6 +137,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("sections", nargs="*", choices=[[], "overhead", "archive"])
     parser.add_argument("--data", type=Path, default=DATA, help="a PneumoniaMNIST .npz file")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, help="of the overhead, at most so many [default: all 4,708]")
+    parser.add_argument("--largest", type=int, default=ARCHIVES[-1], help="of the archives, in times of what is new")
     options = parser.parse_args(arguments)
     if not options.data.exists():
         print(f"{options.data} is not there: name a PneumoniaMNIST .npz file with --data", file=sys.stderr)
@@ -135,9 +147,10 @@ def main(arguments: list[str]) -> int:
         every = cases(dict(file), split="train")
     torch.set_num_threads(1)
     if "overhead" in options.sections or not options.sections:
-        measure_overhead(every, rounds=options.rounds)
+        some = _some(every, np.arange(min(options.images or len(every.labels), len(every.labels))))
+        measure_overhead(some, rounds=options.rounds)
     if "archive" in options.sections or not options.sections:
-        measure_archive(every)
+        measure_archive(every, largest=options.largest)
     print(f"\nload average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     return 0
 

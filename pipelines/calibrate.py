@@ -6,23 +6,42 @@ evenly, so their probabilities are put back to the line's own class shares (`log
 
 References: Guo et al., ICML 2017 (temperature); Saerens et al., Neural Computation 2002 (class shares);
 Youden, Cancer 1950 (J = sensitivity + specificity - 1); Breiman et al., Classification and Regression Trees, 1984
-(the one-standard-error rule).
+(the one-standard-error rule); Vickers and Elkin, Medical Decision Making 2006 (net benefit); Chow, IEEE Transactions on
+Information Theory 1970 (leaving the unclear ones to others).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.metrics import Floats, MetricError, sensitivity, specificity
-from pipelines.types import OperatingPoint, Split
+from pipelines.types import Estimate, OperatingPoint, Split
 
-Rule = Literal["youden", "sensitivity_at_specificity", "specificity_at_sensitivity"]
+Rule = Literal["youden", "sensitivity_at_specificity", "specificity_at_sensitivity", "net_benefit"]
 SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE = 0.05, 20.0
 FEWEST_AT_A_SITE = 10
+FEWEST_FOR_A_POINT = 30
+"""Cases of each class below which a site gets no operating point of its own."""
 GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecondLook:
+    """The scores from `low` to `high`, about a threshold, of which a model says that they need a second look.
+
+    `share` is what the protocol asks for; the estimates are those of the cases outside the band.
+    """
+
+    share: float
+    low: float
+    high: float
+    sensitivity: Estimate | None
+    specificity: Estimate | None
 
 
 def log_prior(labels: NDArray[Any], *, classes: int) -> Floats:
@@ -80,9 +99,10 @@ def choose_operating_point(
     """Choose the threshold on `scores` (N,) in [0, 1] for `labels` (N,) bool; a case is called at score >= threshold.
 
     `youden` is not the highest J itself, which jumps about with a few cases: it is the middle, in log-odds, of all
-    thresholds whose J lies within one standard error of the highest (Breiman's one-standard-error rule). The two
-    others take the best threshold that keeps the target. `threshold` is None where none does. Raises MetricError
-    unless both classes are there.
+    thresholds whose J lies within one standard error of the highest (Breiman's one-standard-error rule). `net_benefit`
+    is the highest share of true positives minus that of false ones times target / (1 - target), where `target` is the
+    probability at which a reader is indifferent. The two others take the best threshold that keeps the target.
+    `threshold` is None where none does. Raises MetricError unless both classes are there.
     """
     truth = np.asarray(labels).astype(bool)
     values = np.asarray(scores, dtype=np.float64)
@@ -99,6 +119,10 @@ def choose_operating_point(
         threshold = _best(thresholds, worth=hits, kept=correct_rejections, target=target)
     elif rule == "specificity_at_sensitivity":
         threshold = _best(thresholds, worth=correct_rejections, kept=hits, target=target)
+    elif rule == "net_benefit":
+        assert target is not None, "the protocol has checked that there is one"
+        harm = (1.0 - correct_rejections) * (~truth).mean() * target / (1.0 - target)
+        threshold = _best(thresholds, worth=hits * truth.mean() - harm, kept=np.ones_like(hits), target=0.0)
     else:
         assert_never(rule)
     called = None if threshold is None else values >= threshold
@@ -110,6 +134,43 @@ def choose_operating_point(
         specificity=None if called is None else specificity(truth, called),
         chosen_on=chosen_on,
     )
+
+
+def points_by_site(
+    labels: NDArray[Any], scores: NDArray[Any], sites: NDArray[Any], *, rule: Rule, target: float | None = None
+) -> Mapping[str, OperatingPoint]:
+    """Choose an operating point for each of `sites` (N,) with at least 30 cases of each class; others have none."""
+    found = {}
+    for site in np.unique(sites):
+        here = sites == site
+        if min(np.sum(labels[here]), np.sum(~labels[here])) >= FEWEST_FOR_A_POINT:
+            found[str(site)] = choose_operating_point(labels[here], scores[here], rule=rule, target=target)
+    return found
+
+
+def second_look(labels: NDArray[Any], scores: NDArray[Any], *, threshold: float, share: float) -> SecondLook:
+    """Choose the band about `threshold`, equally wide in log-odds either way, in which `share` of `scores` (N,) lie.
+
+    `labels` (N,) bool. The estimates are None where no case of a class is left outside.
+    """
+    truth, values = np.asarray(labels).astype(bool), np.asarray(scores, dtype=np.float64)
+    middle = _log_odds(np.array(threshold))
+    reach = float(np.quantile(np.abs(_log_odds(values) - middle), share))
+    low, high = (float(1.0 / (1.0 + np.exp(-(middle + side * reach)))) for side in (-1.0, 1.0))
+    clear = (values < low) | (values > high)
+    called = values[clear] >= threshold
+    return SecondLook(
+        share=share,
+        low=low,
+        high=high,
+        sensitivity=sensitivity(truth[clear], called) if truth[clear].any() else None,
+        specificity=specificity(truth[clear], called) if (~truth[clear]).any() else None,
+    )
+
+
+def _log_odds(scores: Floats) -> Floats:
+    clipped = np.clip(scores, 1e-9, 1.0 - 1e-9)
+    return np.asarray(np.log(clipped / (1.0 - clipped)), dtype=np.float64)
 
 
 def _youden(thresholds: Floats, hits: Floats, correct_rejections: Floats, *, positives: int, negatives: int) -> float:

@@ -16,7 +16,7 @@ from torch import nn
 
 from pipelines import network
 from pipelines.strategies import Plan
-from pipelines.types import Digest
+from pipelines.types import Digest, Strategy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,25 +27,37 @@ class Base:
     weights_digest: Digest
     architecture: network.Architecture
     dataset_number: int
+    fisher: Path | None = None
+    """How much each of its weights matters (`pipelines.consolidate`); None: that was not measured."""
+    fisher_digest: Digest | None = None
 
 
 def from_job(document: Mapping[str, Any] | None) -> Base | None:
     """Read the champion out of a job's configuration; None where there is none."""
     if document is None:
         return None
+    fisher = document.get("state", {}).get("fisher")
     return Base(
         weights=Path(document["weights"]),
         weights_digest=Digest(document["weights_digest"]),
         architecture=network.from_document(document["architecture"]),
         dataset_number=int(document["dataset_number"]),
+        fisher=None if fisher is None else Path(fisher["path"]),
+        fisher_digest=None if fisher is None else Digest(fisher["digest"]),
     )
 
 
-def fitting(base: Base | None, *, architecture: network.Architecture) -> tuple[Base | None, list[str]]:
-    """Return the champion if its weights can be the start of this architecture, and what there is to say if not."""
-    if base is None or base.architecture == architecture or network.grows_into(base.architecture, architecture):
-        return base, []
-    return None, ["the champion has another architecture or other classes: trained from nothing"]
+def fitting(
+    base: Base | None, *, architecture: network.Architecture, strategy: Strategy
+) -> tuple[Base | None, list[str]]:
+    """Return the champion if it can be the start of this architecture and strategy, and what there is to say if not."""
+    if base is None:
+        return None, []
+    if base.architecture != architecture and not network.grows_into(base.architecture, architecture):
+        return None, ["the champion has another architecture or other classes: trained from nothing"]
+    if strategy == "ewc" and base.fisher is None:
+        return None, ["how much each weight of the champion matters was not measured with it: trained from nothing"]
+    return base, []
 
 
 def growth(base: Base | None, *, architecture: network.Architecture, plan: Plan) -> list[str]:

@@ -4,7 +4,8 @@ Invariant: a network is made from its architecture document alone, and weights a
 which is checked before they are used. Nothing here can run code on load (safetensors, never pickle).
 
 References: MONAI (Cardoso et al., arXiv:2211.02701); residual units, He et al., CVPR 2016; DenseNet, Huang et al.,
-CVPR 2017. MONAI takes seconds to import, so it is imported when the first network is built.
+CVPR 2017; squeeze and excitation, Hu et al., CVPR 2018; EfficientNet, Tan and Le, ICML 2019. MONAI takes seconds to
+import, so it is imported when the first network is built.
 """
 
 from __future__ import annotations
@@ -209,10 +210,28 @@ def _densenet121(architecture: Architecture) -> nn.Module:
     )
 
 
+def _seresnet50(architecture: Architecture) -> nn.Module:
+    return monai("networks.nets").SEResNet50(  # type: ignore[no-any-return]
+        spatial_dims=2, in_channels=architecture.in_channels, num_classes=len(architecture.classes)
+    )
+
+
+def _efficientnet_b0(architecture: Architecture) -> nn.Module:
+    return monai("networks.nets").EfficientNetBN(  # type: ignore[no-any-return]
+        "efficientnet-b0",
+        pretrained=False,
+        spatial_dims=2,
+        in_channels=architecture.in_channels,
+        num_classes=len(architecture.classes),
+    )
+
+
 NETWORKS: Mapping[str, tuple[Builder, str]] = {
     "small_cnn": (_small_cnn, "net.layer_2"),
     "resnet18": (_resnet18, "layer4"),
     "densenet121": (_densenet121, "class_layers.relu"),
+    "seresnet50": (_seresnet50, "layer4"),
+    "efficientnet_b0": (_efficientnet_b0, "_bn1"),
 }
 """Name in a protocol -> how to build it, and the layer for its heat maps."""
 

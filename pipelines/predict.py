@@ -83,6 +83,14 @@ class Model:
         called = scores[:, self.positive_index] >= self.threshold
         return np.where(called, self.positive_index, others.argmax(axis=1)).astype(np.int64)
 
+    def unclear(self, scores: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return which rows of `scores` (N, classes) need a second look: those within the protocol's band, or none."""
+        band = self.metadata.get("second_look")
+        if band is None or self.positive_index is None:
+            return np.zeros(len(scores), dtype=np.bool_)
+        own = scores[:, self.positive_index]
+        return np.asarray((own >= band["low"]) & (own <= band["high"]))
+
     def decision(self, scores: NDArray[Any]) -> list[str]:
         """Return the name of the class decided for each row of `scores` (N, classes)."""
         return [self.classes[index] for index in self.decided(scores)]

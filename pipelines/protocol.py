@@ -110,6 +110,10 @@ class Recipe(_Section):
 
     network: Name = "small_cnn"
     strategy: Strategy = "replay"
+    anchor_growth: Annotated[float | None, Field(gt=1.0, exclude_if=lambda growth: growth is None)] = None
+    """A run trains from nothing once there are so many times the cases that the last such training knew."""
+    escalation: Annotated[tuple[Strategy, ...], Field(max_length=5, exclude_if=lambda ladder: not ladder)] = ()
+    """What runs train by after one, two, … candidates in a row failed their gates, the last one ever after."""
     epochs: Annotated[int, Field(ge=1, le=1000)] = 20
     """Passes over the training split for a model made from nothing."""
     update_epochs: Annotated[int, Field(ge=1, le=1000)] = 8
@@ -129,6 +133,18 @@ class Recipe(_Section):
     threads: Annotated[int, Field(ge=1, le=64)] = 1
     """CPU threads; part of the recipe because floating-point sums depend on it."""
 
+    @field_validator("escalation")
+    @classmethod
+    def _can_be_promoted(cls, ladder: tuple[Strategy, ...]) -> tuple[Strategy, ...]:
+        if "finetune" in ladder:
+            raise ValueError("finetune is never promoted, so it helps nobody after a failure")
+        return ladder
+
+    @property
+    def declared(self) -> tuple[Strategy, ...]:
+        """Every strategy that runs may come to without anybody asking for it."""
+        return (self.strategy, *self.escalation, *(("full",) if self.anchor_growth is not None else ()))
+
 
 class Envelope(_Section):
     """What a candidate may be another in than its champion; one outside is stopped (`pipelines.envelope`)."""
@@ -141,13 +157,15 @@ class Envelope(_Section):
 class OperatingPointRule(_Section):
     """How the threshold is chosen, on the tune split only."""
 
-    rule: Literal["youden", "sensitivity_at_specificity", "specificity_at_sensitivity"] = "youden"
+    rule: Literal["youden", "sensitivity_at_specificity", "specificity_at_sensitivity", "net_benefit"] = "youden"
     target: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    second_look: Annotated[float | None, Field(gt=0.0, lt=0.5, exclude_if=lambda share: share is None)] = None
+    """Share of the cases, those nearest to the threshold, of which a prediction says that they need a second look."""
 
     @model_validator(mode="after")
     def _target_where_needed(self) -> OperatingPointRule:
         if (self.rule == "youden") != (self.target is None):
-            raise ValueError("`target` belongs to the two fixed-target rules, and they need it")
+            raise ValueError("`target` belongs to the rules other than youden, and they need it")
         return self
 
 
@@ -317,10 +335,10 @@ class Protocol(_Section):
 
     @model_validator(mode="after")
     def _recipe_is_in_the_envelope(self) -> Protocol:
-        if self.envelope is not None and self.recipe.strategy not in self.envelope.strategies:
-            raise ValueError(
-                f"envelope.strategies: the recipe's own strategy, {self.recipe.strategy}, is not among them"
-            )
+        allowed = self.recipe.declared if self.envelope is None else self.envelope.strategies
+        for strategy in self.recipe.declared:
+            if strategy not in allowed:
+                raise ValueError(f"envelope.strategies: the recipe's own strategy, {strategy}, is not among them")
         return self
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 
 Invariant: a plan is a pure function of the training rows, the champion's dataset number and the recipe, and says the
 cost before it is paid, in sample-gradients (one case forwards and backwards; a case shown to the teacher only, or only
-for BatchNorm, counts a third). None needs more of the last model than its weights; N is the size of the training
+for BatchNorm, counts a third). Only `ewc` needs more of the last model than its weights; N is the size of the training
 split, n that of what is new since the champion's dataset version, E and U the recipe's `epochs` and `update_epochs`.
 
 | strategy | starts from | sees | sample-gradients |
@@ -14,6 +14,7 @@ split, n that of what is new since the champion's dataset version, E and U the r
 | `derpp` | champion | the same with 200 kept cases, held to the champion's logits on them [4] | 2⅓ U n |
 | `gdumb` | nothing | 500 kept cases, (site, class) evenly [5] | 500 E |
 | `lwf` | champion | what is new, held to the champion's answers on it; needs no old image [6] | 1⅓ U n |
+| `ewc` | champion | what is new, each weight held as it mattered before; needs no old image [10] | U n + 256 |
 | `interpolate` | champion | what is new; then halfway back to the champion [7] | U n |
 | `analytic` | champion | everything once, forwards; only the last layer is solved anew [9] | N / 3 |
 | `finetune` | champion | what is new: the lower bound, never promoted | U n |
@@ -21,7 +22,8 @@ split, n that of what is new since the champion's dataset version, E and U the r
 [1] TiC-CLIP, Garg et al., ICLR 2024. [2] Prabhu et al., CVPR 2023. [3] Ibrahim et al., TMLR 2024: re-warm, re-decay.
 [4] DER++, Buzzega et al., NeurIPS 2020. [5] Prabhu et al., ECCV 2020. [6] Li and Hoiem, ECCV 2016. [7] WiSE-FT,
 Wortsman et al., CVPR 2022, with BatchNorm re-estimated. [8] Found by measurement: docs/decisions/0013.
-[9] ACIL, Zhuang et al., NeurIPS 2022: for new classes, and sites without a fast machine.
+[9] ACIL, Zhuang et al., NeurIPS 2022: for new classes, and sites without a fast machine. [10] Kirkpatrick et al.,
+PNAS 2017; its Fisher information lies beside the weights, by digest (`pipelines.consolidate`).
 
 DER++ here asks the champion for its logits at each update, instead of keeping those of the day a case came.
 """
@@ -52,6 +54,10 @@ AUTO_COST, AUTO_ARCHIVE, AUTO_NEW, AUTO_EPOCHS = 0.2125, 6, 0.35, 4
 """`auto`: its cost as a share of a training from nothing, the archive that still raises it (in times of what is new),
 the share of new cases, and in how many epochs it looks at tune."""
 ANALYTIC_RIDGE = 1e-3
+EWC_STRENGTH = 300.0
+"""Bayes' rule asks for 1 (Laplace's approximation), which holds hardly anything; found by measurement, learning log."""
+FISHER_CASES = 256
+"""Cases by which it is measured how much each weight matters, a gradient each."""
 DERPP_MEMORY, GDUMB_MEMORY = 200, 500
 """Cases kept by the two strategies for small memories."""
 BLEND_CASES = 512
@@ -107,6 +113,10 @@ class Plan:
     """The learning rate ends, after a cosine, at this share of its peak."""
     teaching: Teaching | None = None
     blending: Blending | None = None
+    elastic: float | None = None
+    """Not None: each weight is held to the champion's by this much times its Fisher information, summed over cases."""
+    consolidates: Pool | None = None
+    """Cases, drawn after the last epoch, by which the Fisher information is measured that the next update may need."""
     ridge: float | None = None
     """Not None: nothing is learned, and the last layer is solved on one epoch's draws with this penalty."""
     notes: tuple[str, ...] = ()
@@ -124,7 +134,8 @@ class Plan:
             looked_at += self.draws
         if self.blending is not None:
             looked_at += self.blending.pool.draws * len(self.blending.shares)
-        return self.draws * self.epochs + round(FORWARD_ONLY * looked_at)
+        measured = 0 if self.consolidates is None else self.consolidates.draws
+        return self.draws * self.epochs + measured + round(FORWARD_ONLY * looked_at)
 
     @property
     def batches(self) -> int:
@@ -190,16 +201,13 @@ def plan(
         archive=np.setdiff1d(np.arange(len(labels)), new),
         recipe=recipe,
     )
+    notes: tuple[str, ...] = ()
     if strategy != "full" and base_number is None:
-        return replace(
-            _full(known), notes=(f"{strategy}: no champion to start from, trained from nothing on every case",)
-        )
-    if strategy != "full" and len(new) == 0:
-        return replace(
-            _full(known),
-            notes=(f"{strategy}: no case is new since dataset version {base_number}, trained from nothing",),
-        )
-    return PLANS[strategy](known)
+        notes = (f"{strategy}: no champion to start from, trained from nothing on every case",)
+    elif strategy != "full" and len(new) == 0:
+        notes = (f"{strategy}: no case is new since dataset version {base_number}, trained from nothing",)
+    planned = replace(_full(known), notes=notes) if notes else PLANS[strategy](known)
+    return _consolidating(planned, known=known) if "ewc" in (strategy, recipe.strategy) else planned
 
 
 def epoch_order(pools: tuple[Pool, ...], *, rng: np.random.Generator) -> Rows:
@@ -237,6 +245,10 @@ def _interpolate(known: Known) -> Plan:
 
 def _lwf(known: Known) -> Plan:
     return replace(_finetune(known), teaching=Teaching(weight=1.0, distance="answers", pools=(0,)))
+
+
+def _ewc(known: Known) -> Plan:
+    return replace(_finetune(known), elastic=EWC_STRENGTH / len(known.new))
 
 
 def _replay(known: Known) -> Plan:
@@ -278,6 +290,7 @@ PLANS: Mapping[Strategy, Callable[[Known], Plan]] = {
     "derpp": _derpp,
     "gdumb": _gdumb,
     "lwf": _lwf,
+    "ewc": _ewc,
     "interpolate": _interpolate,
     "analytic": _analytic,
     "finetune": _finetune,
@@ -329,6 +342,13 @@ def _blending(known: Known, *, shares: tuple[float, ...]) -> Blending:
     every = np.arange(len(known.labels))
     pool = _pool(every, strata=known.strata, draws=min(BLEND_CASES, len(every)), known=known)
     return Blending(shares=shares, pool=pool)
+
+
+def _consolidating(planned: Plan, *, known: Known) -> Plan:
+    """The plan, and how much each weight matters measured afterwards, on what it has learned from."""
+    rows = np.unique(np.concatenate([pool.rows for pool in planned.pools]))
+    pool = _pool(rows, strata=known.strata, draws=min(FISHER_CASES, len(rows)), known=known)
+    return replace(planned, consolidates=pool)
 
 
 def _memory(rows: Rows, *, strata: Rows, size: int) -> Rows:

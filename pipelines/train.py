@@ -19,7 +19,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,15 @@ from torch import nn
 from torch.nn import functional
 
 from pipelines import (
-    analytic,
+    afterwards,
     augment,
     blend,
     calibrate,
     champion,
     checkpoint,
+    consolidate,
     job,
+    memory,
     network,
     predict,
     repeatable,
@@ -45,14 +47,10 @@ from pipelines import (
 )
 from pipelines.champion import Base
 from pipelines.dataset import DatasetVersion, open_version
-from pipelines.metrics import auroc_estimate, macro_auroc_estimate
 from pipelines.protocol import Protocol, from_document
 from pipelines.quality import report_of
 from pipelines.quality_report import QualityReport, render_text
-from pipelines.types import OperatingPoint, Strategy, digest_of
-
-AFTERWARDS = 1 << 20
-"""In place of an epoch's number, for the cases that are looked at after the last."""
+from pipelines.types import Strategy, digest_of
 
 
 class TrainingRefused(job.Refused):
@@ -82,9 +80,11 @@ class Trained:
     module: nn.Module
     metadata: dict[str, Any]
     history: list[dict[str, Any]]
+    state: dict[str, bytes] = field(default_factory=dict)
+    """What an update needs of it besides the weights, by name; the metadata have the digest of each."""
 
 
-def fit(  # noqa: PLR0915 - one run, read from top to bottom
+def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
     train: Cases,
     tune: Cases,
     *,
@@ -93,6 +93,7 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
     seed: int,
     base: Base | None = None,
     threads: int | None = None,
+    parts: int = 1,
     checkpoints: Path | None = None,
     dataset_digest: str | None = None,
     tell: Callable[[dict[str, Any]], None] = lambda _row: None,
@@ -100,7 +101,8 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
 ) -> Trained:
     """Train on `train`, choose on `tune`.
 
-    `threads` of the CPU (the recipe's if None) are part of the result: sums depend on them. `checkpoints` is a
+    `threads` of the CPU (the recipe's if None) are part of the result: sums depend on them; so are the `parts` in which
+    each batch goes through the network, for want of memory (`pipelines.memory`). `checkpoints` is a
     directory to resume from and to save each epoch to. `tell` hears of each epoch; `keep_going` is called before each
     batch and raises to stop. Raises TrainingRefused where a class is missing or the loss is not finite.
     """
@@ -108,7 +110,7 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
     _check(tune, split="tune", protocol=protocol)
     recipe = protocol.recipe
     architecture = network.architecture_for(protocol)
-    base, notes = champion.fitting(base, architecture=architecture)
+    base, notes = champion.fitting(base, architecture=architecture, strategy=strategy)
     plan = strategies.plan(
         strategy,
         labels=train.labels,
@@ -119,6 +121,7 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
         weights=train.weights,
     )
     notes += champion.growth(base, architecture=architecture, plan=plan)
+    notes += [f"memory ran out: each batch went through the network in {parts} parts"] if parts > 1 else []
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with repeatable.on(threads or recipe.threads, device=device):
         module = champion.first_weights(architecture, plan=plan, base=base, seed=seed).to(device)
@@ -128,6 +131,8 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
         teacher = None if plan.teaching is None or base is None else champion.as_it_is(base).to(device)
         taught = plan.taught
         columns = [] if base is None else [architecture.classes.index(name) for name in base.architecture.classes]
+        fisher = afterwards.fisher_of(base, like=module, columns=columns)
+        held_to = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
         optimiser = torch.optim.AdamW(
             module.parameters(), lr=plan.peak_learning_rate, weight_decay=recipe.weight_decay, fused=True
         )
@@ -142,6 +147,7 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
                 "seed": seed,
                 "base": None if base is None else base.weights_digest,
                 "threads": threads or recipe.threads,
+                "parts": parts,
                 "torch": torch.__version__,
                 "device": device.type,
                 "cases": [len(train.labels), len(tune.labels)],
@@ -173,20 +179,24 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
                 step = epoch * plan.batches + k
                 for group in optimiser.param_groups:
                     group["lr"] = plan.learning_rate(step)
-                logits = module(images)  # (B, K)
-                loss = functional.cross_entropy(logits, labels.to(device))
-                if plan.teaching is not None and teacher is not None:
-                    held = torch.from_numpy(np.isin(rows, taught)).to(device)  # (B,)
-                    loss = loss + teach.apart(
-                        logits, images, teacher=teacher, columns=columns, held=held, teaching=plan.teaching
-                    )
-                if not torch.isfinite(loss):
-                    raise _diverged(epoch)
                 optimiser.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
+                losses.append(0.0)
+                for part, share in memory.parts_of(len(rows), parts):
+                    logits = module(images[part])  # (B, K)
+                    loss = functional.cross_entropy(logits, labels[part].to(device))
+                    if plan.teaching is not None and teacher is not None:
+                        held = torch.from_numpy(np.isin(rows[part], taught)).to(device)  # (B,)
+                        loss = loss + teach.apart(
+                            logits, images[part], teacher=teacher, columns=columns, held=held, teaching=plan.teaching
+                        )
+                    if not torch.isfinite(loss):
+                        raise _diverged(epoch)
+                    (loss * share).backward()  # type: ignore[no-untyped-call]
+                    losses[-1] += loss.item() * share
+                if plan.elastic is not None:
+                    consolidate.pull(module, back_to=held_to, fisher=fisher, weight=plan.elastic)
                 optimiser.step()
                 blend.follow(average, towards=module, step=step, steps=steps)
-                losses.append(loss.item())
 
             answers = predict.in_batches(average, tune.images)  # (N, K)
             if not np.isfinite(answers).all():
@@ -196,7 +206,7 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
                 "epoch": epoch + 1,
                 "epochs": plan.epochs,
                 "loss": float(np.mean(losses)),
-                "tune_auroc": _tune_auroc(answers, tune.labels, protocol=protocol).value,
+                "tune_auroc": afterwards.tune_auroc(answers, tune.labels, protocol=protocol).value,
                 "tune_log_loss": tune_loss,
                 "seconds": round(time.monotonic() - begun, 3),
             }
@@ -217,8 +227,18 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
 
         if state.best is not None:
             average.load_state_dict(state.best)
-        notes += _finished(average, plan=plan, base=base, architecture=architecture, train=train, tune=tune, seed=seed)
+        notes += afterwards.finish(
+            average,
+            plan=plan,
+            base=base,
+            architecture=architecture,
+            images=train.images,
+            labels=train.labels,
+            tune=(tune.images, tune.labels, tune.sites),
+            seed=seed,
+        )
         chosen = average.cpu().eval()
+        left = afterwards.state(chosen, plan=plan, images=train.images, before=fisher, seed=seed)
         answers = predict.in_batches(chosen, tune.images)
 
     log_prior = calibrate.log_prior(train.labels, classes=len(protocol.classes))
@@ -245,7 +265,7 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
         "sample_gradients": plan.sample_gradients,
         "seconds": round(sum(row["seconds"] for row in state.history), 3),
         "tune": {
-            "auroc": asdict(_tune_auroc(answers, tune.labels, protocol=protocol)),
+            "auroc": asdict(afterwards.tune_auroc(answers, tune.labels, protocol=protocol)),
             "log_loss": calibrate.worst_site_log_loss(answers, tune.labels, tune.sites),
             "n": len(tune.labels),
         },
@@ -253,10 +273,11 @@ def fit(  # noqa: PLR0915 - one run, read from top to bottom
         "device": device.type,
         "threads": threads or recipe.threads,
         "notes": [*notes, *plan.notes],
+        "state": {name: network.digest_of_bytes(data) for name, data in left.items()},
     }
-    point = _operating_point(predict.Model(chosen, metadata), tune=tune, protocol=protocol)
-    metadata["operating_point"] = None if point is None else asdict(point)
-    return Trained(module=chosen, metadata=metadata, history=list(state.history))
+    scores = predict.Model(chosen, metadata).scores(tune.images)
+    metadata |= afterwards.decisions(scores, tune.labels, tune.sites, protocol=protocol)
+    return Trained(module=chosen, metadata=metadata, history=list(state.history), state=left)
 
 
 def weights_of(version: DatasetVersion, *, protocol: Protocol) -> NDArray[np.float64]:
@@ -291,22 +312,37 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
         )
         for rows in (version.indices("train"), version.indices("tune"))
     ]
-    trained = fit(
-        splits[0],
-        splits[1],
-        protocol=protocol,
-        strategy=config["strategy"],
-        seed=int(config["seed"]),
-        base=champion.from_job(config.get("base")),
-        threads=config.get("threads"),
-        checkpoints=directory / "checkpoints",
-        dataset_digest=version.digest,
-        tell=lambda row: job.append_progress(directory, row),
-        keep_going=job.orphan_watch(),
-    )
+    try:
+        trained = memory.in_parts(
+            lambda parts: fit(
+                *splits,
+                protocol=protocol,
+                strategy=config["strategy"],
+                seed=int(config["seed"]),
+                base=champion.from_job(config.get("base")),
+                threads=config.get("threads"),
+                parts=parts,
+                checkpoints=directory / "checkpoints",
+                dataset_digest=version.digest,
+                tell=lambda row: job.append_progress(directory, row),
+                keep_going=job.orphan_watch(),
+            ),
+            largest=protocol.recipe.batch_size // 2,
+        )
+    except memory.NotEnoughMemory as error:
+        raise TrainingRefused(
+            f"there is no memory for two cases at a time: choose a smaller network ({error})"
+        ) from error
+    except (network.NetworkError, FileNotFoundError) as error:
+        raise TrainingRefused(
+            f"the champion cannot be the start of an update: {error}; put its weights back from a backup, or start a "
+            "run with strategy full"
+        ) from error
     data = network.save_weights(trained.module)
     file = directory / "weights.safetensors"
     job.write_atomically(file, data)
+    for name, kept in trained.state.items():
+        job.write_atomically(directory / f"{name}.safetensors", kept)
     metadata = {
         **trained.metadata,
         "dataset_number": version.number,
@@ -316,6 +352,7 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
     return {
         "weights": str(file),
         "weights_digest": network.digest_of_bytes(data),
+        "state": {name: str(directory / f"{name}.safetensors") for name in trained.state},
         "metadata": metadata,
         "history": trained.history,
     }
@@ -340,53 +377,6 @@ def _check(cases: Cases, *, split: str, protocol: Protocol) -> None:
 
 def _diverged(epoch: int) -> TrainingRefused:
     return TrainingRefused(f"training diverged in epoch {epoch + 1} (not a number): lower recipe.learning_rate")
-
-
-def _finished(
-    average: nn.Module,
-    *,
-    plan: strategies.Plan,
-    base: Base | None,
-    architecture: network.Architecture,
-    train: Cases,
-    tune: Cases,
-    seed: int,
-) -> list[str]:
-    """Do what the plan asks for after the last epoch: solve the last layer, mix with the champion; say so."""
-    rng = np.random.default_rng([seed, AFTERWARDS])
-    if plan.ridge is not None:
-        rows = np.sort(strategies.epoch_order(plan.pools, rng=rng))
-        analytic.solve_head(average, images=train.images[rows], labels=train.labels[rows], ridge=plan.ridge)
-    if plan.blending is None:
-        return []
-    rows = np.sort(strategies.epoch_order((plan.blending.pool,), rng=rng))
-    device = next(average.parameters()).device
-    share = blend.choose(
-        average,
-        champion=champion.grown(architecture, base=base, seed=seed).to(device),
-        shares=plan.blending.shares,
-        images=train.images[rows],
-        loss=lambda mixed: calibrate.worst_site_log_loss(
-            predict.in_batches(mixed, tune.images), tune.labels, tune.sites
-        ),
-    )
-    return [f"{share:g} of the candidate's weights, {1.0 - share:g} of the champion's"]
-
-
-def _tune_auroc(logits: NDArray[np.float32], labels: NDArray[np.int64], *, protocol: Protocol) -> Any:
-    scores = calibrate.softmax(logits)
-    if protocol.positive_index is None:
-        return macro_auroc_estimate(labels, scores)
-    return auroc_estimate(labels == protocol.positive_index, scores[:, protocol.positive_index])
-
-
-def _operating_point(model: predict.Model, *, tune: Cases, protocol: Protocol) -> OperatingPoint | None:
-    index = protocol.positive_index
-    if index is None:
-        return None
-    rule = protocol.operating_point
-    scores = model.scores(tune.images)[:, index]
-    return calibrate.choose_operating_point(tune.labels == index, scores, rule=rule.rule, target=rule.target)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ Split = Literal["train", "tune", "sealed_test"]
 Evidence = Literal["report_text", "single_read", "consensus", "follow_up", "pathology"]
 AiExposure = Literal["blind", "aided", "unknown"]
 Kind = Literal["confirmation", "retraction", "adjudication"]
-Strategy = Literal["full", "auto", "warm", "replay", "derpp", "gdumb", "lwf", "interpolate", "analytic", "finetune"]
+Strategy = Literal[
+    "full", "auto", "warm", "replay", "derpp", "gdumb", "lwf", "ewc", "interpolate", "analytic", "finetune"
+]
 Verdict = Literal["pass", "fail", "insufficient"]
 
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import protocol
-from pipelines.protocol import Monitoring, Protocol, ProtocolError, SealedTestPlan
+from pipelines.protocol import Monitoring, Protocol, ProtocolError, Recipe, SealedTestPlan
 from pipelines.sealed_ledger import Plan, level_from
 
 SCHEMA_ID = "https://overread.example/protocol.schema.json"
@@ -94,7 +94,7 @@ def explain(asked: Protocol) -> str:
     hours = f", or {asked.triggers.every_hours:g} hours" if asked.triggers.every_hours else ""
     learning = (
         f"A run starts after {asked.triggers.new_confirmations} new confirmations{hours}, and trains {recipe.network} "
-        f"by {recipe.strategy}. {_envelope(asked)}"
+        f"by {recipe.strategy}{_anchors(recipe)}. {_envelope(asked)}"
     )
     better = "; and its AUROC is shown to be better than the champion's" if gates.require_improvement else ""
     passing = (
@@ -180,6 +180,16 @@ def _is_looser(clause: str, before: Any, after: Any) -> bool:
 
 def _value(value: Any) -> str:
     return "nothing" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _anchors(recipe: Recipe) -> str:
+    """Say when a run trains by something else than the recipe's strategy."""
+    words = ""
+    if recipe.anchor_growth is not None:
+        words += f", but from nothing once there are {recipe.anchor_growth:g} times the cases of the last such training"
+    if recipe.escalation:
+        words += f"; after failed gates by {', then '.join(recipe.escalation)}"
+    return words
 
 
 def _envelope(asked: Protocol) -> str:

@@ -14,12 +14,11 @@ from typing import Any, LiteralString
 from psycopg.types.json import Jsonb
 
 from registry import audit, datasets, jobs, lifecycle, lines
+from registry import strategy as strategies
 from registry.db import Connection, constraint_means, fetch_all, fetch_one, fetch_value
 from registry.errors import Invalid, NotFound, RunInProgress
 from registry.lines import Line
 from registry.users import User
-
-STRATEGIES = ("full", "auto", "warm", "replay", "derpp", "gdumb", "lwf", "interpolate", "analytic", "finetune")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,18 +56,23 @@ class _Situation:
 def start_run(
     conn: Connection, *, line_id: int, requested_by: User | None, reason: str, strategy: str | None = None
 ) -> Run:
-    """Begin a run and ask for its freeze; `strategy` None means the protocol's. Without a champion it is `full`.
+    """Begin a run and ask for its freeze; `strategy` None means what the protocol says now (`registry.strategy`).
+
+    Without a champion it is `full`.
 
     Raises RunInProgress, NotFound, Invalid for an unknown strategy.
     """
     protocol = lines.current_protocol(conn, line_id)
-    if strategy is not None and strategy not in STRATEGIES:
-        raise Invalid(f"unknown strategy {strategy!r}; it is one of {', '.join(STRATEGIES)}")
+    if strategy is not None and strategy not in strategies.STRATEGIES:
+        raise Invalid(f"unknown strategy {strategy!r}; it is one of {', '.join(strategies.STRATEGIES)}")
     has_champion = fetch_value(
         conn, "SELECT EXISTS (SELECT FROM promotions WHERE line_id = %s AND ended_at IS NULL)", (line_id,)
     )
     recipe, envelope = protocol.document["recipe"], protocol.document.get("envelope")
-    chosen = (strategy or recipe["strategy"]) if has_champion else "full"
+    chosen, because = strategies.due(conn, line_id=line_id, recipe=recipe)
+    if has_champion and strategy is not None:
+        chosen, because = strategy, None
+    reason = reason if because is None else f"{reason}; trained {because}"
     if has_champion and envelope is not None and chosen not in envelope["strategies"]:
         raise Invalid(
             f"envelope.strategies of the protocol does not allow {chosen!r}, only {', '.join(envelope['strategies'])}; "

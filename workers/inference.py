@@ -210,6 +210,7 @@ def _prediction(serving: Serving, scored: Scored, *, latency_seconds: float) -> 
         "decision": serving.model.decision(scored.scores[None])[0],
         "operating_point": serving.model.metadata["operating_point"],
         "threshold": serving.model.threshold,
+        "second_look": bool(serving.model.unclear(scored.scores[None])[0]),
         "latency_seconds": latency_seconds,
         "batch": scored.batch,
     }

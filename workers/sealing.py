@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.sealed_ledger import Plan, level_from
-from registry import datasets, db, lines, promotions, runs, sealed_tests
+from registry import datasets, db, lines, promotions, runs, sealed_tests, strategy
 from registry.candidates import Candidate
 from registry.sealed_tests import Use
 from workers.lease import Lease
@@ -91,12 +91,12 @@ def plan_of(rules: Mapping[str, Any]) -> Plan:
 
 
 def _wallet(connection: db.Connection, candidate: Candidate, *, rules: Mapping[str, Any], first: bool) -> str:
-    """Whose money it is: the declared recipe's, where strategy and seed are the protocol's, or the tinkerer's."""
+    """Whose money it is: the declared recipe's, where the protocol may come to strategy and seed, or the tinkerer's."""
     if rules.get("sealed_test") is None:
         return "unlimited"
     recipe = lines.protocol(connection, candidate.protocol_id).document["recipe"]
     run = runs.get(connection, candidate.run_id)
-    declared = first or (run.strategy, run.seed) == (recipe["strategy"], recipe["seed"])
+    declared = first or (run.strategy in strategy.declared(recipe) and run.seed == recipe["seed"])
     return "recipe" if declared else "adaptive"
 
 

@@ -242,6 +242,10 @@ def _record_candidate(connection: db.Connection, *, run_id: int, result: dict[st
     weights_digest = blobs.put(connection, blob_root, weights, media_type="application/x-safetensors")
     if weights_digest != result["weights_digest"]:
         raise ValueError("the weights on disk are not those that the training tells of; train again")
+    for name, path in result["state"].items():
+        kept = blobs.put(connection, blob_root, Path(path).read_bytes(), media_type="application/x-safetensors")
+        if kept != result["metadata"]["state"][name]:
+            raise ValueError(f"the {name} on disk is not that which the training tells of; train again")
     if result["history"]:
         _showing(run_id)(connection, result["history"])
     candidates.record_candidate(

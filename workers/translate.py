@@ -215,6 +215,10 @@ def train_config(connection: db.Connection, *, run: runs.Run, settings: WorkerSe
         base = {
             **model_files(candidate, settings=settings),
             "architecture": candidate.metadata["architecture"],
+            "state": {
+                name: {"path": str(blobs.path_of(settings.blob_root, digest)), "digest": digest}
+                for name, digest in candidate.metadata.get("state", {}).items()
+            },
             "dataset_number": datasets.get(connection, candidate.dataset_version_id).number,
         }
     document = lines.protocol(connection, run.protocol_id).document

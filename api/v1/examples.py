@@ -127,6 +127,7 @@ PREDICTION: Example = {
     "decision": "pneumonia",
     "threshold": 0.41,
     "operating_point": OPERATING_POINT,
+    "second_look": False,
     "latency_seconds": 0.012,
 }
 DATASET_VERSION: Example = {

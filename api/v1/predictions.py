@@ -50,6 +50,10 @@ class PredictionView(View):
     threshold: float | None = Field(
         description="Threshold on the positive class's score; null where the highest score decides"
     )
+    second_look: bool | None = Field(
+        description="Whether the score lies in the protocol's band about the threshold, in which the model asks for a "
+        "second look; null, like the scores, where a case is to be read blind first"
+    )
     operating_point: dict[str, Any] | None = Field(
         description="The rule behind the threshold, the sensitivity and specificity it stands for, and where measured"
     )
@@ -219,5 +223,5 @@ def _predict(
             connection, "prediction:make", case_id=case_id, line_id=line.line_id, prediction=logged.prediction_id
         )
     values = {name: getattr(scored, name) for name in scored.__slots__}
-    values |= {"scores": None, "decision": None} if withheld else {}
+    values |= {"scores": None, "decision": None, "second_look": None} if withheld else {}
     return PredictionView(prediction_id=logged.prediction_id, line=line.name, case_id=case_id, **values)

@@ -20,7 +20,9 @@ from registry import db, lines, runs
 
 router = guarded_router(tag="Runs")
 
-Strategy = Literal["full", "auto", "warm", "replay", "derpp", "gdumb", "lwf", "interpolate", "analytic", "finetune"]
+Strategy = Literal[
+    "full", "auto", "warm", "replay", "derpp", "gdumb", "lwf", "ewc", "interpolate", "analytic", "finetune"
+]
 
 
 class NewRun(Request):

@@ -32,6 +32,7 @@ def crown(service: Service, line: str) -> str:
             "temperature": 1.0,
             "log_prior": [0.0, 0.0],
             "operating_point": {"rule": "youden", "threshold": 0.25},
+            "second_look": {"low": 0.0, "high": 1.0},
         }
         made = candidates.record_candidate(
             connection,
@@ -78,6 +79,7 @@ def test_an_image_is_scored_by_the_champion_and_not_kept(
     assert sum(body["scores"].values()) == pytest.approx(1.0, abs=1e-5)
     assert body["decision"] == ("pneumonia" if body["scores"]["pneumonia"] >= 0.25 else "normal")
     assert body["operating_point"]["rule"] == "youden"
+    assert body["second_look"] is True
     assert body["latency_seconds"] > 0
     assert not blobs.path_of(service.blob_root, hashlib.sha256(npy(5000)).hexdigest()).exists()
     with service.connect() as connection:

@@ -82,3 +82,54 @@ def test_where_no_threshold_meets_the_target_there_is_no_operating_point() -> No
 def test_one_class_alone_has_no_operating_point_to_choose() -> None:
     with pytest.raises(MetricError, match="one negative"):
         calibrate.choose_operating_point(np.ones(5), np.full(5, 0.5), rule="youden")
+
+
+def test_net_benefit_is_highest_at_the_chosen_threshold() -> None:
+    rng = np.random.default_rng(4)
+    labels = rng.random(500) < 0.3
+    scores = np.clip(0.3 * labels + rng.random(500) * 0.7, 0, 1)
+    point = calibrate.choose_operating_point(labels, scores, rule="net_benefit", target=0.2)
+    assert point.threshold is not None
+
+    def benefit(threshold: float) -> float:
+        called = scores >= threshold
+        return float(np.mean(called & labels) - np.mean(called & ~labels) * 0.2 / 0.8)
+
+    assert benefit(point.threshold) == pytest.approx(max(benefit(threshold) for threshold in np.unique(scores)))
+
+
+def test_where_scores_are_calibrated_the_best_threshold_is_the_probability_of_indifference() -> None:
+    rng = np.random.default_rng(5)
+    scores = rng.random(20_000)
+    labels = rng.random(20_000) < scores
+    point = calibrate.choose_operating_point(labels, scores, rule="net_benefit", target=0.3)
+    assert point.threshold == pytest.approx(0.3, abs=0.05)
+
+
+def test_a_site_has_its_own_operating_point_only_where_it_has_enough_of_both_classes() -> None:
+    rng = np.random.default_rng(6)
+    labels = np.arange(300) % 2 == 0
+    scores = np.clip(0.4 * labels + rng.random(300) * 0.6, 0, 1)
+    sites = np.array(["large"] * 200 + ["small"] * 50 + ["one-sided"] * 50)
+    labels[250:] = True
+    found = calibrate.points_by_site(labels, scores, sites, rule="youden")
+    assert set(found) == {"large"}
+    assert found["large"] == calibrate.choose_operating_point(labels[:200], scores[:200], rule="youden")
+    assert found["large"].sensitivity is not None
+    assert found["large"].sensitivity.n == 100
+
+
+def test_the_band_of_a_second_look_holds_its_share_and_those_outside_are_clearer() -> None:
+    rng = np.random.default_rng(7)
+    labels = rng.random(1000) < 0.4
+    scores = 1.0 / (1.0 + np.exp(-(2.0 * labels - 1.0 + rng.normal(size=1000))))
+    band = calibrate.second_look(labels, scores, threshold=0.4, share=0.15)
+    assert np.mean((scores >= band.low) & (scores <= band.high)) == pytest.approx(0.15, abs=0.002)
+    assert band.low < 0.4 < band.high
+    odds = [value / (1 - value) for value in (band.low, 0.4, band.high)]
+    assert odds[1] / odds[0] == pytest.approx(odds[2] / odds[1])
+    assert band.sensitivity is not None
+    assert band.specificity is not None
+    assert band.sensitivity.value > np.mean(scores[labels] >= 0.4)
+    assert band.specificity.value > np.mean(scores[~labels] < 0.4)
+    assert band.sensitivity.n + band.specificity.n == 850

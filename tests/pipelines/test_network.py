@@ -17,7 +17,14 @@ SMALL = network.Architecture(
 
 @pytest.mark.parametrize(
     ("name", "channels", "size", "classes"),
-    [("small_cnn", 1, 28, 2), ("small_cnn", 3, 64, 5), ("resnet18", 3, 64, 2), ("densenet121", 1, 64, 3)],
+    [
+        ("small_cnn", 1, 28, 2),
+        ("small_cnn", 3, 64, 5),
+        ("resnet18", 3, 64, 2),
+        ("densenet121", 1, 64, 3),
+        ("seresnet50", 1, 64, 2),
+        ("efficientnet_b0", 3, 64, 4),
+    ],
 )
 def test_every_network_maps_images_to_one_logit_a_class(name: str, channels: int, size: int, classes: int) -> None:
     module = network.build(
@@ -76,7 +83,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_network_names_those_there_are() -> None:
-    with pytest.raises(network.UnknownNetwork, match="densenet121, resnet18, small_cnn"):
+    with pytest.raises(network.UnknownNetwork, match="densenet121, efficientnet_b0, resnet18, seresnet50, small_cnn"):
         network.build(replace(SMALL, network="alexnet"))
 
 

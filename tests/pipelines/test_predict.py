@@ -104,7 +104,8 @@ def test_a_heat_map_covers_the_image_and_leaves_the_scores_alone(name: str, size
     assert all(not module._forward_hooks for module in model.module.modules())
 
 
-def test_a_heat_map_is_hottest_where_the_finding_is() -> None:
+def _bright_squares() -> tuple[Any, Any, Any, predict.Model]:
+    """Images, labels, the corner of the bright square that a positive one has, and a model that knows it."""
     rng = np.random.default_rng(0)
     labels = np.arange(128) % 2
     images = rng.random((128, 1, 28, 28), dtype=np.float32) * 0.4
@@ -119,13 +120,39 @@ def test_a_heat_map_is_hottest_where_the_finding_is() -> None:
         optimiser.zero_grad()
         torch.nn.functional.cross_entropy(module(torch.from_numpy(images)), torch.from_numpy(labels)).backward()
         optimiser.step()
-    model = predict.Model(module, METADATA)
+    return images, labels, corners, predict.Model(module, METADATA)
+
+
+def test_a_heat_map_is_hottest_where_the_finding_is() -> None:
+    images, labels, corners, model = _bright_squares()
     found = 0
     for image, corner in zip(images[labels == 1], corners[labels == 1], strict=True):
         heat = model.heat_map(image, 1)
         quarters = [heat[r : r + 14, c : c + 14].sum() for r in (0, 14) for c in (0, 14)]
         found += int(np.argmax(quarters) == corner)
     assert found / 64 > 0.8
+
+
+def test_a_heat_map_is_the_models_and_another_once_its_weights_are_drawn_anew() -> None:
+    """Adebayo et al., NeurIPS 2018: a map that stays the same shows edges of the image, not what was learned."""
+    images, labels, _, model = _bright_squares()
+    torch.manual_seed(1)
+    strange = predict.Model(network.build(ARCHITECTURE), METADATA)
+    alike = [
+        np.corrcoef(model.heat_map(image, 1).ravel(), strange.heat_map(image, 1).ravel())[0, 1]
+        for image in images[labels == 1][:24]
+        if strange.heat_map(image, 1).max() > 0.0
+    ]
+    assert len(alike) > 8
+    assert abs(np.mean(alike)) < 0.5
+
+
+def test_scores_within_the_band_need_a_second_look() -> None:
+    banded = predict.Model(network.build(ARCHITECTURE), {**METADATA, "second_look": {"low": 0.2, "high": 0.4}})
+    positive = np.array([0.1, 0.2, 0.3, 0.4, 0.41])
+    assert banded.unclear(np.column_stack([1 - positive, positive])).tolist() == [False, True, True, True, False]
+    without = predict.Model(network.build(ARCHITECTURE), METADATA)
+    assert not without.unclear(np.full((3, 2), 0.5)).any()
 
 
 def test_the_exported_program_gives_the_same_scores_for_any_number_of_images(model: predict.Model, images: Any) -> None:

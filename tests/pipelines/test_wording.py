@@ -91,7 +91,7 @@ def test_the_published_schema_is_that_of_the_code() -> None:
 def test_the_recipe_lies_within_its_own_envelope() -> None:
     with pytest.raises(ProtocolError, match=r"envelope\.strategies"):
         changed(envelope={"strategies": ["replay"]})
-    assert changed(envelope={"strategies": ["full", "replay"]})["envelope"]["strategies"] == ["full", "replay"]
+    assert changed(envelope={"strategies": ["full", "auto"]})["envelope"]["strategies"] == ["full", "auto"]
 
 
 @pytest.mark.parametrize(
@@ -117,3 +117,14 @@ def test_a_typo_is_named_and_nothing_is_compared(tmp_path: Path, capsys: pytest.
     (tmp_path / "typo.yaml").write_text(EXAMPLE.read_text(encoding="utf-8").replace("alpha:", "alhpa:"))
     assert wording.main(["diff", str(EXAMPLE), str(tmp_path / "typo.yaml")]) == 2
     assert "gates.alhpa: Extra inputs are not permitted" in capsys.readouterr().err
+
+
+def test_what_the_ladder_and_the_anchors_come_to_lies_within_the_envelope_too() -> None:
+    recipe = {"strategy": "auto", "escalation": ["warm"], "anchor_growth": 2.0}
+    with pytest.raises(ProtocolError, match="warm, is not among them"):
+        changed(recipe=recipe, envelope={"strategies": ["auto", "full"]})
+    with pytest.raises(ProtocolError, match="full, is not among them"):
+        changed(recipe=recipe, envelope={"strategies": ["auto", "warm"]})
+    with pytest.raises(ProtocolError, match="finetune is never promoted"):
+        changed(recipe={"escalation": ["finetune"]})
+    assert "after failed gates by warm" in wording.explain(from_document(changed(recipe=recipe)))

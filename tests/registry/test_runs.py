@@ -307,3 +307,48 @@ def _at_once(url: str, first: Callable[[Connection], str], second: Callable[[Con
             pass
         conn.commit()
         return said, ending.result(timeout=60)
+
+
+def _next_strategy(db: Connection, line: Line) -> tuple[str, str]:
+    """What the next run trains by, and its reason; the run is given up at once."""
+    run = runs.start_run(db, line_id=line.line_id, requested_by=None, reason="trigger")
+    runs.refuse(db, run_id=run.run_id, outcome="for tests")
+    return run.strategy, run.reason
+
+
+def test_a_line_trains_from_nothing_once_its_archive_has_grown_enough(db: Connection) -> None:
+    line = factories.line(db, recipe={"strategy": "auto", "anchor_growth": 2.0})
+    _confirmations(db, line, 4)
+    factories.champion(db, line)
+    assert _next_strategy(db, line) == ("auto", "trigger")
+    _confirmations(db, line, 3)
+    assert _next_strategy(db, line)[0] == "auto"
+    _confirmations(db, line, 1)
+    strategy, reason = _next_strategy(db, line)
+    assert strategy == "full"
+    assert reason == "trigger; trained from nothing, for 8 cases are confirmed and the last such training knew 4"
+    factories.candidate(db, line)  # such a training, which is the anchor from now on
+    run_id = runs.list_runs(db, line.line_id)[0].run_id
+    runs.cancel(db, run_id=run_id, actor=None)
+    assert _next_strategy(db, line) == ("auto", "trigger")
+
+
+def test_failed_gates_lead_up_the_ladder_and_a_promotion_down_again(db: Connection) -> None:
+    line = factories.line(db, recipe={"strategy": "auto", "escalation": ["warm", "full"]})
+    factories.champion(db, line)
+    seen = []
+    for _ in range(4):
+        seen.append(_next_strategy(db, line)[0])
+        factories.gated_candidate(db, line, verdict="fail")
+    assert seen == ["auto", "warm", "full", "full"]
+    assert "by full, for 4 in a row did not pass the gates" in _next_strategy(db, line)[1]
+    factories.promotion(db, factories.approved_candidate(db, line))
+    assert _next_strategy(db, line) == ("auto", "trigger")
+
+
+def test_whoever_asks_for_a_strategy_gets_it_whatever_the_ladder_says(db: Connection) -> None:
+    line = factories.line(db, recipe={"strategy": "auto", "escalation": ["full"]})
+    factories.champion(db, line)
+    factories.gated_candidate(db, line, verdict="fail")
+    run = runs.start_run(db, line_id=line.line_id, requested_by=None, reason="by hand", strategy="warm")
+    assert (run.strategy, run.reason) == ("warm", "by hand")

@@ -132,6 +132,13 @@ def test_a_tinkerer_spends_another_wallet_than_the_declared_recipe(workshop: Wor
     assert use.level == pytest.approx(0.05 * 0.4 * 0.8)
 
 
+def test_a_step_of_the_declared_ladder_is_no_tinkering(workshop: Workshop, record: db.Connection) -> None:
+    line = factories.line(record, recipe={"strategy": "auto", "escalation": ["warm"]})
+    factories.champion(record, line)
+    use = spent(workshop, record, candidate_with(record, line, sealed=40, strategy="warm"))
+    assert (use.wallet, use.place) == ("recipe", 1)
+
+
 def test_a_protocol_that_sets_nothing_aside_for_tinkering_says_so(workshop: Workshop, record: db.Connection) -> None:
     line = line_with(record, recipe_share=1.0)
     factories.champion(record, line)

@@ -1,0 +1,231 @@
+"""How often the second model of a young line passes its gates, by what it is trained with.
+
+The demo's setting without the service: 240 confirmed radiographs make a champion, 800 more a candidate; where that
+fails, 200 more come, twice at most. Patients fall into the splits by a random key, the gates are the example
+protocol's, each at the level that its ledger grants after the answers so far. A path names what the first, second and
+third try are trained with; what several paths have in common is trained once.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.young_line [--keys 16] [--randomise 0.0] \
+        [--paths full auto auto,warm,full] [--results young.jsonl]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from benchmarks.pneumonia import DATA, ROOT
+from pipelines import chest_xrays, gates, network, predict, sealed_ledger, train
+from pipelines.comparison import Comparison, Opinion, Placement, Scored, Sealed
+from pipelines.manifest import split_of
+from pipelines.protocol import Protocol, from_document, parse
+from pipelines.types import Digest, GateReport, Strategy
+
+SIZES = (240, 1040, 1240, 1440)
+"""Confirmed cases of the line in each dataset version."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Line:
+    """The confirmed cases of one line in the order of their coming, and where each patient fell."""
+
+    cases: train.Cases
+    splits: list[str]
+    protocol: Protocol
+
+    def part(self, split: str, *, version: int) -> train.Cases:
+        """The cases of one split in a dataset version."""
+        rows = [row for row in range(SIZES[version - 1]) if self.splits[row] == split]
+        since = 1 + np.searchsorted(SIZES, rows, "right")
+        every = self.cases
+        return train.Cases(
+            images=every.images[rows], labels=every.labels[rows], sites=every.sites[rows], label_since=since
+        )
+
+
+def line_of(xrays: chest_xrays.ChestXrays, *, key: int, protocol: Protocol) -> Line:
+    """Deal a line's cases out of the official training split, two in five normal as in the demo."""
+    rng = np.random.default_rng(key)
+    count = SIZES[-1]
+    normal = np.arange(count) * 2 % 5 < 2
+    rows = np.empty(count, dtype=np.int64)
+    for label, places in ((0, normal), (1, ~normal)):
+        rows[places] = rng.permutation(np.flatnonzero(xrays.train_labels == label))[: places.sum()]
+    secret = f"key {key}".encode()
+    return Line(
+        cases=train.Cases(
+            images=xrays.train_images[rows][:, None].astype(np.float32) / 255.0,
+            labels=xrays.train_labels[rows],
+            sites=np.where(np.arange(count) < SIZES[0], "north", "south"),
+            label_since=np.ones(count, dtype=np.int64),
+        ),
+        splits=[split_of(secret, f"patient:{row}", protocol.splits) for row in range(count)],
+        protocol=protocol,
+    )
+
+
+def trained_on(line: Line, *, version: int, strategy: Strategy, champion: train.Trained | None, folder: Path) -> Any:
+    """Train by one strategy on one version, from the champion of version 1 if there is one."""
+    base = None
+    if champion is not None:
+        data = network.save_weights(champion.module)
+        (folder / "champion").write_bytes(data)
+        base = train.Base(
+            weights=folder / "champion",
+            weights_digest=network.digest_of_bytes(data),
+            architecture=network.from_document(champion.metadata["architecture"]),
+            dataset_number=1,
+        )
+    return train.fit(
+        line.part("train", version=version),
+        line.part("tune", version=version),
+        protocol=line.protocol,
+        strategy=strategy,
+        seed=line.protocol.recipe.seed,
+        base=base,
+    )
+
+
+def judged(
+    line: Line, *, version: int, candidate: train.Trained, champion: train.Trained | None, answers: Sequence[bool]
+) -> GateReport:
+    """Hold a candidate against the champion at the level that is left after the `answers` so far."""
+    rules = line.protocol.gates
+    assert rules.sealed_test is not None, "the example protocol has a plan for its sealed test"
+    plan = sealed_ledger.Plan(
+        alpha=rules.alpha,
+        success_weight=rules.sealed_test.success_weight,
+        uses=rules.sealed_test.uses,
+        recipe_share=rules.sealed_test.recipe_share,
+    )
+    sealed = line.part("sealed_test", version=version)
+    comparison = Comparison(
+        protocol=line.protocol,
+        sealed=Sealed(labels=sealed.labels, groups=np.arange(len(sealed.labels))),
+        candidate=_scored(candidate, sealed),
+        champion=None if champion is None else _scored(champion, sealed),
+        opinions=() if champion is None else _opinions(line, version=version, champion=champion),
+        placements=tuple(
+            Placement(image_digest=str(row), group=str(row), split=split)
+            for row, split in enumerate(line.splits[: SIZES[version - 1]])
+        ),
+        use={"level": sealed_ledger.local_level(answers, alpha=plan.wallet("recipe"), plan=plan)},
+    )
+    return gates.decide(comparison, dataset_digest=Digest(f"version {version}"))
+
+
+def tell_one(line: Line, *, key: int, paths: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Tell one line's story along every path: at which try it passed (None: never), what failed, and what it cost."""
+    found: dict[str, Any] = {"key": key, "randomise": line.protocol.recipe.randomise, "paths": {}}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        champion = trained_on(line, version=1, strategy="full", champion=None, folder=folder)
+        first = judged(line, version=1, candidate=champion, champion=None, answers=())
+        found["first"] = [row.name for row in first.results if row.verdict != "pass"]
+        answers = [first.verdict == "pass"]
+        made: dict[tuple[int, str], train.Trained] = {}
+        for path in paths:
+            tries: list[dict[str, Any]] = []
+            for version, strategy in enumerate(path, start=2):
+                if (version, strategy) not in made:
+                    made[version, strategy] = trained_on(
+                        line, version=version, strategy=cast(Strategy, strategy), champion=champion, folder=folder
+                    )
+                candidate = made[version, strategy]
+                before = [*answers, *[False] * len(tries)]
+                report = judged(line, version=version, candidate=candidate, champion=champion, answers=before)
+                better = next((row.difference for row in report.results if row.name == "improvement"), None)
+                tries.append(
+                    {
+                        "strategy": strategy,
+                        "missed": [row.name for row in report.results if row.verdict != "pass"],
+                        "gain": None if better is None else better.value,
+                        "sample_gradients": candidate.metadata["sample_gradients"],
+                        "seconds": candidate.metadata["seconds"],
+                    }
+                )
+                if report.verdict == "pass":
+                    break
+            found["paths"][",".join(path)] = tries
+    return found
+
+
+def print_table(lines: Sequence[dict[str, Any]]) -> None:
+    """Print how often each path passed at its first, second and third try, as Markdown."""
+    sound = [line for line in lines if not line["first"]]
+    print(f"\n{len(lines)} keys; in {len(sound)} the first model passed, and these count\n")
+    print("| path | passed at once | with 200 more | with 400 more | never | mean gain of the first try | cost of it |")
+    print("|---|---|---|---|---|---|---|")
+    for path in sound[0]["paths"] if sound else ():
+        stories = [line["paths"][path] for line in sound]
+        at = [len(tries) if not tries[-1]["missed"] else 0 for tries in stories]
+        counts = [at.count(n) for n in (1, 2, 3, 0)]
+        gain = np.mean([tries[0]["gain"] for tries in stories if tries[0]["gain"] is not None])
+        cost = np.mean([tries[0]["sample_gradients"] for tries in stories])
+        print(f"| {path} | " + " | ".join(str(n) for n in counts) + f" | {gain:+.4f} | {cost:,.0f} |")
+        missed = [name for tries in stories for name in tries[0]["missed"]]
+        print(f"  first try missed: { ({name: missed.count(name) for name in sorted(set(missed))}) }", file=sys.stderr)
+
+
+def main(arguments: list[str]) -> int:
+    """Tell every line's story that is not in the results file yet, then print the table."""
+    parser = argparse.ArgumentParser(description="How often the second model of a young line passes its gates")
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--keys", type=int, default=16)
+    parser.add_argument("--randomise", type=float, default=0.0)
+    parser.add_argument("--paths", nargs="+", default=["full,full,full", "auto,auto,auto", "auto,warm,full"])
+    parser.add_argument("--results", type=Path, default=Path("young.jsonl"))
+    parser.add_argument("--pause-while", type=Path, help="tell no story while this file is there")
+    options = parser.parse_args(arguments)
+    xrays = chest_xrays.read(options.data.read_bytes(), source=str(options.data))
+    document = parse((ROOT / "pipelines/protocols/cxr-pneumonia.yaml").read_text(encoding="utf-8")).document()
+    recipe = {**document["recipe"], "randomise": options.randomise}
+    protocol = from_document({**document, "recipe": recipe, "data_quality": None})
+    lines = []
+    if options.results.exists():
+        lines = [json.loads(text) for text in options.results.read_text(encoding="utf-8").splitlines()]
+    for key in range(options.keys):
+        if any((line["key"], line["randomise"]) == (key, options.randomise) for line in lines):
+            continue
+        while options.pause_while is not None and options.pause_while.exists():
+            time.sleep(5.0)
+        story = tell_one(
+            line_of(xrays, key=key, protocol=protocol), key=key, paths=[path.split(",") for path in options.paths]
+        )
+        lines.append(story)
+        with options.results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(story) + "\n")
+        print(json.dumps(story), file=sys.stderr, flush=True)
+    print_table([line for line in lines if line["randomise"] == options.randomise])
+    return 0
+
+
+def _scored(trained: train.Trained, sealed: train.Cases) -> Scored:
+    model = predict.Model(trained.module, trained.metadata)
+    scores = model.scores(sealed.images)
+    digest = Digest(network.digest_of_bytes(network.save_weights(trained.module)))
+    return Scored(digest=digest, scores=scores, decided=model.decided(scores), threshold=model.threshold)
+
+
+def _opinions(line: Line, *, version: int, champion: train.Trained) -> tuple[Opinion, ...]:
+    """What the second hospital said of the cases that are new, beside the champion's decision."""
+    model, classes = predict.Model(champion.module, champion.metadata), line.protocol.classes
+    rows = slice(SIZES[version - 2], SIZES[version - 1])
+    decided = model.decision(model.scores(line.cases.images[rows]))
+    return tuple(
+        Opinion(submitter="south", finding=classes[label], champion=said, others=None)
+        for label, said in zip(line.cases.labels[rows].tolist(), decided, strict=True)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

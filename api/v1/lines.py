@@ -23,6 +23,8 @@ router = guarded_router(tag="Lines")
 class ProtocolView(View):
     """A version of a line's protocol: all that is said in advance about how its model may change."""
 
+    model_config = shown_as(examples.PROTOCOL)
+
     protocol_id: int
     version: int
     digest: Digest
@@ -73,6 +75,7 @@ class WatchView(View):
     reason: str
     cases_to_see: list[int] = Field(description="The newest cases of which it was wrong")
     what_to_do: str | None = Field(description="What an alarm asks for")
+    shadow: dict[str, Any] | None = Field(description="What was seen of the challenger on the same cases")
     created_at: datetime
 
 

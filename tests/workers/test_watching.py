@@ -9,7 +9,7 @@ import pytest
 
 from pipelines import embed, images, synthetic
 from pipelines.predict import Model
-from registry import audit, blobs, db, jobs, promotions, watches
+from registry import audit, blobs, confirmations, db, jobs, promotions, watches
 from registry.lines import Line
 from tests import factories
 from workers.lease import Workshop
@@ -136,6 +136,23 @@ def test_after_a_roll_back_the_champion_of_then_is_looked_at_for_itself(hospital
     assert champion is not None
     assert (again.candidate_id, again.n) == (champion.candidate_id, seen.n)
     assert again.candidate_id != seen.candidate_id
+
+
+def test_a_challenger_is_followed_on_the_cases_that_neither_has_learned_from(
+    record: db.Connection, settings: WorkerSettings, workshop: Workshop
+) -> None:
+    hospital = Hospital(record, settings, shadow_margin=0.05)
+    model = hospital.crown()
+    hospital.confirm(model, weeks=2, risk=0.1)
+    assert hospital.look(workshop).shadow is None
+    known = confirmations.last_id(record, hospital.line.line_id)
+    other = approved(record, blob_root=settings.blob_root, line=hospital.line, seed=2, learned_up_to=known)
+    hospital.confirm(model, weeks=1, risk=0.1)
+    seen = hospital.look(workshop)
+    assert seen.shadow is not None
+    assert (seen.shadow["candidate_id"], seen.n) == (other.candidate_id, 3 * A_WEEK)
+    assert seen.shadow["n"] == 1 * A_WEEK
+    assert seen.shadow["verdict"] in {"pass", "insufficient"}
 
 
 @pytest.mark.parametrize("results", [(), ({"name": "auroc", "candidate": SHARE},)])

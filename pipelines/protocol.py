@@ -125,8 +125,7 @@ class Recipe(_Section):
     """Share of each batch drawn from the archive when the strategy is `replay`."""
     augment: bool = True
     randomise: Share = 0.0
-    """Share of the training images that are shown as an imagined other scanner would, so that the next one surprises
-    less."""
+    """Share of the training images shown as an imagined other scanner would: the next one surprises less."""
     weights: Annotated[CaseWeights, Field(exclude_if=lambda weights: weights == CaseWeights())] = CaseWeights()
     """Left out where all are 1, so that a protocol from before there were weights keeps its digest, and its meaning."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -285,6 +284,8 @@ class Monitoring(_Section):
     """Chance of a false alarm in all the time that the champion serves."""
     sample: Literal["blind_fraction", "every_case"] = "blind_fraction"
     """Which cases count: those whose lot makes them blind, a fair sample; or all, where all are read blind."""
+    shadow_margin: Annotated[float, Field(gt=0.0, lt=0.5)] | None = None
+    """Follow the challenger on the same cases, until it is shown to be worse by less than this; None: do not."""
 
 
 class Protocol(_Section):

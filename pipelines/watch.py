@@ -6,6 +6,8 @@ of the protocol's alpha pays for the sealed test's bound, half for the watch: a 
 all the time that the champion serves. Only blind words count, and a blind word that was overruled by a reader who had
 seen the model still counts: otherwise the cases in which it misled somebody would be the ones to drop out.
 
+A challenger is followed (`pipelines.shadow`) on those of the same cases that it cannot have learned from either.
+
 References: Podkopaev and Ramdas, ICLR 2022; Begg and Greenes, Biometrics 1983 (verification bias).
 
     python -m pipelines.watch JOB_DIR       # config.json, sample.ndjson in; result.json out
@@ -23,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import alarm, job, maturity, network
+from pipelines import alarm, job, maturity, network, shadow
 from pipelines.metrics import MetricError
 from pipelines.paired import MINIMUM_CASES
 from pipelines.protocol import Monitoring, Protocol, ReferenceStandardRule, from_document
@@ -53,6 +55,11 @@ class Sample:
     ages: NDArray[np.float64]
     """(N,) days."""
 
+    @property
+    def watched(self) -> NDArray[np.intp]:
+        """Rows of the cases that were confirmed, and whose image can be read."""
+        return np.flatnonzero((self.labels >= 0) & np.isfinite(self.scores).all(axis=1))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sealed:
@@ -68,7 +75,7 @@ def look(sample: Sample, *, sealed: Sealed | None, rule: Monitoring, asked: Prot
     The verdict is `alarm`, `in_order`, or `insufficient` while fewer than 20 cases have been confirmed, or where the
     sealed test told nothing. The weighted risk is beside it, for people: the alarm counts each confirmed case once.
     """
-    watched = np.flatnonzero((sample.labels >= 0) & np.isfinite(sample.scores).all(axis=1))
+    watched = sample.watched
     wrong = sample.decided[watched] != sample.labels[watched]
     found = {
         "sample": len(sample.case_ids),
@@ -81,6 +88,26 @@ def look(sample: Sample, *, sealed: Sealed | None, rule: Monitoring, asked: Prot
         "cases_to_see": sample.case_ids[watched[wrong]][::-1][:SHOWN].tolist(),
     }
     return found | _judged(wrong.astype(np.float64), sealed=sealed, rule=rule)
+
+
+def follow(
+    sample: Sample, *, decided: NDArray[np.int64], unknown: NDArray[np.bool_], margin: float, alpha: float
+) -> dict[str, Any]:
+    """Follow a challenger that decides `decided` (N,), on confirmed cases `unknown` (N,) to it; plain values.
+
+    `pass` as soon as it is shown to be worse than the champion by less than `margin`, `insufficient` until then.
+    """
+    rows = sample.watched[unknown[sample.watched]]
+    labels = sample.labels[rows]
+    differences = (decided[rows] == labels).astype(np.float64) - (sample.decided[rows] == labels)
+    seen = shadow.follow(differences, margin=margin, alpha=alpha)
+    return {
+        "verdict": seen.verdict,
+        "reason": seen.reason,
+        "n": len(rows),
+        "passed_at": seen.passed_at,
+        "difference": float(differences.mean()) if len(rows) else None,
+    }
 
 
 def label_of(said: Sequence[Confirmation], *, asked: Protocol) -> int:
@@ -106,27 +133,40 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
     with Path(config["sample"]).open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     sealed = None if config["sealed"] is None else Sealed(**config["sealed"])
-    sample = _scored(rows, asked=asked, config=config, keep_going=job.orphan_watch())
-    return look(sample, sealed=sealed, rule=asked.monitoring, asked=asked)
+    blobs, keep_going = Path(config["blobs"]), job.orphan_watch()
+    sample = _scored(rows, asked=asked, document=config["champion"], blobs=blobs, keep_going=keep_going)
+    found = look(sample, sealed=sealed, rule=asked.monitoring, asked=asked)
+    challenger, margin = config["challenger"], asked.monitoring.shadow_margin
+    if challenger is None or margin is None:
+        return found | {"shadow": None}
+    other = _scored(rows, asked=asked, document=challenger, blobs=blobs, keep_going=keep_going)
+    known = challenger["last_confirmation_id"]
+    first = [row["first_confirmation_id"] for row in rows]
+    unknown = np.array([number is not None and number > known for number in first], dtype=np.bool_)
+    followed = follow(sample, decided=other.decided, unknown=unknown, margin=margin, alpha=asked.monitoring.alpha)
+    return found | {"shadow": {"candidate_id": challenger["candidate_id"], **followed}}
 
 
 def _scored(
-    rows: Sequence[Mapping[str, Any]], *, asked: Protocol, config: Mapping[str, Any], keep_going: Callable[[], None]
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    asked: Protocol,
+    document: Mapping[str, Any],
+    blobs: Path,
+    keep_going: Callable[[], None],
 ) -> Sample:
     from pipelines.embed import look_at_stored  # noqa: PLC0415 - torch comes with it, and `look` needs none
     from pipelines.predict import Model  # noqa: PLC0415
 
-    document = config["champion"]
     try:
         model = Model.from_files(
             Path(document["weights"]), metadata=document["metadata"], expected_digest=document["weights_digest"]
         )
     except network.NetworkError as error:
-        raise job.Refused(f"the champion cannot be loaded: {error}") from error
+        raise job.Refused(f"the model {document['weights_digest'][:12]} cannot be loaded: {error}") from error
     if model.classes != asked.classes:
-        raise job.Refused("the champion answers other classes than the protocol in force; it cannot be watched by it")
-    digests = [row["image_digest"] for row in rows]
-    scores, _ = look_at_stored(model, digests, blobs=Path(config["blobs"]), keep_going=keep_going)
+        raise job.Refused("this model answers other classes than the protocol in force; it cannot be watched by it")
+    scores, _ = look_at_stored(model, [row["image_digest"] for row in rows], blobs=blobs, keep_going=keep_going)
     said = [[Confirmation(**item) for item in row["said"]] for row in rows]
     return Sample(
         case_ids=np.array([row["case_id"] for row in rows], dtype=np.int64),

@@ -45,6 +45,7 @@ LOOSER = {
     "blind_fraction": -1,
     "monitoring.tolerance": 1,
     "monitoring.alpha": -1,
+    "monitoring.shadow_margin": 1,
 }
 """Numbers of which more (1) or less (-1) asks for less evidence than before."""
 DEMANDS = ("data_quality", "envelope", "gates.sealed_test", "gates.subgroups", "monitoring")
@@ -225,11 +226,16 @@ def _wear(stated: SealedTestPlan | None, *, alpha: float) -> str:
 def _watch(stated: Monitoring | None) -> str:
     if stated is None:
         return "Nobody watches the champion in use: add monitoring."
+    followed = (
+        f" A challenger is followed on the same cases until it is shown not to be worse by {stated.shadow_margin:g}."
+        if stated.shadow_margin is not None
+        else ""
+    )
     cases = "the cases that are blind by lot" if stated.sample == "blind_fraction" else "every case that was read blind"
     return (
         f"The champion is watched by {cases}, at the age of {stated.maturity_days:g} days: an alarm rises once it is "
         f"shown to err more often than its sealed test allows and {stated.tolerance:g} more; falsely with chance "
-        f"{stated.alpha:g} at most, in all the time that it serves."
+        f"{stated.alpha:g} at most, in all the time that it serves." + followed
     )
 
 

@@ -788,6 +788,7 @@ CREATE TABLE public.watches (
     verdict text NOT NULL,
     reason text NOT NULL,
     cases_to_see jsonb NOT NULL,
+    shadow jsonb,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT watches_check CHECK (((n >= 0) AND (n <= sample))),
     CONSTRAINT watches_check1 CHECK (((errors >= 0) AND (errors <= n))),

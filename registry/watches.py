@@ -47,6 +47,8 @@ class Watch:
     verdict: str
     reason: str
     cases_to_see: list[int]
+    shadow: dict[str, Any] | None
+    """What was seen of the challenger on the same cases; None where there was none to follow."""
     created_at: datetime
 
 
@@ -54,7 +56,7 @@ class Watch:
 class SampledCase:
     """A mature case that the champion is watched by; `said` are the blind words that stand, none if none came first.
 
-    `delay_days` is from the case to its first word, None where that was not blind.
+    `delay_days` is from the case to its first word, which `first_confirmation_id` names; None where it was not blind.
     """
 
     case_id: int
@@ -62,6 +64,7 @@ class SampledCase:
     site: str
     age_days: float
     delay_days: float | None
+    first_confirmation_id: int | None
     said: list[dict[str, Any]]
 
 
@@ -92,10 +95,10 @@ def record(conn: Connection, *, line_id: int, candidate_id: int, protocol_id: in
         conn,
         Watch,
         "INSERT INTO watches (line_id, candidate_id, protocol_id, sample, n, errors, risk, lower_bound, risk_limit,"
-        " raised_at, verified_share, weighted_risk, mature_after_days, verdict, reason, cases_to_see) VALUES ("
+        " raised_at, verified_share, weighted_risk, mature_after_days, verdict, reason, cases_to_see, shadow) VALUES ("
         "%(line_id)s, %(candidate_id)s, %(protocol_id)s, %(sample)s, %(n)s, %(errors)s, %(risk)s, %(lower_bound)s,"
         " %(risk_limit)s, %(raised_at)s, %(verified_share)s, %(weighted_risk)s, %(mature_after_days)s, %(verdict)s,"
-        " %(reason)s, %(cases_to_see)s) RETURNING *",
+        " %(reason)s, %(cases_to_see)s, %(shadow)s) RETURNING *",
         {
             **seen,
             "line_id": line_id,
@@ -103,6 +106,7 @@ def record(conn: Connection, *, line_id: int, candidate_id: int, protocol_id: in
             "protocol_id": protocol_id,
             "weighted_risk": Jsonb(seen["weighted_risk"]),
             "cases_to_see": Jsonb(list(seen["cases_to_see"])),
+            "shadow": None if seen["shadow"] is None else Jsonb(seen["shadow"]),
         },
     )
     assert watch is not None
@@ -181,9 +185,9 @@ def due(conn: Connection) -> Sequence[tuple[Line, Candidate, int]]:
 _SAMPLE: LiteralString = """
     SELECT cases.case_id, image_digest, site, extract(epoch FROM now() - cases.created_at)::float8 / 86400 AS age_days,
         extract(epoch FROM first.created_at - cases.created_at)::float8 / 86400 AS delay_days,
-        coalesce(words.said, '[]') AS said
+        first.confirmation_id AS first_confirmation_id, coalesce(words.said, '[]') AS said
     FROM cases LEFT JOIN LATERAL (
-        SELECT * FROM (SELECT created_at, ai_exposure FROM confirmations
+        SELECT * FROM (SELECT confirmation_id, created_at, ai_exposure FROM confirmations
             WHERE confirmations.case_id = cases.case_id AND confirmation_id <= %(up_to)s
             ORDER BY confirmation_id LIMIT 1) word WHERE ai_exposure = 'blind') first ON true
     LEFT JOIN LATERAL (

@@ -62,6 +62,7 @@ _SEEN: dict[str, Any] = {
     "verdict": "alarm",
     "reason": "errs in more than 20.0% of cases, shown after 22 labels",
     "cases_to_see": [9, 7],
+    "shadow": None,
 }
 
 

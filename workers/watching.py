@@ -16,7 +16,7 @@ from pipelines.job import write_atomically
 from registry import candidates, confirmations, datasets, db, lines, promotions, watches
 from workers.lease import Workshop
 from workers.settings import WorkerSettings
-from workers.translate import model_files
+from workers.translate import aliases, model_files
 
 TASK = "workers.watch_due_champions"
 
@@ -62,10 +62,21 @@ def watch_config(
         "protocol_id": protocol.protocol_id,
         "protocol": protocol.document,
         "champion": model_files(champion, settings=settings),
+        "challenger": _challenger(connection, line_id=line_id, settings=settings),
         "sealed": _on_the_sealed_test(connection, champion),
         "sample": str(path),
         "blobs": str(settings.blob_root),
     }
+
+
+def _challenger(connection: db.Connection, *, line_id: int, settings: WorkerSettings) -> dict[str, Any] | None:
+    """The newest candidate that passed its gates, with up to which confirmation it may have learned; None: nobody."""
+    found = aliases(connection, line_id=line_id).challenger
+    if found is None:
+        return None
+    version = datasets.get(connection, found.dataset_version_id)
+    named = {"candidate_id": found.candidate_id, "last_confirmation_id": version.last_confirmation_id}
+    return model_files(found, settings=settings) | named
 
 
 def _on_the_sealed_test(connection: db.Connection, champion: candidates.Candidate) -> dict[str, int] | None:

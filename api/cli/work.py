@@ -36,7 +36,7 @@ USE_COLUMNS = (
 )
 WATCH_COLUMNS = (
     *("created_at", "candidate_id", "verdict", "n", "errors", "risk", "lower_bound", "risk_limit"),
-    *("verified_share", "reason"),
+    *("verified_share", "reason", "shadow"),
 )
 SIGNATURE_COLUMNS = ("printed_name", "decision", "meaning", "reason", "created_at")
 

@@ -294,6 +294,13 @@ intended_use: Second reader for frontal chest radiographs of children aged one t
 classes: [normal, pneumonia]
 input: {rows: 28, columns: 28}
 """
+PROTOCOL: Example = {
+    "protocol_id": 1,
+    "version": 1,
+    "digest": _PROTOCOL,
+    "document": {"line": LINE_NAME, "classes": ["normal", "pneumonia"]},
+    "created_at": "2026-02-01T08:00:00.000Z",
+}
 WATCH: Example = {
     "watch_id": 31,
     "candidate_id": 7,
@@ -313,6 +320,14 @@ WATCH: Example = {
     "cases_to_see": [4711, 4698],
     "what_to_do": "look at the newest cases of which it was wrong (4711, 4698); unless they are explained, "
     '`overread roll-back --line cxr-pneumonia --reason "…"`',
+    "shadow": {
+        "candidate_id": 9,
+        "verdict": "insufficient",
+        "reason": "evidence 4.2 of 20 after 96 cases",
+        "n": 96,
+        "passed_at": None,
+        "difference": 0.031,
+    },
     "created_at": "2026-03-02T03:00:00.000Z",
 }
 PROTOCOL: Example = {

@@ -75,6 +75,7 @@ class WatchView(View):
     reason: str
     cases_to_see: list[int] = Field(description="The newest cases of which it was wrong")
     what_to_do: str | None = Field(description="What an alarm asks for")
+    shadow: dict[str, Any] | None = Field(description="What was seen of the challenger on the same cases")
     created_at: datetime
 
 

@@ -77,6 +77,7 @@ CREATE TABLE watches (
     verdict           text NOT NULL CONSTRAINT watches_verdict_is_known CHECK (verdict IN ('in_order','alarm','insufficient')),
     reason            text NOT NULL,
     cases_to_see      jsonb NOT NULL, -- the newest of which it was wrong
+    shadow            jsonb, -- what was seen of the challenger on the same cases; NULL: there was none to follow
     created_at        timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX watches_by_line ON watches (line_id, watch_id);

@@ -145,6 +145,36 @@ def test_the_age_at_which_labels_have_come_is_told() -> None:
     assert look(sample(np.zeros(0, dtype=bool)))["mature_after_days"] is None
 
 
+def challenger(found: Sample, *, wrong: Any) -> Any:
+    return np.where(wrong, 1 - found.labels, found.labels)
+
+
+def follow(found: Sample, decided: Any, *, unknown: Any = True, margin: float = 0.02) -> Any:
+    rows = np.broadcast_to(np.asarray(unknown), found.labels.shape)
+    return watch.follow(found, decided=decided, unknown=rows, margin=margin, alpha=0.05)
+
+
+def test_a_challenger_that_is_better_passes_in_the_shadow_and_a_worse_one_does_not() -> None:
+    found = sample(wrongs(0.12, 1500))
+    better = follow(found, challenger(found, wrong=wrongs(0.06, 1500, seed=1)))
+    assert better["verdict"] == "pass"
+    assert better["passed_at"] < better["n"] == 1500
+    assert better["difference"] == pytest.approx(0.06, abs=0.02)
+    worse = follow(found, challenger(found, wrong=wrongs(0.2, 1500, seed=1)))
+    assert (worse["verdict"], worse["passed_at"]) == ("insufficient", None)
+
+
+def test_the_shadow_falls_on_no_case_that_the_challenger_may_have_learned_from() -> None:
+    found = sample(np.ones(400, dtype=bool))
+    learned = np.arange(400) < 300
+    decided = challenger(found, wrong=~learned)  # right where it learned, and only there
+    assert follow(found, decided)["verdict"] == "pass"
+    fair = follow(found, decided, unknown=~learned)
+    assert (fair["n"], fair["difference"]) == (100, 0.0)
+    none = follow(found, decided, unknown=False)
+    assert (none["verdict"], none["n"], none["difference"]) == ("insufficient", 0, None)
+
+
 def test_only_blind_words_make_a_label() -> None:
     blind, aided = read("pneumonia", number=1), read("normal", number=2, exposure="aided", evidence="consensus")
     assert watch.label_of([blind, aided], asked=ASKED) == 1

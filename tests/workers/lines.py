@@ -113,6 +113,7 @@ def approved(
     line: lines.Line,
     seed: int,
     results: Sequence[Mapping[str, Any]] = (),
+    learned_up_to: int = 0,
     **changes: Any,
 ) -> candidates.Candidate:
     """Record a model with random weights that passed its gates and is signed for; it only waits for its promotion."""
@@ -130,7 +131,7 @@ def approved(
     }
     made = candidates.record_candidate(
         record,
-        run_id=_run_with_data(record, line).run_id,
+        run_id=_run_with_data(record, line, learned_up_to=learned_up_to).run_id,
         weights_digest=blobs.put(record, blob_root, weights, media_type="application/x-safetensors"),
         metadata_digest=blobs.put(record, blob_root, str(metadata).encode(), media_type="application/json"),
         metadata=metadata,
@@ -141,7 +142,7 @@ def approved(
     return candidates.get(record, made.candidate_id)
 
 
-def _run_with_data(record: db.Connection, line: lines.Line) -> runs.Run:
+def _run_with_data(record: db.Connection, line: lines.Line, *, learned_up_to: int) -> runs.Run:
     newest = datasets.latest(record, line.line_id)
     number = newest.number + 1 if newest else 1
     run = runs.start_run(record, line_id=line.line_id, requested_by=None, reason="a test asked for it")
@@ -156,7 +157,7 @@ def _run_with_data(record: db.Connection, line: lines.Line) -> runs.Run:
         manifest={"counts": {"train": {"normal": 1, "pneumonia": 1}}},
         submitter_shares={},
         waiting={},
-        last_confirmation_id=0,
+        last_confirmation_id=learned_up_to,
     )
     return runs.attach_dataset(
         record, run_id=run.run_id, dataset_version_id=version.dataset_version_id, base_candidate_id=None

@@ -9,7 +9,7 @@ import pytest
 
 from pipelines import embed, images, synthetic
 from pipelines.predict import Model
-from registry import audit, blobs, db, jobs, promotions, watches
+from registry import audit, blobs, confirmations, db, jobs, promotions, watches
 from registry.lines import Line
 from tests import factories
 from workers.lease import Workshop
@@ -138,6 +138,23 @@ def test_after_a_roll_back_the_champion_of_then_is_looked_at_for_itself(hospital
     assert again.candidate_id != seen.candidate_id
 
 
+def test_a_challenger_is_followed_on_the_cases_that_neither_has_learned_from(
+    record: db.Connection, settings: WorkerSettings, workshop: Workshop
+) -> None:
+    hospital = Hospital(record, settings, shadow_margin=0.05)
+    model = hospital.crown()
+    hospital.confirm(model, weeks=2, risk=0.1)
+    assert hospital.look(workshop).shadow is None
+    known = confirmations.last_id(record, hospital.line.line_id)
+    other = approved(record, blob_root=settings.blob_root, line=hospital.line, seed=2, learned_up_to=known)
+    hospital.confirm(model, weeks=1, risk=0.1)
+    seen = hospital.look(workshop)
+    assert seen.shadow is not None
+    assert (seen.shadow["candidate_id"], seen.n) == (other.candidate_id, 3 * A_WEEK)
+    assert seen.shadow["n"] == 1 * A_WEEK
+    assert seen.shadow["verdict"] in {"pass", "insufficient"}
+
+
 @pytest.mark.parametrize("results", [(), ({"name": "auroc", "candidate": SHARE},)])
 def test_a_champion_whose_report_tells_no_errors_is_not_said_to_be_in_order(
     hospital: Hospital, workshop: Workshop, results: Any
@@ -159,7 +176,7 @@ def test_weights_that_were_altered_are_not_looked_at_with(
     job = only(record, "watch_champion")
     work(workshop, record, "watch_champion")
     record.rollback()
-    assert "the champion cannot be loaded" in str(jobs.get_job(record, job.job_id).error)
+    assert "cannot be loaded" in str(jobs.get_job(record, job.job_id).error)
     assert watches.list_for_line(record, hospital.line.line_id) == []
 
 

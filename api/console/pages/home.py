@@ -47,7 +47,7 @@ def home(request: Request, pool: Pool, user: CurrentUser) -> Response:
 def _waiting(connection: db.Connection, line: Line, *, asked: set[int]) -> Waiting:
     latest = runs.list_runs(connection, line.line_id, limit=1)
     champion = promotions.champion(connection, line.line_id)
-    seen = champion and watches.latest(connection, line_id=line.line_id, candidate_id=champion.candidate_id)
+    looked = watches.list_for_line(connection, line.line_id, limit=1)
     return Waiting(
         line=line,
         title=lines.current_protocol(connection, line.line_id).document.get("title") or line.name,
@@ -57,6 +57,6 @@ def _waiting(connection: db.Connection, line: Line, *, asked: set[int]) -> Waiti
         discordances=adjudications.count_discordances(connection, line.line_id),
         to_sign=candidates.in_state(connection, line.line_id, state="gates_passed"),
         asked=asked,
-        alarm=seen is not None and seen.verdict == "alarm",
+        alarm=any(champion and (one.candidate_id, one.verdict) == (champion.candidate_id, "alarm") for one in looked),
         run=latest[0] if latest else None,
     )

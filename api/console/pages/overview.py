@@ -161,10 +161,16 @@ def _overview(connection: db.Connection, line: Line) -> Overview:
         worklist=worklists.latest(connection, line.line_id),
         waiting=worklists.count(connection, line_id=line.line_id, most=words.MOST_COUNTED),
         discordances=adjudications.count_discordances(connection, line.line_id),
-        watched=champion and watches.latest(connection, line_id=line.line_id, candidate_id=champion.candidate_id),
+        watched=_watched(connection, line, champion),
         rejected=rejections.count_of_candidate(connection, champion.candidate_id) if champion else 0,
         trends=trends.of_line(_reigns(connection, line.line_id)),
     )
+
+
+def _watched(connection: db.Connection, line: Line, champion: Candidate | None) -> Watch | None:
+    if champion is None:
+        return None
+    return watches.latest(connection, line_id=line.line_id, candidate_id=champion.candidate_id)
 
 
 def _reigns(connection: db.Connection, line_id: int) -> list[trends.Reign]:

@@ -57,6 +57,7 @@ _LINE: LiteralString = (
     " WHERE candidates.line_id = lines.line_id ORDER BY number DESC LIMIT 10) newest),"
     " (SELECT max(promotion_id) FROM promotions WHERE promotions.line_id = lines.line_id),"
     " (SELECT max(version) FROM protocols WHERE protocols.line_id = lines.line_id),"
+    " (SELECT max(watch_id) FROM watches WHERE watches.line_id = lines.line_id),"
     " (SELECT ranked_at FROM worklists WHERE worklists.line_id = lines.line_id))"
     " FROM lines WHERE line_id = ANY(%s::bigint[])"
 )

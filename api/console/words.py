@@ -47,6 +47,8 @@ VERDICTS = {
     "withheld": "not open to you yet",
     "warn": "warning",
 }
+WATCHED = {"in_order": "in order", "alarm": "errs too often", "insufficient": "too few cases to tell"}
+
 WALLETS = {
     "recipe": "models of the declared recipe",
     "adaptive": "models made otherwise",

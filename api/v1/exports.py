@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fastapi import Response
 
@@ -25,7 +26,7 @@ from registry.users import User
 router = guarded_router(tag="Audit")
 
 MEDIA_TYPE = "application/x-tar"
-_BUNDLE = {
+_BUNDLE: dict[int | str, dict[str, Any]] = {
     200: {"description": "A bundle", "content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
 }
 _WAIT = "nothing is signed yet that holds it; a checkpoint is signed every minute. Try again in one"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from playwright.sync_api import expect
 
 from registry import lines, runs
+from tests import factories
 from tests.api.service import Service
 from tests.console.conftest import Enter
 from tests.console.scene import Scene
@@ -43,6 +44,25 @@ def test_the_trail_is_searched_and_worked_through(scene: Scene, enter: Enter) ->
     expect(page.get_by_role("status")).to_contain_text("The trail is whole.")
     for action in page.get_by_role("region", name="Events").locator("tbody td:nth-child(4)").all_text_contents():
         assert action == "session:link"
+
+
+def test_an_alarm_stands_above_all_else_with_the_cases_to_look_at(service: Service, scene: Scene, enter: Enter) -> None:
+    with service.connect() as connection:
+        factories.watch(connection, scene.champion, verdict="in_order", reason="12 of 30", risk_limit=0.5)
+        connection.commit()
+    page = enter("rita", f"/console/lines/{scene.line}")
+    expect(page.get_by_role("region", name="Champion")).to_contain_text("in order: wrong in 40 % of 30 cases")
+    expect(page.get_by_role("alert")).to_have_count(0)
+    with service.connect() as connection:
+        factories.watch(connection, scene.champion, cases_to_see=[scene.discordant])
+        connection.commit()
+    page.reload()
+    expect(page.get_by_role("alert")).to_contain_text("Alarm: the champion errs too often.")
+    page.get_by_role("alert").get_by_role("link", name=f"case {scene.discordant}").click()
+    page.wait_for_url(f"**/console/cases/{scene.discordant}")
+    page.goto("/console")
+    card = page.get_by_role("region", name="Pneumonia").filter(has_text=scene.line)
+    expect(card.get_by_role("link", name="alarm")).to_be_visible()
 
 
 def test_a_run_is_asked_for_watched_and_stopped(scene: Scene, enter: Enter) -> None:

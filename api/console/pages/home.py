@@ -10,7 +10,7 @@ from api.auth import ANYONE
 from api.console.frame import page
 from api.console.route import pages_router, people
 from api.dependencies import CurrentUser, Pool
-from registry import adjudications, candidates, comments, db, lines, promotions, runs, worklists
+from registry import adjudications, candidates, comments, db, lines, promotions, runs, watches, worklists
 from registry.candidates import Candidate
 from registry.lines import Line
 from registry.runs import Run
@@ -31,6 +31,7 @@ class Waiting:
     discordances: int
     to_sign: list[Candidate]
     asked: set[int]
+    alarm: bool
     run: Run | None
 
 
@@ -45,14 +46,17 @@ def home(request: Request, pool: Pool, user: CurrentUser) -> Response:
 
 def _waiting(connection: db.Connection, line: Line, *, asked: set[int]) -> Waiting:
     latest = runs.list_runs(connection, line.line_id, limit=1)
+    champion = promotions.champion(connection, line.line_id)
+    looked = watches.list_for_line(connection, line.line_id, limit=1)
     return Waiting(
         line=line,
         title=lines.current_protocol(connection, line.line_id).document.get("title") or line.name,
-        champion=promotions.champion(connection, line.line_id),
+        champion=champion,
         worklist=worklists.latest(connection, line.line_id),
         first_unread=bool(worklists.entries(connection, line_id=line.line_id, limit=1)),
         discordances=adjudications.count_discordances(connection, line.line_id),
         to_sign=candidates.in_state(connection, line.line_id, state="gates_passed"),
         asked=asked,
+        alarm=any(champion and (one.candidate_id, one.verdict) == (champion.candidate_id, "alarm") for one in looked),
         run=latest[0] if latest else None,
     )

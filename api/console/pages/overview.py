@@ -26,6 +26,7 @@ from registry import (
     rejections,
     runs,
     users,
+    watches,
     worklists,
 )
 from registry.candidates import Candidate
@@ -33,6 +34,7 @@ from registry.datasets import DatasetVersion
 from registry.lines import Line, StoredProtocol
 from registry.promotions import Promotion
 from registry.runs import Run
+from registry.watches import Watch
 from registry.worklists import Worklist
 
 router = pages_router()
@@ -43,7 +45,7 @@ MOST_REIGNS = 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
-    """What a line's page shows; `versions` are the numbers of dataset versions by id."""
+    """What a line's page shows; `versions` are the numbers of dataset versions by id, `watched` the newest look."""
 
     line: Line
     protocol: StoredProtocol
@@ -58,6 +60,7 @@ class Overview:
     waiting: int
     discordances: int
     rejected: int
+    watched: Watch | None
     trends: list[Chart]
 
 
@@ -158,9 +161,16 @@ def _overview(connection: db.Connection, line: Line) -> Overview:
         worklist=worklists.latest(connection, line.line_id),
         waiting=worklists.count(connection, line_id=line.line_id, most=words.MOST_COUNTED),
         discordances=adjudications.count_discordances(connection, line.line_id),
+        watched=_watched(connection, line, champion),
         rejected=rejections.count_of_candidate(connection, champion.candidate_id) if champion else 0,
         trends=trends.of_line(_reigns(connection, line.line_id)),
     )
+
+
+def _watched(connection: db.Connection, line: Line, champion: Candidate | None) -> Watch | None:
+    if champion is None:
+        return None
+    return watches.latest(connection, line_id=line.line_id, candidate_id=champion.candidate_id)
 
 
 def _reigns(connection: db.Connection, line_id: int) -> list[trends.Reign]:

@@ -1,8 +1,9 @@
 """Every strategy on one small stream: what rehearses keeps what it knew, and what does not pays for it.
 
 The order that is expected of longer streams, full > warm > replay > derpp, gdumb > interpolate > lwf > finetune, holds
-here between three groups, what sees old cases again, `interpolate`, and what sees new ones only; within a group it is
-the seed that decides (docs/learning-log.md). `gdumb` is left out: with fewer cases than its memory it is `full`.
+here between what sees old cases again and what sees new ones only, with `interpolate` ahead of the latter; within a
+group it is the seed that decides (docs/learning-log.md, 14). `gdumb` is left out: with fewer cases than its memory it
+is `full`.
 """
 
 from __future__ import annotations

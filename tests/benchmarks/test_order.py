@@ -1,8 +1,9 @@
 """Every strategy on one small stream: what rehearses keeps what it knew, and what does not pays for it.
 
 The order that is expected of longer streams, full > warm > replay > derpp, gdumb > interpolate > lwf > finetune, holds
-here between three groups, what sees old cases again, `interpolate`, and what sees new ones only; within a group it is
-the seed that decides (docs/learning-log.md). `gdumb` is left out: with fewer cases than its memory it is `full`.
+here between what sees old cases again and what sees new ones only, with `interpolate` ahead of the latter; within a
+group it is the seed that decides (docs/learning-log.md, 14). `gdumb` is left out: with fewer cases than its memory it
+is `full`.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def told(strategies: tuple[Strategy, ...], *, seed: int, folder: Path) -> dict[s
     """One champion of the first site, and what each strategy makes of it when the second comes: AUROC on both after."""
     first, second = arrivals(seed)
     # Under a recipe of ewc the champion brings along what ewc needs; its weights are those of any other recipe.
-    protocol = stream.protocol_of("ewc,epochs=12,update_epochs=6,learning_rate=0.004")
+    protocol = stream.protocol_of("ewc,epochs=16,update_epochs=6,learning_rate=0.004")
     champion = train.fit(first.train, first.tune, protocol=protocol, strategy="full", seed=seed)
     data = network.save_weights(champion.module)
     (folder / "weights").write_bytes(data)
@@ -118,7 +119,3 @@ def test_halfway_back_to_the_champion_lies_between_fine_tuning_and_training_from
     order: dict[str, Told],
 ) -> None:
     assert order["finetune"].mean + 0.05 < order["interpolate"].mean < order["full"].mean + 0.02
-
-
-def test_what_needs_no_old_image_is_no_worse_than_fine_tuning(order: dict[str, Told]) -> None:
-    assert min(order["lwf"].mean, order["ewc"].mean) > order["finetune"].mean - 0.03

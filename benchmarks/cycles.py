@@ -9,7 +9,7 @@ radiographs has no versions to compare.
 
 Harms come alone, on the data of the champion, or in a gain: with as many more cases as an honest gain would have.
 
-    python -m benchmarks.cycles --cache FOLDER [--deals 0 1 2] [--orders 50]     # about five minutes to train a deal
+    python -m benchmarks.cycles --cache FOLDER [--deals 0 1 2] [--orders 50] [--no-slices]
 """
 
 from __future__ import annotations
@@ -86,12 +86,13 @@ class Tally:
     """True AUROC of the last champion minus that of the first."""
 
 
-def example_protocol() -> Protocol:
-    """The example line's protocol, with a watched slice for each site, and without rules on the data."""
+def example_protocol(*, slices: bool = True) -> Protocol:
+    """The example line's protocol, with a watched slice for each site unless told not to, and no rules on the data."""
     from benchmarks.stream import protocol_of  # noqa: PLC0415 - torch comes with it
 
     document = protocol_of("full").document()
-    document["gates"]["subgroups"] = {"attributes": ["site"]}
+    if slices:
+        document["gates"]["subgroups"] = {"attributes": ["site"]}
     return from_document({**document, "data_quality": None})
 
 
@@ -109,9 +110,9 @@ def replay(
     stated = protocol.gates.sealed_test
     assert stated is not None, "the example accounts for its sealed test"
     plan = Plan(alpha=protocol.gates.alpha, **stated.model_dump(exclude={"new_epoch_cases"}))
-    first, ledger = _first(pool, models, protocol=protocol, ledger=Ledger(plan=plan), turn=turn)
+    first, begun = _first(pool, models, protocol=protocol, ledger=Ledger(plan=plan), turn=turn)
     for rule, tally in tallies.items():
-        standing = Standing(level=0, champions=(first,), ledger=ledger, turn=turn)
+        standing = Standing(level=0, champions=(first,), ledger=begun, turn=turn)
         for place, kind in enumerate(kinds):
             one = offer(
                 kind, list(kinds[:place]).count(kind), standing=standing, pool=pool, models=models, riding=riding
@@ -213,8 +214,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--deals", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--orders", type=int, default=50)
+    parser.add_argument("--no-slices", action="store_true", help="the example as it is: no subgroups declared")
     asked = parser.parse_args(arguments)
-    xrays, protocol = chest_xrays.find(cache=asked.cache), example_protocol()
+    xrays, protocol = chest_xrays.find(cache=asked.cache), example_protocol(slices=not asked.no_slices)
     print(f"{xrays.source}; {len(asked.deals)} deals of the radiographs, {asked.orders} orders each", flush=True)
     for riding in (False, True):
         tallies = {rule: Tally() for rule in RULES}

@@ -9,7 +9,7 @@ radiographs has no versions to compare.
 
 Harms come alone, on the data of the champion, or in a gain: with as many more cases as an honest gain would have.
 
-    python -m benchmarks.cycles --cache FOLDER [--deals 0 1 2] [--orders 50]     # about five minutes to train a deal
+    python -m benchmarks.cycles --cache FOLDER [--deals 0 1 2] [--orders 50] [--no-slices]
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class Standing:
     level: int
     champions: tuple[Model, ...]
     ledger: Ledger
+    turn: int = 0
+    """Which of the trained models come first: orders differ in that too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -84,25 +86,33 @@ class Tally:
     """True AUROC of the last champion minus that of the first."""
 
 
-def example_protocol() -> Protocol:
-    """The example line's protocol, with a watched slice for each site, and without rules on the data."""
+def example_protocol(*, slices: bool = True) -> Protocol:
+    """The example line's protocol, with a watched slice for each site unless told not to, and no rules on the data."""
     from benchmarks.stream import protocol_of  # noqa: PLC0415 - torch comes with it
 
     document = protocol_of("full").document()
-    document["gates"]["subgroups"] = {"attributes": ["site"]}
+    if slices:
+        document["gates"]["subgroups"] = {"attributes": ["site"]}
     return from_document({**document, "data_quality": None})
 
 
 def replay(
-    pool: Pool, models: Models, *, protocol: Protocol, kinds: Sequence[str], riding: bool, tallies: Mapping[str, Tally]
+    pool: Pool,
+    models: Models,
+    *,
+    protocol: Protocol,
+    kinds: Sequence[str],
+    riding: bool,
+    tallies: Mapping[str, Tally],
+    turn: int = 0,
 ) -> None:
     """Offer candidates of these `kinds`, in this order, to every rule, and add what it does to its tally."""
     stated = protocol.gates.sealed_test
     assert stated is not None, "the example accounts for its sealed test"
     plan = Plan(alpha=protocol.gates.alpha, **stated.model_dump(exclude={"new_epoch_cases"}))
-    first = models(Spec(level=0))
+    first, begun = _first(pool, models, protocol=protocol, ledger=Ledger(plan=plan), turn=turn)
     for rule, tally in tallies.items():
-        standing = Standing(level=0, champions=(first,), ledger=Ledger(plan=plan))
+        standing = Standing(level=0, champions=(first,), ledger=begun, turn=turn)
         for place, kind in enumerate(kinds):
             one = offer(
                 kind, list(kinds[:place]).count(kind), standing=standing, pool=pool, models=models, riding=riding
@@ -119,11 +129,12 @@ def replay(
 
 def offer(kind: str, number: int, *, standing: Standing, pool: Pool, models: Models, riding: bool) -> Offer:
     """Make the `number`-th candidate of a kind; harms are the harm and, where `riding`, more data besides."""
-    more = kind == "gain" or (riding and kind != "null")
-    level = min(standing.level + 1, len(LEVELS) - 1) if more else standing.level
-    made, seed = MADE.get(kind, "clean"), FIRST_SEED[kind] and FIRST_SEED[kind] + number
-    spec = Spec(level=level, made=made, seed=seed and 1 + (seed - 1) % (SEEDS[level] - 1))
-    model, champion = models(spec), standing.champions[-1]
+    level, most = standing.level, len(LEVELS) - 1
+    if kind == "gain":  # cases keep coming, whatever became of the gain before
+        level = min(max(level, number) + 1, most)
+    elif riding and kind != "null":
+        level = min(level + 1, most)
+    model, champion = models(_spec(kind, number, level=level, turn=standing.turn)), standing.champions[-1]
     labels = (pool.given if kind == FLIPPED else pool.labels).copy()
     if kind == SUBGROUP:
         model = _worse_at_a_site(model, champion, pool=pool)
@@ -203,8 +214,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--deals", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--orders", type=int, default=50)
+    parser.add_argument("--no-slices", action="store_true", help="the example as it is: no subgroups declared")
     asked = parser.parse_args(arguments)
-    xrays, protocol = chest_xrays.find(cache=asked.cache), example_protocol()
+    xrays, protocol = chest_xrays.find(cache=asked.cache), example_protocol(slices=not asked.no_slices)
     print(f"{xrays.source}; {len(asked.deals)} deals of the radiographs, {asked.orders} orders each", flush=True)
     for riding in (False, True):
         tallies = {rule: Tally() for rule in RULES}
@@ -216,10 +228,35 @@ def main(arguments: list[str]) -> int:
                 kinds = np.random.default_rng([22, deal, order]).permutation(
                     np.repeat(list(KINDS), list(KINDS.values()))
                 )
-                replay(pool, models, protocol=protocol, kinds=kinds.tolist(), riding=riding, tallies=tallies)
+                replay(
+                    pool, models, protocol=protocol, kinds=kinds.tolist(), riding=riding, tallies=tallies, turn=order
+                )
         print(f"\nHarms {'in a gain' if riding else 'alone'}; approvals a sequence")
         print(table(tallies, sequences=len(asked.deals) * asked.orders), flush=True)
     return 0
+
+
+def _first(pool: Pool, models: Models, *, protocol: Protocol, ledger: Ledger, turn: int) -> tuple[Model, Ledger]:
+    """The first model of the line: the floors alone gate it, and it has used the sealed test once."""
+    for seed in range(SEEDS[0]):
+        model = models(Spec(level=0, seed=(turn + seed) % SEEDS[0]))
+        one = Offer(kind="gain", model=model, level=0, labels=pool.labels, opinions=(), wallet="recipe")
+        standing = Standing(level=0, champions=(model,), ledger=ledger)
+        level = ledger.next_level("recipe")
+        assert isinstance(level, float), "an unworn sealed test has a level"
+        alone = replace(compare(one, standing=standing, pool=pool, protocol=protocol, level=level), champion=None)
+        if gates.decide(alone, dataset_digest=Digest("d" * 64)).verdict == "pass":
+            return model, ledger.record(candidate=Digest("f" * 64), hypothesis="floors", wallet="recipe", passed=True)
+    raise ValueError("no first model passes its floors on so few cases")
+
+
+def _spec(kind: str, number: int, *, level: int, turn: int) -> Spec:
+    """Which model is taken for a candidate; one that is no gain has never the seed of the gain of its level."""
+    if kind in MADE:
+        return Spec(level=level, made=MADE[kind])
+    first = FIRST_SEED[kind]
+    seed = 1 + (first + number - 1) % (SEEDS[level] - 1) if first else 0
+    return Spec(level=level, seed=(seed + turn) % SEEDS[level])
 
 
 def _better_in_points(comparison: Comparison) -> bool:

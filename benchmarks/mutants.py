@@ -169,6 +169,7 @@ def _running(source: str) -> str:
     for node in ast.walk(tree):
         if isinstance(node, ast.arguments):  # how arguments are passed is no sign, though `*` looks like one
             node.args, node.posonlyargs, node.kwonlyargs = node.posonlyargs + node.args + node.kwonlyargs, [], []
+            node.defaults, node.kw_defaults = node.defaults + [one for one in node.kw_defaults if one], []
         elif isinstance(node, ast.arg):
             node.annotation = None
         elif isinstance(node, ast.FunctionDef):

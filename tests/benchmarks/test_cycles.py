@@ -99,3 +99,9 @@ def test_one_submitter_gets_some_labels_wrong_and_the_others_none() -> None:
 def test_no_radiograph_is_in_two_parts() -> None:
     parts = np.concatenate([POOL.train, POOL.tune, POOL.sealed, POOL.truth])
     assert sorted(parts.tolist()) == list(range(len(LABELS)))
+
+
+def test_each_rule_begins_with_an_unworn_sealed_test() -> None:
+    kinds = ("null", "null", "null", "gain")
+    found = tallies(*kinds, rules=("ours", "ours, screened on tune"))
+    assert found["ours, screened on tune"].approved["gain"] == found["ours"].approved["gain"] == 1

@@ -343,6 +343,13 @@ def test_freeze_train_and_gate_as_the_worker_runs_them(tmp_path: Path) -> None:
     assert by_name["leakage"]["verdict"] == "pass"
     assert "north contradicts stronger evidence" in by_name["submitters"]["reason"]
     assert decided["text"].startswith("Gate report · toy")
+    assert set(decided["report"]["evidence"]) > {"roc", "changed"}
+
+    before = _job("gates", tmp_path / "d", {**config, "candidate": model, "champion": model, "on_data": True})
+    rows = {row["name"]: row for row in before["report"]["results"]}
+    assert (before["verdict"], set(rows)) == ("fail", {"minimum_cases", "leakage", "submitters", "sealed_test"})
+    assert rows["submitters"] == by_name["submitters"]
+    assert set(before["report"]["evidence"]) == {"changed"}
 
     compared, _ = gather(version, protocol=PROTOCOL, candidate=model, champion=None, approved=[model])
     assert [earlier.digest for earlier in compared.approved] == [trained["weights_digest"]]

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from pipelines import metrics
 from pipelines.comparison import Comparison, Placement
+from pipelines.gate_rules import DataQuality
 from pipelines.metrics import MetricError
-from pipelines.protocol import DataQuality
 from pipelines.quality_report import QualityLine, QualityReport
 from pipelines.types import Digest, GateResult
 

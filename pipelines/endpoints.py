@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipelines import metrics
 from pipelines.comparison import Comparison, Scored
-from pipelines.protocol import Margin
+from pipelines.gate_rules import Margin
 from pipelines.types import Estimate
 
 Decision = Literal["sensitivity", "specificity", "accuracy"]

@@ -18,8 +18,9 @@ from pipelines import job, network
 from pipelines.approved import held_against
 from pipelines.comparison import Comparison, Opinion, Placement, Scored, Sealed
 from pipelines.dataset import DatasetVersion, open_version
+from pipelines.gate_rules import Attribute
 from pipelines.predict import Model
-from pipelines.protocol import Attribute, Protocol
+from pipelines.protocol import Protocol
 from pipelines.quality import report_of
 from pipelines.types import EVIDENCE_RANK, CaseId, Confirmation, Digest
 

@@ -35,7 +35,8 @@ from pipelines.endpoints import (
     right,
     rule_of,
 )
-from pipelines.protocol import Margin, from_document
+from pipelines.gate_rules import Margin
+from pipelines.protocol import from_document
 from pipelines.types import Digest, Estimate, GateReport, GateResult, Verdict, digest_of
 
 SCHEMA_VERSION = 2

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import perceptual
-from pipelines.protocol import NearDuplicates
+from pipelines.gate_rules import NearDuplicates
 
 Hashes = NDArray[np.uint64]
 Rows = NDArray[np.int64]

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from pipelines.gate_rules import DataQuality, Gates, Section, Share
 from pipelines.types import EVIDENCE_RANK, AiExposure, Digest, Evidence, Strategy, digest_of
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Attribute = Literal["site", "scanner", "sex", "age_band"]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*([_-][a-z0-9]+)*$", max_length=60)]
 
 
@@ -40,11 +39,7 @@ class ProtocolError(ValueError):
         super().__init__("; ".join(f"{error.field}: {error.message}" for error in errors))
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
-
-
-class InputSpec(_Section):
+class InputSpec(Section):
     """What the network sees: images are resampled to (rows, columns) and scaled to [0, 1]."""
 
     channels: Literal[1, 3] = 1
@@ -52,7 +47,7 @@ class InputSpec(_Section):
     columns: Annotated[int, Field(ge=16, le=1024)]
 
 
-class ReferenceStandardRule(_Section):
+class ReferenceStandardRule(Section):
     """From many confirmations to one answer: the strongest evidence decides, the majority within it."""
 
     minimum_evidence: Evidence = "single_read"
@@ -67,7 +62,7 @@ class ReferenceStandardRule(_Section):
         return EVIDENCE_RANK[self.minimum_evidence]
 
 
-class Splits(_Section):
+class Splits(Section):
     """Shares of patients; a keyed hash of the patient decides, once and for ever."""
 
     train: Share = 0.6
@@ -86,7 +81,7 @@ class Splits(_Section):
 Weight = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
-class CaseWeights(_Section):
+class CaseWeights(Section):
     """How often a case is drawn in training, beside another of its site and class that has weight 1.
 
     A case's weight is the product of what its reads' AI exposure and its evidence have; `blind` is 1.
@@ -105,7 +100,7 @@ class CaseWeights(_Section):
         return float(getattr(self, evidence)) * (1.0 if ai_exposure == "blind" else float(getattr(self, ai_exposure)))
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """How candidates are trained."""
 
     network: Name = "small_cnn"
@@ -145,7 +140,7 @@ class Recipe(_Section):
         return (self.strategy, *self.escalation, *(("full",) if self.anchor_growth is not None else ()))
 
 
-class Envelope(_Section):
+class Envelope(Section):
     """What a candidate may be another in than its champion; one outside is stopped (`pipelines.envelope`)."""
 
     strategies: Annotated[tuple[Strategy, ...], Field(min_length=1)]
@@ -153,7 +148,7 @@ class Envelope(_Section):
     maximum_threshold_change: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
 
 
-class OperatingPointRule(_Section):
+class OperatingPointRule(Section):
     """How the threshold is chosen, on the tune split only."""
 
     rule: Literal["youden", "sensitivity_at_specificity", "specificity_at_sensitivity", "net_benefit"] = "youden"
@@ -168,112 +163,21 @@ class OperatingPointRule(_Section):
         return self
 
 
-class Triggers(_Section):
+class Triggers(Section):
     """When retraining starts by itself."""
 
     new_confirmations: Annotated[int, Field(ge=1)] = 200
     every_hours: Annotated[float, Field(gt=0.0)] | None = None
 
 
-class Margin(_Section):
-    """An absolute floor, and how much worse than the champion is still called not worse."""
-
-    floor: Share
-    margin: Annotated[float, Field(gt=0.0, lt=0.5)]
-
-
-class CalibrationGate(_Section):
-    """Expected calibration error, equal-mass bins, on the sealed test."""
-
-    maximum_ece: Share = 0.15
-    margin: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
-
-
-class SubmitterGate(_Section):
-    """A submitter whose new labels contradict the champion, or other evidence on the same cases, beyond chance."""
-
-    maximum_disagreement: Share = 0.35
-    minimum_labels: Annotated[int, Field(ge=5)] = 15
-
-
-class SubgroupGate(_Section):
-    """Slices by attribute: a critical one has to be shown not worse by `margin`, any other must not be harmed."""
-
-    attributes: tuple[Attribute, ...] = ("site", "scanner", "sex", "age_band")
-    critical: tuple[Annotated[str, Field(pattern=r"^(site|scanner|sex|age_band)=\S.*$")], ...] = ()
-    """Slices by name, for instance `sex=F`."""
-    margin: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.10
-    minimum_cases: Annotated[int, Field(ge=20)] = 50
-    """Positives (for sensitivity) or negatives (for specificity) below which a slice has insufficient data."""
-
-
-class SealedTestPlan(_Section):
-    """What alpha is spent on: the wear of the sealed test, in advance (`pipelines.sealed_ledger`)."""
-
-    success_weight: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8
-    """How much of what is left the next use gets; the rest is kept for uses after a failure."""
-    recipe_share: Share = 0.6
-    """Share of alpha that only candidates of the declared strategy may spend."""
-    uses: Annotated[int, Field(ge=1, le=1000)] = 50
-    """Most uses of one epoch, in each of the two wallets."""
-    smallest_level: Annotated[float, Field(gt=0.0, lt=0.05)] = 1e-4
-    """A wallet whose next level is below this is spent."""
-    new_epoch_cases: Annotated[int, Field(ge=1)] = 100
-    """Newly confirmed sealed cases of each class that open a new epoch once a wallet is spent."""
-
-
-class Gates(_Section):
-    """The pre-stated requirements; `docs/protocol.md` gives the reason and source of each default."""
-
-    alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
-    minimum_cases_per_class: Annotated[int, Field(ge=1)] = 20
-    auroc: Margin = Margin(floor=0.80, margin=0.03)
-    sensitivity: Margin = Margin(floor=0.70, margin=0.06)
-    specificity: Margin = Margin(floor=0.60, margin=0.10)
-    calibration: CalibrationGate = CalibrationGate()
-    submitters: SubmitterGate = SubmitterGate()
-    # Left out of the document while they say what a protocol without them says, which keeps its digest.
-    subgroups: Annotated[SubgroupGate | None, Field(exclude_if=lambda section: section is None)] = None
-    approved_window: Annotated[int, Field(ge=1, le=100, exclude_if=lambda window: window == 15)] = 15
-    """Besides the original, how many approved models, newest first, a candidate must not fall below."""
-    sealed_test: Annotated[SealedTestPlan | None, Field(exclude_if=lambda plan: plan is None)] = None
-    """None: every use is judged at alpha, however many there were; `{}` asks for the default plan."""
-    evidence: Annotated[Literal["all", "blind"], Field(exclude_if=lambda used: used == "all")] = "all"
-    """On which labels of the sealed test the gates decide: all, or those given before the model was seen."""
-    require_improvement: bool = True
-    """Ask for superiority in AUROC over the champion, not only for non-inferiority."""
-
-
-class NearDuplicates(_Section):
-    """When two images count as copies of one another, and what then happens to the newcomer in another split."""
-
-    radius: Annotated[int, Field(ge=0, le=12)] = 6
-    """Bits, of 64, in which the perceptual hashes may differ."""
-    minimum_likeness: Annotated[float, Field(ge=0.5, le=1.0)] = 0.95
-    """Correlation of the pictures' fine structure."""
-    action: Literal["wait", "report"] = "wait"
-
-
-class DataQuality(_Section):
-    """What the cases of a version have to be like before a model is trained on them."""
-
-    maximum_missing_patient_share: Share = 0.2
-    maximum_unreadable_share: Share = 0.02
-    maximum_prior_shift: Share = 0.25
-    """Half the sum of the absolute changes in the classes' shares, against the version before."""
-    near_duplicates: NearDuplicates = NearDuplicates()
-    minimum_cases: Annotated[int, Field(ge=10)] = 30
-    """A side of a comparison with fewer is `insufficient`."""
-
-
-class Approvals(_Section):
+class Approvals(Section):
     """Who has to sign: distinct people, none the requester, none who submitted more than this share of new labels."""
 
     required: Annotated[int, Field(ge=2, le=10)] = 2
     maximum_submitter_share: Share = 0.2
 
 
-class Monitoring(_Section):
+class Monitoring(Section):
     """How the champion is watched in use (`pipelines.watch`): by cases that were read before it was seen."""
 
     tolerance: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.05
@@ -288,7 +192,7 @@ class Monitoring(_Section):
     """Follow the challenger on the same cases, until it is shown to be worse by less than this; None: do not."""
 
 
-class Protocol(_Section):
+class Protocol(Section):
     """A whole protocol. Two classes need no `positive` (the last one is meant); with more, None means arg-max."""
 
     line: Name

@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import metrics, near_duplicates, quality_lines, shift
+from pipelines.gate_rules import DataQuality
 from pipelines.near_duplicates import Fetch, Rows
-from pipelines.protocol import DataQuality, ProtocolError, parse
+from pipelines.protocol import ProtocolError, parse
 from pipelines.quality_lines import LEVEL, Table
 from pipelines.quality_report import SCHEMA_VERSION, QualityLine, QualityReport, render_text
 from pipelines.types import Digest

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import metrics, shift
+from pipelines.gate_rules import DataQuality
 from pipelines.near_duplicates import Hashes, Pairs, Rows
-from pipelines.protocol import DataQuality
 from pipelines.quality_report import EXAMPLES, QualityLine
 
 UNKNOWN = ("", "None", "unknown")

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import protocol
-from pipelines.protocol import Monitoring, Protocol, ProtocolError, Recipe, SealedTestPlan
+from pipelines.gate_rules import SealedTestPlan
+from pipelines.protocol import Monitoring, Protocol, ProtocolError, Recipe
 from pipelines.sealed_ledger import Plan, level_from
 
 SCHEMA_ID = "https://overread.example/protocol.schema.json"

@@ -294,13 +294,6 @@ intended_use: Second reader for frontal chest radiographs of children aged one t
 classes: [normal, pneumonia]
 input: {rows: 28, columns: 28}
 """
-PROTOCOL: Example = {
-    "protocol_id": 1,
-    "version": 1,
-    "digest": _PROTOCOL,
-    "document": {"line": LINE_NAME, "classes": ["normal", "pneumonia"]},
-    "created_at": "2026-02-01T08:00:00.000Z",
-}
 WATCH: Example = {
     "watch_id": 31,
     "candidate_id": 7,

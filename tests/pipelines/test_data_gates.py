@@ -9,7 +9,8 @@ import pytest
 
 from pipelines import gates
 from pipelines.comparison import Comparison
-from pipelines.protocol import DataQuality, ProtocolError, from_document
+from pipelines.gate_rules import DataQuality
+from pipelines.protocol import ProtocolError, from_document
 from pipelines.quality_report import QualityLine, QualityReport
 from pipelines.types import Digest, GateResult
 from tests.pipelines.test_gates import BETTER, DATASET, DOCUMENT, LABELS, PLACEMENTS, Sealed

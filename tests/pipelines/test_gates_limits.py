@@ -10,7 +10,8 @@ import pytest
 
 from pipelines import gates, metrics
 from pipelines.comparison import Comparison, Opinion, Scored, Sealed
-from pipelines.protocol import Margin, Protocol
+from pipelines.gate_rules import Margin
+from pipelines.protocol import Protocol
 from pipelines.types import Digest, Estimate, GateResult
 from tests.pipelines.test_gates import BETTER, DATASET, LABELS, WORSE, _compare, _model, _protocol
 

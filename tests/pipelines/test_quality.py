@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipelines import dataset, near_duplicates, perceptual, quality, quality_lines, quality_report
+from pipelines.gate_rules import DataQuality, NearDuplicates
 from pipelines.images import Pixels, image_digest
-from pipelines.protocol import DataQuality, NearDuplicates
 from pipelines.quality_report import QualityLine, QualityReport
 
 _RNG = np.random.default_rng(8)

@@ -19,6 +19,7 @@ from registry import candidates, runs, sealed_tests
 from registry.candidates import Candidate, GateReport
 from registry.db import Connection
 from registry.users import User
+from registry.watches import Watch
 
 OPEN_GATES = frozenset(
     {
@@ -64,6 +65,17 @@ def may_read(conn: Connection, candidate: Candidate, *, report: GateReport, read
         return True
     asked = runs.get(conn, candidate.run_id).requested_by
     return bool(DECIDERS & set(reader.roles)) and asked != reader.user_id
+
+
+def watch_for(conn: Connection, watch: Watch, *, reader: User) -> Watch:
+    """Return a look at the champion as `reader` may see it: without the challenger in its shadow, for who makes those.
+
+    The cases of the look may enter the sealed test later, so what a challenger is worth on them is not for its makers.
+    """
+    if watch.shadow is None:
+        return watch
+    asked = runs.get(conn, candidates.get(conn, watch.shadow["candidate_id"]).run_id).requested_by
+    return watch if DECIDERS & set(reader.roles) and asked != reader.user_id else replace(watch, shadow=None)
 
 
 def closed(report: GateReport) -> GateReport:

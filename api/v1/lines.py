@@ -15,7 +15,8 @@ from api.v1 import candidates as candidate_views
 from api.v1 import examples
 from api.v1.candidates import CandidateView
 from api.v1.views import Digest, View, shown_as
-from registry import cases, confirmations, datasets, db, lines, promotions, runs, sealed_tests, watches
+from registry import cases, confirmations, datasets, db, disclosure, lines, promotions, runs, sealed_tests, watches
+from registry.users import User
 
 router = guarded_router(tag="Lines")
 
@@ -75,7 +76,9 @@ class WatchView(View):
     reason: str
     cases_to_see: list[int] = Field(description="The newest cases of which it was wrong")
     what_to_do: str | None = Field(description="What an alarm asks for")
-    shadow: dict[str, Any] | None = Field(description="What was seen of the challenger on the same cases")
+    shadow: dict[str, Any] | None = Field(
+        description="What was seen of the challenger on the same cases; for those who decide on it"
+    )
     created_at: datetime
 
 
@@ -149,23 +152,23 @@ def create_line(user: CurrentUser, pool: Pool, inference: Inference, key: Option
 
     def work(connection: db.Connection) -> LineView:
         line = lines.create_line(connection, name=document["line"], document=document, digest=digest, actor=user)
-        return _view(connection, line)
+        return _view(connection, line, reader=user)
 
     return once(pool, user=user, key=key, request=f"line {digest}", work=work)
 
 
 @router.get("/lines", summary="List lines", **allow(*ANYONE))
-def list_lines(pool: Pool) -> list[LineView]:
+def list_lines(user: CurrentUser, pool: Pool) -> list[LineView]:
     """List all lines with their champions."""
     with db.transaction(pool) as connection:
-        return [_view(connection, line) for line in lines.list_lines(connection)]
+        return [_view(connection, line, reader=user) for line in lines.list_lines(connection)]
 
 
 @router.get("/lines/{line}", summary="Read a line", **allow(*ANYONE, problems=("not-found",)))
-def read_line(pool: Pool, line: str) -> LineView:
+def read_line(user: CurrentUser, pool: Pool, line: str) -> LineView:
     """Read a line: its protocol, its champion, how much it has seen, and what is missing until it learns again."""
     with db.transaction(pool) as connection:
-        return _view(connection, lines.get_line(connection, line))
+        return _view(connection, lines.get_line(connection, line), reader=user)
 
 
 @router.get(
@@ -181,19 +184,23 @@ def list_sealed_test_uses(pool: Pool, line: str) -> list[SealedTestUseView]:
 @router.get(
     "/lines/{line}/monitoring", summary="List the looks at champions", **allow(*ANYONE, problems=("not-found",))
 )
-def list_watches(pool: Pool, line: str) -> list[WatchView]:
-    """List what was seen of a line's champions in use, newest first, at most a hundred looks."""
+def list_watches(user: CurrentUser, pool: Pool, line: str) -> list[WatchView]:
+    """List what was seen of a line's champions in use, newest first, at most a hundred looks.
+
+    What was seen of a challenger is for reviewers, approvers and auditors who did not ask for it to be made.
+    """
     with db.transaction(pool) as connection:
         found = watches.list_for_line(connection, lines.get_line(connection, line).line_id)
-    return [_watch_view(watch, line=line) for watch in found]
+        return [_watch_view(connection, watch, line=line, reader=user) for watch in found]
 
 
-def _watch_view(watch: watches.Watch, *, line: str) -> WatchView:
+def _watch_view(connection: db.Connection, watch: watches.Watch, *, line: str, reader: User) -> WatchView:
+    watch = disclosure.watch_for(connection, watch, reader=reader)
     values = {name: getattr(watch, name) for name in watch.__slots__}
     return WatchView.model_validate({**values, "what_to_do": watches.what_to_do(watch, line=line)})
 
 
-def _view(connection: db.Connection, line: lines.Line) -> LineView:
+def _view(connection: db.Connection, line: lines.Line, *, reader: User) -> LineView:
     protocol = lines.current_protocol(connection, line.line_id)
     champion = promotions.champion(connection, line.line_id)
     latest = datasets.latest(connection, line.line_id)
@@ -212,5 +219,5 @@ def _view(connection: db.Connection, line: lines.Line) -> LineView:
             dataset_versions=latest.number if latest else 0,
         ),
         next_trigger=NextTrigger.model_validate(runs.next_trigger(connection, line.line_id)),
-        monitoring=_watch_view(watch, line=line.name) if watch else None,
+        monitoring=_watch_view(connection, watch, line=line.name, reader=reader) if watch else None,
     )

@@ -83,6 +83,22 @@ def test_a_line_shows_what_was_seen_of_its_champion_in_use(service: Service, peo
     assert slug(people["auditor"].get("/v1/lines/no-such-line/monitoring")) == (404, "not-found")
 
 
+def test_what_was_seen_of_a_challenger_is_for_who_decides_on_it_and_did_not_ask_for_it(
+    service: Service, people: dict[str, httpx.Client]
+) -> None:
+    line = service.new_line(monitoring={"sample": "every_case", "shadow_margin": 0.05})
+    with service.connect() as connection:
+        champion = factories.champion(connection, lines.get_line(connection, line))
+    challenger = gated(service, line, requested_by="requester")
+    with service.connect() as connection:
+        factories.watch(connection, champion, shadow={"candidate_id": challenger.candidate_id, "n": 96})
+    for name, client in people.items():
+        (look,) = client.get(f"/v1/lines/{line}/monitoring").json()
+        may = name in {"reviewer", "approver", "second-approver", "auditor"}
+        assert look["shadow"] == ({"candidate_id": challenger.candidate_id, "n": 96} if may else None), name
+        assert client.get(f"/v1/lines/{line}").json()["monitoring"] == look
+
+
 def test_a_wrong_protocol_is_refused_field_by_field(people: dict[str, httpx.Client]) -> None:
     wrong = {"line": "bad", **PROTOCOL, "classes": ["one"], "gates": {"auroc": {"floor": 1.5}}, "surprise": 1}
     answer = people["operator"].post("/v1/lines", content=yaml.safe_dump(wrong))

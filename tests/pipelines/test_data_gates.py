@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import gates
-from pipelines.comparison import Comparison
+from pipelines import data_gates, gates
+from pipelines.comparison import Comparison, Placement
 from pipelines.gate_rules import DataQuality
 from pipelines.protocol import ProtocolError, from_document
 from pipelines.quality_report import QualityLine, QualityReport
@@ -111,6 +111,40 @@ def test_what_is_beyond_the_limit_or_was_not_measured_fails_its_own_gate(
     assert {name for name, row in rows.items() if row.verdict != "pass"} == {gate}
     if "examples" in changes:
         assert rows[gate].details["cases"] == [4, 9]
+
+
+def test_each_gate_tells_its_limit_and_just_at_it_passes() -> None:
+    at_the_limit = with_line("unreadable_images", value=0.02)
+    rows = decide(at_the_limit)
+    assert {name: (row.requirement, row.details["maximum"]) for name, row in rows.items()} == {
+        "missing_patients": ("at most 20% of the cases without a patient", 0.2),
+        "unreadable_images": ("at most 2% of the confirmed cases with an image that cannot be read", 0.02),
+        "near_duplicates": ("no image in two splits, nor a copy (within 6 bits, likeness 0.95)", 0.0),
+        "prior_shift": ("the classes' shares changed by at most 0.25 since the version before", 0.25),
+    }
+    assert {row.verdict for row in rows.values()} == {"pass"}
+    assert decide(with_line("unreadable_images", value=0.021))["unreadable_images"].verdict == "fail"
+
+
+def test_a_report_of_any_other_version_is_named_by_its_digest() -> None:
+    for other in ("c", "e"):
+        row = decide(report(dataset_digest=Digest(other * 64)))["prior_shift"]
+        assert row.reason == f"could not be measured: the quality report is of another dataset version ({other * 12})"
+
+
+def test_what_leaks_is_counted_and_twenty_of_it_are_named() -> None:
+    twice = [Placement(image_digest=f"i{k:02d}", group=f"p{k}", split=s) for k in range(25) for s in ("train", "tune")]
+    comparison = Comparison(
+        protocol=from_document(DOCUMENT),
+        sealed=Sealed(labels=LABELS, groups=LABELS.astype(str)),
+        candidate=BETTER,
+        champion=None,
+        opinions=(),
+        placements=tuple(twice),
+    )
+    row = data_gates.leakage(comparison)
+    assert row.reason == "25 images in more than one split; 25 patients in more than one split"
+    assert row.details["images"] == [f"i{k:02d}" for k in range(20)]
 
 
 def test_a_first_version_has_no_shift_to_be_held_against() -> None:

@@ -254,10 +254,14 @@ def test_a_loss_that_is_no_number_is_refused_in_words() -> None:
 
 
 def test_torch_is_left_as_it_was_found() -> None:
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.initial_seed()
+    def found() -> tuple[Any, ...]:
+        torch_s = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.initial_seed()
+        return (*torch_s, torch.utils.deterministic.fill_uninitialized_memory)
+
+    before = found()
     assert isinstance(PROTOCOL, Protocol)
     _fit()
-    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.initial_seed()) == before
+    assert found() == before
 
 
 def test_an_orphan_stops_at_once() -> None:

@@ -44,7 +44,7 @@ def test_a_run_is_another_after_each_step_and_a_line_after_all_that_its_page_sho
     is_another()
     factories.champion(db, line)
     is_another()
-    factories.new_protocol(db, line)
+    factories.new_protocol(db, line, title="The same question in other words")
     is_another()
 
 

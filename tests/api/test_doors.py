@@ -49,11 +49,13 @@ def test_looking_changes_nothing_but_the_log_of_looks(service: Service, line: st
         run = reviewer.post(f"/v1/lines/{service.new_line()}/runs", json={"reason": "x"}).json()["run_id"]
     with service.connect() as connection:
         made = factories.gated_candidate(connection, lines.get_line(connection, line))
+        proposed = factories.amendment(connection, lines.get_line(connection, line), title="Pneumonia, seen again")
         job = connection.execute("SELECT max(job_id) FROM jobs").fetchone()
         assert job is not None
     known = {
         "case_id": case, "run_id": run, "job_id": job[0], "line": line,
         "candidate_id": made.candidate_id, "dataset_version_id": made.dataset_version_id,
+        "protocol_id": made.protocol_id, "amendment_id": proposed.amendment_id,
     }  # fmt: skip
     before = service.fingerprints(but={"reads"})
     seen = 0

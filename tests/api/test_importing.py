@@ -278,7 +278,7 @@ def test_an_npz_streams_and_its_split_decides_nothing(
 def test_an_import_that_is_killed_goes_on_where_it_was(
     imported: Import, service: Service, line: str, archive: Path, tmp_path: Path
 ) -> None:
-    count = 120
+    count = 400
     write_index(archive, some_rows(archive, count))
     command = [sys.executable, "-m", "api.cli", "import", str(archive), "--line", line, *SAID, "--workers", "2"]
     for how, enough in ((signal.SIGINT, 1), (signal.SIGKILL, 60)):

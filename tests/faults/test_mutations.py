@@ -104,7 +104,7 @@ KILLED: dict[str, tuple[str, str, tuple[Mutation, ...], str]] = {
     "a use of the sealed test is looked for before it is paid for": (
         "a gate",
         "sealed.spend.after",
-        (("workers.sealing", "spend", "sealed_tests.of_hypothesis(connection, **hypothesis) or ", ""),),
+        (("workers.sealing", "spend", "paid(connection, candidate=candidate, champion=champion) or ", ""),),
         "after a kill at sealed.spend.after",
     ),
     "a use of the sealed test is on record before anybody looks": (

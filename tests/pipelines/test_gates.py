@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import data_gates, dataset, freeze, gates, job, report, settling, synthetic
+from pipelines import data_gates, dataset, freezing, gates, job, report, settling, synthetic
 from pipelines.comparison import Comparison, Opinion, Placement, Scored, Sealed
 from pipelines.evaluate import gather, outweighing
 from pipelines.images import image_digest, npy_bytes
@@ -319,7 +319,7 @@ def test_a_candidate_that_saw_new_cases_only_is_never_promoted() -> None:
 def test_freeze_train_and_gate_as_the_worker_runs_them(tmp_path: Path) -> None:
     frozen = {"remote": str(tmp_path / "remote"), "line": "toy", "number": 1, "protocol": PROTOCOL}
     cases = _confirmed(240, tmp_path / "blobs")
-    freeze.freeze(
+    freezing.freeze(
         tmp_path / "repository",
         split_key=b"k" * 32,
         change=settling.Change(cases=lambda: cases, whole=True, last_confirmation_id=240),

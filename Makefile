@@ -42,7 +42,7 @@ doctor: setup ## check the running service and print what to mend
 servers: ## install Redis, RabbitMQ and Chromium for the tests, where apt-get can; else their tests are skipped
 	@sh .ci/servers.sh
 
-test: setup check servers ## everything the project promises, against real processes (under 20 minutes)
+test: setup check servers ## everything the project promises, against real processes (half an hour)
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 check: setup ## style, types and arrows

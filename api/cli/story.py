@@ -23,9 +23,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from api.cli.doors import Credentials, Door, Running, StoryStopped, problem
 
-MORE_CASES, MORE_ROUNDS = 200, 3  # where the gates ask for more, that many come, at most so often
+MORE_CASES, MORE_ROUNDS = 400, 3  # where the gates ask for more, that many come, at most so often
 OTHER = {"normal": "pneumonia", "pneumonia": "normal"}
-STEP_LIMIT_SECONDS = 300
+STEP_LIMIT_SECONDS = 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ import pytest
 from api.cli.story import Story
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(1200)
 def test_a_correction_reaches_the_next_version(tell: Callable[..., Story]) -> None:
     story = tell("correct", triggers={"new_confirmations": 160}, recipe={"epochs": 1}, data_quality=None)
     story.confirm_batch(160, "pacs-north")

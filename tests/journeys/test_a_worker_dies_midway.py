@@ -21,7 +21,7 @@ def processes_running(*words: str) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(1200)
 def test_a_worker_dies_midway(tell: Callable[..., Story]) -> None:
     recipe = {"strategy": "full", "epochs": 30}
     story = tell("killed", recipe=recipe)

@@ -9,7 +9,7 @@ import pytest
 from api.cli.story import Story
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(1200)
 def test_a_worse_candidate_is_stopped(tell: Callable[..., Story]) -> None:
     story = tell("poison")
     champion = story.learn_until_shown(320, "pacs-north")[-1].candidate

@@ -20,7 +20,7 @@ from tests.journeys.test_a_correction_reaches_the_next_version import frozen
 PATIENT = 1707
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(1200)
 def test_an_erased_patient_is_nowhere(tell: Callable[..., Story], tmp_path: Path) -> None:
     story = tell("erase", triggers={"new_confirmations": 160}, recipe={"epochs": 1}, data_quality=None)
     story._sent = 1700  # pictures that no other journey's line has

@@ -40,7 +40,7 @@ def killing(stack: Stack, *, seed: int) -> Iterator[list[str]]:
         thread.join()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_killed_at_any_time(stack: Stack, tell: Callable[..., Story]) -> None:
     story = tell("cxr-killed")
     with killing(stack, seed=7) as killed:

@@ -9,7 +9,7 @@ import pytest
 from api.cli.story import Story
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(1200)
 def test_roll_back(tell: Callable[..., Story]) -> None:
     gates = {"require_improvement": False, "auroc": {"floor": 0.7, "margin": 0.2}, "minimum_cases_per_class": 5}
     gates |= {name: {"floor": 0.1, "margin": 0.45} for name in ("sensitivity", "specificity")}

@@ -18,7 +18,7 @@ help: ## show this
 	@echo
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  First time on a machine: 'make demo' (a few minutes to install, then about two to run)."
+	@echo "  First time on a machine: 'make demo' (a few minutes to install, then two to five to run)."
 
 setup: $(VENV)/installed ## create .venv and install everything, once
 

@@ -118,7 +118,7 @@ def _looks(looks: Sequence[Watch]) -> Chart:
     """Every look at a champion, oldest first, with the limit of each."""
     x = _across(0.0, float(len(looks) - 1), inset=24)
     shown = [value for one in looks for value in (one.risk, one.lower_bound, one.risk_limit) if value is not None]
-    y = _up(min(shown), max(shown))
+    y = _up(min(shown), max(shown) + 0.25 * (max(shown) - min(shown)))  # room for the names of the lines
     seen = [(float(place), one.risk) for place, one in enumerate(looks) if one.risk is not None]
     limits = [(float(place), one.risk_limit) for place, one in enumerate(looks) if one.risk_limit is not None]
     parts = [*_grid(y), polyline(limits, x, y, f"curve {SECOND}"), polyline(seen, x, y, f"curve {FIRST}")]

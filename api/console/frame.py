@@ -134,4 +134,4 @@ def _time(moment: datetime | None) -> Markup:
 
 def _yaml(document: Mapping[str, Any]) -> str:
     """A protocol as people write it."""
-    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.safe_dump(dict(document), allow_unicode=True, width=100)

@@ -75,7 +75,8 @@ def test_where_nothing_is_seen_the_page_says_what_to_do(service: Service, scene:
 
 def looks(db: Connection, *risks: float | None) -> list[Any]:
     champion = factories.champion(db, factories.line(db))
-    return [factories.watch(db, champion, risk=risk, n=20 * k, errors=2 * k) for k, risk in enumerate(risks, 1)]
+    seen = [{"risk": risk, "n": 10 * k, "errors": k, "raised_at": None} for k, risk in enumerate(risks, 1)]
+    return [factories.watch(db, champion, **one) for one in seen]
 
 
 def test_every_look_is_drawn_from_left_to_right_with_its_row(db: Connection) -> None:

@@ -100,7 +100,7 @@ def test_two_models_are_compared_by_their_plots_on_the_same_axes(service: Servic
     drawn = [ElementTree.fromstring(svg) for svg in pictures]  # noqa: S314 - made here
     left_roc, left_scores, right_roc, right_scores = drawn
     for left, right in ((left_roc, right_roc), (left_scores, right_scores)):
-        axes = [[mark.attrib for mark in svg.iter("{*}line") if mark.get("class") == "grid"] for svg in (left, right)]
+        axes = [[mark.attrib for mark in svg.iter("line") if mark.get("class") == "grid"] for svg in (left, right)]
         assert axes[0] == axes[1] != []
     assert f"model {scene.candidate.number}: AUROC" in shown
     assert f"model {scene.failed.number}: AUROC" in shown

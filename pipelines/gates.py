@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import blind, data_gates, envelope, job, metrics, subgroups
+from pipelines import blind, data_gates, envelope, job, metrics, screen, subgroups
 from pipelines.approved import acceptable
 from pipelines.comparison import Comparison, Scored
 from pipelines.endpoints import (
@@ -41,27 +41,27 @@ from pipelines.types import Digest, Estimate, GateReport, GateResult, Verdict, d
 
 SCHEMA_VERSION = 2
 """Of the report's document: 2 added `sealed_test` and `evidence`."""
-LOOK_AT_NO_SCORE = frozenset(
+SPEND_NOTHING = frozenset(
     {
-        *("minimum_cases", "envelope", "strategy", "leakage", "submitters"),
+        *("minimum_cases", "screen", "envelope", "strategy", "leakage", "submitters"),
         *("missing_patients", "unreadable_images", "near_duplicates", "prior_shift"),
     }
 )
-"""Gates that no candidate's score can change: what they say costs nothing of the sealed test."""
+"""Gates that no score of a sealed case can change: what they say costs nothing of the sealed test."""
 
 
-def decide(comparison: Comparison, *, dataset_digest: Digest, on_data: bool = False) -> GateReport:
+def decide(comparison: Comparison, *, dataset_digest: Digest, before_use: bool = False) -> GateReport:
     """Run every gate that the protocol asks for and join the verdicts: pass only if all pass.
 
-    `on_data` runs only those that look at no score, before a level of the sealed test is spent on a candidate.
+    `before_use` runs only those that spend nothing, before a level of the sealed test is spent on a candidate.
     """
     comparison = blind.deciding(comparison)
     protocol, champion = comparison.protocol, comparison.champion
     gates = [*_gates_for(comparison), *data_gates.required(comparison, dataset_digest=dataset_digest)]
-    if on_data:
-        gates = [(name, gate) for name, gate in gates if name in LOOK_AT_NO_SCORE]
+    if before_use:
+        gates = [(name, gate) for name, gate in gates if name in SPEND_NOTHING]
     results = tuple(_closed(name, gate, comparison) for name, gate in gates)
-    if on_data and (verdict := _joined(results)) != "pass":
+    if before_use and (verdict := _joined(results)) != "pass":
         results = (*results, _nothing_spent(verdict))
     counts = Counter(comparison.sealed.labels.tolist())
     return GateReport(
@@ -95,7 +95,10 @@ Gate = Callable[[Comparison], GateResult]
 
 
 def _gates_for(comparison: Comparison) -> list[tuple[str, Gate]]:
-    gates: list[tuple[str, Gate]] = [("minimum_cases", _minimum_cases), ("auroc", _auroc)]
+    gates: list[tuple[str, Gate]] = [("minimum_cases", _minimum_cases)]
+    if comparison.champion is not None and comparison.protocol.gates.screen is not None:
+        gates.append(("screen", screen.gate))
+    gates.append(("auroc", _auroc))
     if comparison.champion is not None and comparison.protocol.gates.require_improvement:
         gates.append(("improvement", _improvement))
     gates += [(name, partial(_decided, endpoint=name)) for name in decisions_of(comparison)]
@@ -123,7 +126,7 @@ def _joined(results: Sequence[GateResult]) -> Verdict:
 def _nothing_spent(verdict: Verdict) -> GateResult:
     return GateResult(
         name="sealed_test",
-        requirement="what looks at no score is in order before the sealed test is used",
+        requirement="what is asked before the sealed test is used is in order",
         verdict=verdict,
         reason="not looked at, and nothing of it was spent: mend what the other lines name, and train again",
     )
@@ -272,10 +275,12 @@ def _subgroups(comparison: Comparison) -> GateResult:
         harm_alpha=comparison.protocol.gates.alpha,
         minimum=rule.minimum_cases,
         groups=comparison.sealed.groups,
+        tolerance=rule.tolerance,
     )
+    beyond = f" beyond {rule.tolerance:g}" if rule.tolerance else ""
     return GateResult(
         name="subgroups",
-        requirement=f"critical slices not worse by {rule.margin:g}; no significant harm in any other",
+        requirement=f"critical slices not worse by {rule.margin:g}; no significant harm{beyond} in any other",
         verdict=judged.verdict,
         reason=judged.reason,
         details={"slices": [asdict(one) for one in judged.slices]},
@@ -357,7 +362,7 @@ def _calibration_error(comparison: Comparison, model: Scored) -> Estimate:
 def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
     from pipelines import evaluate, evidence, report  # noqa: PLC0415 - torch comes with it, and `decide` needs none
 
-    protocol, on_data = from_document(config["protocol"]), bool(config.get("on_data"))
+    protocol, before_use = from_document(config["protocol"]), bool(config.get("before_use"))
     comparison, dataset_digest = evaluate.gather(
         Path(config["dataset"]),
         protocol=protocol,
@@ -366,13 +371,13 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
         champion=config.get("champion"),
         approved=config.get("approved", ()),
         previous=Path(config["previous_dataset"]) if config.get("previous_dataset") else None,
-        scored=not on_data,
+        scored=not before_use,
         keep_going=job.orphan_watch(),
         tell=lambda stage: job.append_progress(directory, {"stage": stage}),
     )
-    verdict = decide(comparison, dataset_digest=dataset_digest, on_data=on_data)
+    verdict = decide(comparison, dataset_digest=dataset_digest, before_use=before_use)
     job.append_progress(directory, {"stage": "drawing what the report shows"})
-    shown = {"changed": dict(comparison.changed)} if on_data else evidence.gather(comparison)
+    shown = {"changed": dict(comparison.changed)} if before_use else evidence.gather(comparison)
     verdict = replace(verdict, evidence=shown)
     document = verdict.document()
     return {

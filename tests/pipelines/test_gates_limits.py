@@ -102,7 +102,7 @@ def test_a_class_nobody_has_is_missing_where_one_case_is_asked_for() -> None:
     sealed = Sealed(labels=labels, groups=np.arange(30).astype(str))
     comparison = _compare(sealed=sealed, protocol=_asking(minimum_cases_per_class=1))
     assert _row(comparison, "minimum_cases").verdict == "insufficient"
-    decided = gates.decide(comparison, dataset_digest=DATASET, on_data=True)
+    decided = gates.decide(comparison, dataset_digest=DATASET, before_use=True)
     assert decided.summary["sealed_test"] == {"normal": 30, "pneumonia": 0}
 
 
@@ -287,11 +287,11 @@ def test_what_could_not_be_measured_is_told_from_what_nobody_thought_of() -> Non
 
 
 def test_before_a_level_is_spent_only_what_looks_at_no_score_is_asked() -> None:
-    calm = gates.decide(_compare(), dataset_digest=DATASET, on_data=True)
+    calm = gates.decide(_compare(), dataset_digest=DATASET, before_use=True)
     assert calm.verdict == "pass"
     assert [row.name for row in calm.results] == ["minimum_cases", "leakage", "submitters"]
-    poisoned = gates.decide(_compare(opinions=_said("anna", 60, wrong=52)), dataset_digest=DATASET, on_data=True)
+    poisoned = gates.decide(_compare(opinions=_said("anna", 60, wrong=52)), dataset_digest=DATASET, before_use=True)
     assert poisoned.verdict == "fail"
     assert poisoned.results[-1].name == "sealed_test"
     assert (poisoned.results[-1].verdict, poisoned.sealed_test) == ("fail", None)
-    assert {row.name for row in poisoned.results} <= {*gates.LOOK_AT_NO_SCORE, "sealed_test"}
+    assert {row.name for row in poisoned.results} <= {*gates.SPEND_NOTHING, "sealed_test"}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.gates import LOOK_AT_NO_SCORE
+from pipelines.gates import SPEND_NOTHING
 from pipelines.sealed_ledger import Plan, local_level
 from registry import candidates, confirmations, datasets, db, disclosure, jobs, lines, promotions, runs, sealed_tests
 from registry.candidates import Candidate
@@ -267,7 +267,7 @@ def contradict(record: db.Connection, line: Line, *, count: int) -> None:
 
 
 def test_the_gates_that_spend_nothing_are_those_that_anybody_may_read() -> None:
-    assert LOOK_AT_NO_SCORE == disclosure.OPEN_GATES
+    assert SPEND_NOTHING == disclosure.OPEN_GATES
 
 
 def test_the_use_is_on_record_before_a_score_is_computed_and_the_report_is_judged_at_its_level(

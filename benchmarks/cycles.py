@@ -147,7 +147,7 @@ def offer(kind: str, number: int, *, standing: Standing, pool: Pool, models: Mod
     opinions = _opinions(pool, rows=fresh, labels=labels, champion=champion)
     if kind == "contaminated":
         copied = np.random.default_rng([23, number]).random(len(labels)) < COPIED
-        labels = np.where(copied, _decided(champion), labels)
+        labels = np.where(copied, champion.decided, labels)
     wallet: Wallet = "adaptive" if kind == "null" else "recipe"  # the same data again needs a seed of one's own
     return Offer(kind=kind, model=model, level=level, labels=labels, opinions=opinions, wallet=wallet)
 
@@ -289,16 +289,12 @@ NAIVE: Mapping[str, Callable[[Comparison], bool]] = dict(
 )
 
 
-def _decided(model: Model) -> NDArray[np.int64]:
-    return (model.positive >= (0.5 if model.threshold is None else model.threshold)).astype(np.int64)
-
-
 def _scored(model: Model, rows: NDArray[np.int64]) -> Scored:
     positive = model.positive[rows]
     return Scored(
         digest=Digest(digest_of(model)),
         scores=np.stack([1.0 - positive, positive], axis=1),
-        decided=_decided(model)[rows],
+        decided=model.decided[rows],
         threshold=model.threshold,
     )
 
@@ -314,7 +310,7 @@ def _true_area(pool: Pool, model: Model) -> float:
 def _opinions(
     pool: Pool, *, rows: NDArray[np.int64], labels: NDArray[np.int64], champion: Model
 ) -> tuple[Opinion, ...]:
-    names, decided = ("normal", "pneumonia"), _decided(champion)
+    names, decided = ("normal", "pneumonia"), champion.decided
     return tuple(
         Opinion(
             submitter=SUBMITTERS[pool.submitters[row]],
@@ -335,12 +331,11 @@ def _worse_at_a_site(model: Model, champion: Model, *, pool: Pool) -> Model:
     """A model that misses so many of one site's sick, at random, that it finds 8 points fewer than the champion."""
     sick = (pool.labels == 1) & (pool.sites == HARMED_SITE)
     counted = _measured(pool)[sick[_measured(pool)]]
-    ours, theirs = (_decided(one)[counted].mean() for one in (model, champion))
+    ours, theirs = (one.decided[counted].mean() for one in (model, champion))
     missed = max(0.0, 1.0 - (theirs - LOSS) / ours)
     rng = np.random.default_rng([24, int(digest_of(model)[:8], 16)])
-    lost = sick & (_decided(model) == 1) & (rng.random(len(sick)) < missed)
-    threshold = 0.5 if model.threshold is None else model.threshold
-    lower = threshold * rng.uniform(0.3, 0.95, len(sick))
+    lost = sick & (model.decided == 1) & (rng.random(len(sick)) < missed)
+    lower = model.thresholds * rng.uniform(0.3, 0.95, len(sick))
     name = f"{model.name} worse at {HARMED_SITE} than {champion.name}"
     return replace(model, name=name, positive=np.where(lost, lower, model.positive))
 
@@ -355,8 +350,9 @@ def _timid(model: Model, champion: Model, *, pool: Pool) -> Model:
         enough = metrics.ece(truth, _softened(model.positive[rows], middle)) >= wanted
         low, high = (low, middle) if enough else (middle, high)
     threshold = None if model.threshold is None else float(_softened(np.array([model.threshold]), high)[0])
+    cuts = None if model.cuts is None else _softened(model.cuts, high)
     name = f"{model.name} timid beside {champion.name}"
-    return replace(model, name=name, positive=_softened(model.positive, high), threshold=threshold)
+    return replace(model, name=name, positive=_softened(model.positive, high), threshold=threshold, cuts=cuts)
 
 
 def _softened(scores: Floats, temperature: float) -> Floats:

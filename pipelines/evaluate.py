@@ -48,36 +48,36 @@ def gather(
     sealed case, and the comparison is for `gates.decide(before_use=True)` alone.
     """
     version = open_version(dataset)
-    images = version.prepared(protocol.input)
+    images, sites = version.prepared(protocol.input), version.sites
     rows = unworn(version, use=use)
     keep_going()
     looked_at = rows if scored else rows[:0]
     tell("scoring the candidate")
     offered = _model(candidate, protocol=protocol)
-    first = _scored(offered, candidate, images=images[looked_at])
+    first = _scored(offered, candidate, images=images[looked_at], sites=sites[looked_at])
     second, tuned, opinions_of_champion = None, None, {}
     fresh = version.indices(new_only=True)
     if champion is not None:
         keep_going()
         tell("scoring the champion")
         model = _model(champion, protocol=protocol)
-        second = _scored(model, champion, images=images[looked_at])
+        second = _scored(model, champion, images=images[looked_at], sites=sites[looked_at])
         if protocol.gates.screen is not None:
             tell("screening on the tune split")
             open_rows = version.indices("tune")
             tuned = Tuned(
                 cases=_answers(version, rows=open_rows),
-                candidate=_scored(offered, candidate, images=images[open_rows]),
-                champion=_scored(model, champion, images=images[open_rows]),
+                candidate=_scored(offered, candidate, images=images[open_rows], sites=sites[open_rows]),
+                champion=_scored(model, champion, images=images[open_rows], sites=sites[open_rows]),
             )
         opinions_of_champion = dict(
-            zip(fresh.tolist(), model.decision(model.scores(images[fresh])) if len(fresh) else [], strict=True)
+            zip(fresh.tolist(), _said(model, images=images[fresh], sites=sites[fresh]), strict=True)
         )
     earlier = []
     for document in _before(champion, approved=approved, window=protocol.gates.approved_window) if scored else ():
         keep_going()
         tell("scoring models approved earlier")
-        earlier.append(_scored(_model(document, protocol=protocol), document, images=images[rows]))
+        earlier.append(_scored(_model(document, protocol=protocol), document, images=images[rows], sites=sites[rows]))
     quality = None
     if protocol.data_quality is not None:
         tell("looking at the data")
@@ -222,11 +222,17 @@ def _traits(version: DatasetVersion, *, rows: NDArray[np.int64]) -> dict[str, ND
     }
 
 
-def _scored(model: Model, document: Mapping[str, Any], *, images: NDArray[np.float32]) -> Scored:
+def _said(model: Model, *, images: NDArray[np.float32], sites: NDArray[np.str_]) -> list[str]:
+    return model.decision(model.scores(images), sites=sites) if len(images) else []
+
+
+def _scored(
+    model: Model, document: Mapping[str, Any], *, images: NDArray[np.float32], sites: NDArray[np.str_]
+) -> Scored:
     scores = model.scores(images) if len(images) else np.empty((0, len(model.classes)), dtype=np.float32)
     return Scored(
         digest=Digest(document["weights_digest"]),
         scores=scores,
-        decided=model.decided(scores),
+        decided=model.decided(scores, sites=sites),
         threshold=model.threshold,
     )

@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.cycles_models import LEVELS, MALLORY, SEEDS, SUBMITTERS, Floats, Made, Model, Pool, Spec, digest_of
-from pipelines import gates, metrics, paired
+from pipelines import gates, metrics, paired, screen
 from pipelines.approved import held_against
-from pipelines.comparison import Comparison, Opinion, Placement, Scored, Sealed
+from pipelines.comparison import Comparison, Opinion, Placement, Scored, Sealed, Tuned
 from pipelines.endpoints import area, area_difference, decision_difference, decisions_of, right, rule_of
 from pipelines.protocol import Protocol, from_document
 from pipelines.sealed_ledger import Ledger, Plan, Spent, Wallet
@@ -157,7 +157,7 @@ def judge(rule: str, one: Offer, *, standing: Standing, pool: Pool, protocol: Pr
     asked = partial(compare, one, standing=standing, pool=pool, protocol=protocol)
     if not rule.startswith("ours"):
         return NAIVE[rule](asked(level=None)), standing.ledger
-    if rule != "ours" and _area_on(pool.tune, one, one.model) <= _area_on(pool.tune, one, standing.champions[-1]):
+    if rule != "ours" and screen.gate(asked(level=None, screened=True)).verdict != "pass":
         return False, standing.ledger
     level = standing.ledger.next_level(one.wallet)
     if isinstance(level, Spent):
@@ -167,8 +167,10 @@ def judge(rule: str, one: Offer, *, standing: Standing, pool: Pool, protocol: Pr
     return passed, standing.ledger.record(**use, passed=passed)  # type: ignore[arg-type]
 
 
-def compare(one: Offer, *, standing: Standing, pool: Pool, protocol: Protocol, level: float | None) -> Comparison:
-    """What the gates look at, as the service would gather it."""
+def compare(
+    one: Offer, *, standing: Standing, pool: Pool, protocol: Protocol, level: float | None, screened: bool = False
+) -> Comparison:
+    """What the gates look at, as the service would gather it; the tune split only where they screen."""
     earlier = held_against(standing.champions, window=protocol.gates.approved_window)
     return Comparison(
         protocol=protocol,
@@ -178,6 +180,7 @@ def compare(one: Offer, *, standing: Standing, pool: Pool, protocol: Protocol, l
             traits={"site": pool.sites[pool.sealed]},
         ),
         candidate=_scored(one.model, pool.sealed),
+        tuned=_tuned(one, standing.champions[-1], pool=pool) if screened else None,
         champion=_scored(standing.champions[-1], pool.sealed),
         approved=tuple(_scored(model, pool.sealed) for model in earlier if model is not standing.champions[-1]),
         opinions=one.opinions,
@@ -299,8 +302,9 @@ def _scored(model: Model, rows: NDArray[np.int64]) -> Scored:
     )
 
 
-def _area_on(rows: NDArray[np.int64], one: Offer, model: Model) -> float:
-    return metrics.auroc(one.labels[rows], model.positive[rows])
+def _tuned(one: Offer, champion: Model, *, pool: Pool) -> Tuned:
+    cases = Sealed(labels=one.labels[pool.tune], groups=pool.tune.astype(str), traits={"site": pool.sites[pool.tune]})
+    return Tuned(cases=cases, candidate=_scored(one.model, pool.tune), champion=_scored(champion, pool.tune))
 
 
 def _true_area(pool: Pool, model: Model) -> float:

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import blind, data_gates, envelope, job, metrics, screen, subgroups
+from pipelines import blind, data_gates, envelope, harms, job, metrics, screen
 from pipelines.approved import acceptable
-from pipelines.comparison import Comparison, Scored
+from pipelines.comparison import Comparison
 from pipelines.endpoints import (
     Decision,
     among,
@@ -105,14 +105,14 @@ def _gates_for(comparison: Comparison) -> list[tuple[str, Gate]]:
     if comparison.approved:
         gates.append(("approved_models", _approved_models))
     if comparison.champion is not None and comparison.protocol.gates.subgroups is not None:
-        gates.append(("subgroups", _subgroups))
+        gates.append(("subgroups", harms.slices))
     if comparison.protocol.envelope is not None:
         gates.append(("envelope", envelope.gate))
     if comparison.fine_tuned:
         gates.append(("strategy", _strategy))
     return [
         *gates,
-        ("calibration", _calibration),
+        ("calibration", harms.calibration),
         ("leakage", data_gates.leakage),
         ("submitters", data_gates.submitters),
     ]
@@ -253,59 +253,6 @@ def _approved_models(comparison: Comparison) -> GateResult:
     )
 
 
-def _subgroups(comparison: Comparison) -> GateResult:
-    """Look for harm in each slice, among its positives and among its negatives, against the champion."""
-    rule, champion = comparison.protocol.gates.subgroups, comparison.champion
-    assert rule is not None, "the protocol asks for subgroups"
-    assert champion is not None, "harm is harm compared with a champion"
-    slices, differences = [], np.zeros(len(comparison.sealed.labels))
-    for endpoint in decisions_of(comparison):
-        counted = among(comparison, endpoint)
-        candidate_right = right(comparison, comparison.candidate, endpoint).astype(np.float64)
-        differences[counted] = (candidate_right - right(comparison, champion, endpoint))[counted]
-        slices += [
-            subgroups.Slice(name=f"{name} {endpoint}", members=members & counted, tier=tier)
-            for name, members, tier in subgroups.declared(comparison.sealed.traits, rule.attributes, rule.critical)
-        ]
-    judged = subgroups.judge(
-        differences,
-        slices,
-        margin=rule.margin,
-        alpha=comparison.alpha,
-        harm_alpha=comparison.protocol.gates.alpha,
-        minimum=rule.minimum_cases,
-        groups=comparison.sealed.groups,
-        tolerance=rule.tolerance,
-    )
-    beyond = f" beyond {rule.tolerance:g}" if rule.tolerance else ""
-    return GateResult(
-        name="subgroups",
-        requirement=f"critical slices not worse by {rule.margin:g}; no significant harm{beyond} in any other",
-        verdict=judged.verdict,
-        reason=judged.reason,
-        details={"slices": [asdict(one) for one in judged.slices]},
-    )
-
-
-def _calibration(comparison: Comparison) -> GateResult:
-    rule = comparison.protocol.gates.calibration
-    candidate = _calibration_error(comparison, comparison.candidate)
-    champion = None if comparison.champion is None else _calibration_error(comparison, comparison.champion)
-    reasons = []
-    if candidate.value > rule.maximum_ece:
-        reasons.append(f"calibration error {candidate.value:.3f} is above {rule.maximum_ece:g}")
-    if champion is not None and candidate.value > champion.value + rule.margin:
-        reasons.append(f"calibration error {candidate.value:.3f} is more than {rule.margin:g} above the champion's")
-    return GateResult(
-        name="calibration",
-        requirement=f"calibration error at most {rule.maximum_ece:g}, and at most {rule.margin:g} above the champion's",
-        verdict="fail" if reasons else "pass",
-        reason="; ".join(reasons) or "calibrated well enough",
-        candidate=candidate,
-        champion=champion,
-    )
-
-
 def _floor_and_margin(
     name: str,
     rule: Margin,
@@ -349,14 +296,6 @@ def _shown(estimate: Estimate, *, above: float) -> Verdict:
     if estimate.low >= above:
         return "pass"
     return "insufficient" if estimate.value >= above else "fail"
-
-
-def _calibration_error(comparison: Comparison, model: Scored) -> Estimate:
-    index, rng = comparison.protocol.positive_index, np.random.default_rng(0)
-    if index is None:
-        right = model.scores.argmax(axis=1) == comparison.sealed.labels
-        return metrics.ece_estimate(right, model.scores.max(axis=1), rng=rng)
-    return metrics.ece_estimate(comparison.truth, model.scores[:, index], rng=rng)
 
 
 def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:

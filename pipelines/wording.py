@@ -85,7 +85,8 @@ def as_read_today(document: Mapping[str, Any]) -> Mapping[str, Any]:
 def explain(asked: Protocol) -> str:
     """Say what a protocol asks for, paragraph by paragraph, at most 100 columns wide."""
     gates, recipe = asked.gates, asked.recipe
-    decisions = "by arg-max" if asked.positive is None else f"{asked.positive} at or above a threshold"
+    whose = ", the site's own where it has cases enough" if asked.operating_point.by_site else ""
+    decisions = "by arg-max" if asked.positive is None else f"{asked.positive} at or above a threshold{whose}"
     classes = " or ".join(asked.classes)
     question = (
         f"A model answers {classes}, {decisions} (rule {asked.operating_point.rule}, chosen on the tune split), on "

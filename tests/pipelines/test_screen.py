@@ -160,7 +160,7 @@ def test_where_blind_labels_decide_they_decide_here_too() -> None:
 
 
 def with_a_site(right_of: int, of: int = 50, **gates: Any) -> Comparison:
-    """A candidate that is better on the whole, and right of so many sick at the small site, of whom the champion has all."""
+    """A candidate that is better on the whole, and right of so many sick at the small site; the champion is of all."""
     rows = np.arange(400)
     labels = (rows % 2).astype(np.int64)
     site = np.where(rows < 2 * of, "small", "large")

@@ -100,8 +100,9 @@ def decisions(
 ) -> dict[str, Any]:
     """Choose on the calibrated `scores` (N, K) of tune how the model decides; what the metadata say of it.
 
-    `operating_point` decides everywhere; those of single sites are there to be looked at. None where decisions are by
-    arg-max; `second_look` is None also where the protocol asks for none, or no threshold met the rule.
+    `operating_point` decides everywhere, but where the protocol says `by_site` and the site has one of its own; else
+    those of single sites are there to be looked at. None where decisions are by arg-max; `second_look` is None also
+    where the protocol asks for none, or no threshold met the rule.
     """
     index, rule = protocol.positive_index, protocol.operating_point
     if index is None:
@@ -116,4 +117,4 @@ def decisions(
         "operating_point": asdict(point),
         "operating_points_by_site": {site: asdict(found) for site, found in by_site.items()},
         "second_look": None if band is None else asdict(band),
-    }
+    } | ({"decides_by_site": True} if rule.by_site else {})

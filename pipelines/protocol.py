@@ -155,11 +155,19 @@ class OperatingPointRule(Section):
     target: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     second_look: Annotated[float | None, Field(gt=0.0, lt=0.5, exclude_if=lambda share: share is None)] = None
     """Share of the cases, those nearest to the threshold, of which a prediction says that they need a second look."""
+    by_site: Annotated[bool, Field(exclude_if=lambda asked: not asked)] = False
+    """Decide by a threshold of the site's own wherever `tune` has 30 of its cases of each class."""
 
     @model_validator(mode="after")
     def _target_where_needed(self) -> OperatingPointRule:
         if (self.rule == "youden") != (self.target is None):
             raise ValueError("`target` belongs to the rules other than youden, and they need it")
+        return self
+
+    @model_validator(mode="after")
+    def _one_band_about_one_threshold(self) -> OperatingPointRule:
+        if self.by_site and self.second_look is not None:
+            raise ValueError("second_look is a band about one threshold: it does not go with by_site")
         return self
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import protocol
-from pipelines.gate_rules import SealedTestPlan
+from pipelines.gate_rules import Screen, SealedTestPlan, SubgroupGate
 from pipelines.protocol import Monitoring, Protocol, ProtocolError, Recipe
 from pipelines.sealed_ledger import Plan, level_from
 
@@ -40,6 +40,8 @@ LOOSER = {
     "gates.approved_window": -1,
     "gates.require_improvement": -1,
     "gates.subgroups.margin": 1,
+    "gates.subgroups.tolerance": 1,
+    "gates.screen.confidence": -1,
     "reference_standard.minimum_reads": -1,
     "approvals.required": -1,
     "approvals.maximum_submitter_share": 1,
@@ -49,8 +51,10 @@ LOOSER = {
     "monitoring.shadow_margin": 1,
 }
 """Numbers of which more (1) or less (-1) asks for less evidence than before."""
-DEMANDS = ("data_quality", "envelope", "gates.sealed_test", "gates.subgroups", "monitoring")
+DEMANDS = ("data_quality", "envelope", "gates.screen", "gates.sealed_test", "gates.subgroups", "monitoring")
 """Sections that only ever ask for more: a clause of theirs that is gone asks for less evidence than before."""
+UNSAID = {"gates.approved_window": 15, "gates.subgroups.tolerance": 0.0}
+"""What a document that has their section means where it leaves these out."""
 
 
 def schema() -> dict[str, Any]:
@@ -60,7 +64,7 @@ def schema() -> dict[str, Any]:
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Tell each clause that two protocols' documents have another value of; a change that asks for less says so."""
-    old, new = dict(_leaves(before)), dict(_leaves(after))
+    old, new = _clauses(before), _clauses(after)
     told = []
     for clause in sorted(old.keys() | new.keys()):
         one, other = old.get(clause), new.get(clause)
@@ -81,7 +85,8 @@ def as_read_today(document: Mapping[str, Any]) -> Mapping[str, Any]:
 def explain(asked: Protocol) -> str:
     """Say what a protocol asks for, paragraph by paragraph, at most 100 columns wide."""
     gates, recipe = asked.gates, asked.recipe
-    decisions = "by arg-max" if asked.positive is None else f"{asked.positive} at or above a threshold"
+    whose = ", the site's own where it has cases enough" if asked.operating_point.by_site else ""
+    decisions = "by arg-max" if asked.positive is None else f"{asked.positive} at or above a threshold{whose}"
     classes = " or ".join(asked.classes)
     question = (
         f"A model answers {classes}, {decisions} (rule {asked.operating_point.rule}, chosen on the tune split), on "
@@ -115,7 +120,9 @@ def explain(asked: Protocol) -> str:
     paragraphs = [
         f"{asked.title} ({asked.line}), protocol {asked.digest[:12]}.",
         f"Intended use: {asked.intended_use.strip()}",
-        *(question, evidence, learning, passing, _wear(gates.sealed_test, alpha=gates.alpha), people),
+        *(question, evidence, learning, passing + _slices(gates.subgroups)),
+        _screen(gates.screen) + _wear(gates.sealed_test, alpha=gates.alpha),
+        people,
         _watch(asked.monitoring),
     ]
     return "\n\n".join(textwrap.fill(paragraph, width=WIDTH) for paragraph in paragraphs) + "\n"
@@ -166,6 +173,15 @@ def _read(name: str) -> Protocol | None:
     return None
 
 
+def _clauses(document: Mapping[str, Any]) -> dict[str, Any]:
+    clauses = dict(_leaves(document))
+    for clause, meant in UNSAID.items():
+        section = clause.rpartition(".")[0]
+        if clause not in clauses and any(name.startswith(f"{section}.") for name in clauses):
+            clauses[clause] = meant
+    return clauses
+
+
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping) and value:
         for name, inner in value.items():
@@ -203,6 +219,23 @@ def _envelope(asked: Protocol) -> str:
     if asked.envelope.maximum_threshold_change is not None:
         parts.append(f"a threshold within {asked.envelope.maximum_threshold_change:g} of the champion's")
     return ", ".join(parts) + "; a candidate outside is stopped."
+
+
+def _slices(stated: SubgroupGate | None) -> str:
+    if stated is None:
+        return " No subgroup is looked at: add gates.subgroups."
+    beyond = f" by more than {stated.tolerance:g}" if stated.tolerance else ""
+    shown = f"; {', '.join(stated.critical)} shown not worse by {stated.margin:g}" if stated.critical else ""
+    return f" No slice by {', '.join(stated.attributes)} is shown to be harmed{beyond}{shown}."
+
+
+def _screen(stated: Screen | None) -> str:
+    if stated is None:
+        return ""
+    return (
+        "A candidate uses the sealed test only if its AUROC is above the champion's on the tune split, at confidence "
+        f"{stated.confidence:g}; one that is stopped there spends nothing. "
+    )
 
 
 def _wear(stated: SealedTestPlan | None, *, alpha: float) -> str:

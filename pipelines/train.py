@@ -15,11 +15,10 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +26,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional
 
 from pipelines import (
     afterwards,
     augment,
     blend,
+    budget,
     calibrate,
     champion,
     checkpoint,
     consolidate,
+    describe,
+    initial,
     job,
     memory,
     network,
     predict,
+    ranked,
     repeatable,
     strategies,
     teach,
@@ -96,6 +98,8 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
     parts: int = 1,
     checkpoints: Path | None = None,
     dataset_digest: str | None = None,
+    weights_folder: Path | None = None,
+    clock: Callable[[], float] = time.monotonic,
     tell: Callable[[dict[str, Any]], None] = lambda _row: None,
     keep_going: Callable[[], None] = lambda: None,
 ) -> Trained:
@@ -103,7 +107,8 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
 
     `threads` of the CPU (the recipe's if None) are part of the result: sums depend on them; so are the `parts` in which
     each batch goes through the network, for want of memory (`pipelines.memory`). `checkpoints` is a
-    directory to resume from and to save each epoch to. `tell` hears of each epoch; `keep_going` is called before each
+    directory to resume from and to save each epoch to, `weights_folder` where the protocol's initial weights lie, and
+    `clock` what seconds are read from. `tell` hears of each epoch; `keep_going` is called before each
     batch and raises to stop. Raises TrainingRefused where a class is missing or the loss is not finite.
     """
     _check(train, split="train", protocol=protocol)
@@ -120,11 +125,14 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
         recipe=recipe,
         weights=train.weights,
     )
+    plan = budget.affordable(plan, recipe=recipe)
     notes += champion.growth(base, architecture=architecture, plan=plan)
     notes += [f"memory ran out: each batch went through the network in {parts} parts"] if parts > 1 else []
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with repeatable.on(threads or recipe.threads, device=device):
         module = champion.first_weights(architecture, plan=plan, base=base, seed=seed).to(device)
+        if plan.start == "nothing":
+            notes += initial.fill(module, recipe.initial_weights, folder=weights_folder)
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on a CPU
         average = champion.first_weights(architecture, plan=plan, base=base, seed=seed).to(device).eval()
         average.load_state_dict(module.state_dict())
@@ -133,11 +141,11 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
         columns = [] if base is None else [architecture.classes.index(name) for name in base.architecture.classes]
         fisher = afterwards.fisher_of(base, like=module, columns=columns)
         held_to = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+        members = network.members_of(module)
         optimiser = torch.optim.AdamW(
             module.parameters(), lr=plan.peak_learning_rate, weight_decay=recipe.weight_decay, fused=True
         )
         batches = [plan.draws * k // plan.batches for k in range(plan.batches + 1)]
-        steps = plan.batches * plan.epochs
         # What has to be equal for a checkpoint to be of this very run.
         identity = digest_of(
             {
@@ -157,8 +165,9 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
         if checkpoints is not None:
             state = checkpoint.load(state, directory=checkpoints, identity=identity)
 
-        for epoch in range(state.epoch, plan.epochs):
-            begun = time.monotonic()
+        planned, plan = plan, budget.in_time(plan, state.history, recipe=recipe)
+        while (epoch := state.epoch) < plan.epochs:
+            begun = clock()
             rng = np.random.default_rng([seed, epoch])
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
             torch.manual_seed(int(rng.integers(2**62)))  # dropout, in the networks that have it
@@ -181,9 +190,9 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                     group["lr"] = plan.learning_rate(step)
                 optimiser.zero_grad(set_to_none=True)
                 losses.append(0.0)
-                for part, share in memory.parts_of(len(rows), parts):
-                    logits = module(images[part])  # (B, K)
-                    loss = functional.cross_entropy(logits, labels[part].to(device))
+                for (part, share), member in itertools.product(memory.parts_of(len(rows), parts), members):
+                    logits = member(images[part])  # (B, K)
+                    loss = ranked.loss(logits, labels[part].to(device), task=protocol.task)
                     if plan.teaching is not None and teacher is not None:
                         held = torch.from_numpy(np.isin(rows[part], taught)).to(device)  # (B,)
                         loss = loss + teach.apart(
@@ -192,23 +201,25 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                     if not torch.isfinite(loss):
                         raise _diverged(epoch)
                     (loss * share).backward()  # type: ignore[no-untyped-call]
-                    losses[-1] += loss.item() * share
+                    losses[-1] += loss.item() * share / len(members)
                 if plan.elastic is not None:
                     consolidate.pull(module, back_to=held_to, fisher=fisher, weight=plan.elastic)
                 optimiser.step()
-                blend.follow(average, towards=module, step=step, steps=steps)
+                blend.follow(average, towards=module, step=step, steps=plan.batches * plan.epochs)
 
             answers = predict.in_batches(average, tune.images)  # (N, K)
             if not np.isfinite(answers).all():
                 raise _diverged(epoch)
             tune_loss = calibrate.worst_site_log_loss(answers, tune.labels, tune.sites)
+            seconds = {"seconds": round(clock() - begun, 3)}
+            plan = budget.in_time(planned, [*state.history, seconds], recipe=recipe)
             row = {
                 "epoch": epoch + 1,
                 "epochs": plan.epochs,
                 "loss": float(np.mean(losses)),
                 "tune_auroc": afterwards.tune_auroc(answers, tune.labels, protocol=protocol).value,
                 "tune_log_loss": tune_loss,
-                "seconds": round(time.monotonic() - begun, 3),
+                **seconds,
             }
             best = state.best if state.best is not None and state.best_loss <= tune_loss else None
             state = checkpoint.State(
@@ -239,44 +250,26 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
         )
         chosen = average.cpu().eval()
         left = afterwards.state(chosen, plan=plan, images=train.images, before=fisher, seed=seed)
-        answers = predict.in_batches(chosen, tune.images)
-
-    log_prior = calibrate.log_prior(train.labels, classes=len(protocol.classes))
-    temperature = calibrate.fit_temperature(answers, tune.labels, log_prior=log_prior)
-    metadata = {
-        "schema_version": 1,
-        "architecture": architecture.document(),
-        "parameters": network.parameter_count(chosen),
-        "classes": list(protocol.classes),
-        "positive": protocol.positive,
-        "input": protocol.input.model_dump(mode="json"),
-        "temperature": temperature,
-        "log_prior": log_prior.tolist(),
-        "operating_point": None,
-        "strategy": strategy,
-        "seed": seed,
-        "started_from": plan.start,
-        "base_digest": None if base is None or plan.start == "nothing" else base.weights_digest,
-        "dataset_digest": dataset_digest,
-        "protocol_digest": protocol.digest,
-        "epochs": plan.epochs,
-        "chosen_epoch": state.best_epoch,
-        "batch_size": plan.batch_size,
-        "sample_gradients": plan.sample_gradients,
-        "seconds": round(sum(row["seconds"] for row in state.history), 3),
-        "tune": {
-            "auroc": asdict(afterwards.tune_auroc(answers, tune.labels, protocol=protocol)),
-            "log_loss": calibrate.worst_site_log_loss(answers, tune.labels, tune.sites),
-            "n": len(tune.labels),
-        },
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "device": device.type,
-        "threads": threads or recipe.threads,
-        "notes": [*notes, *plan.notes],
-        "state": {name: network.digest_of_bytes(data) for name, data in left.items()},
-    }
-    scores = predict.Model(chosen, metadata).scores(tune.images)
-    metadata |= afterwards.decisions(scores, tune.labels, tune.sites, protocol=protocol)
+        metadata = describe.metadata(
+            chosen,
+            (tune.images, tune.labels, tune.sites),
+            protocol=protocol,
+            architecture=architecture,
+            plan=plan,
+            train_labels=train.labels,
+            state=left,
+            made={
+                "strategy": strategy,
+                "seed": seed,
+                "base_digest": None if base is None or plan.start == "nothing" else base.weights_digest,
+                "dataset_digest": dataset_digest,
+                "chosen_epoch": state.best_epoch,
+                "seconds": round(sum(row["seconds"] for row in state.history), 3),
+                "device": device.type,
+                "threads": threads or recipe.threads,
+                "notes": [*notes, *budget.note(planned, ended=plan, recipe=recipe), *plan.notes],
+            },
+        )
     return Trained(module=chosen, metadata=metadata, history=list(state.history), state=left)
 
 
@@ -324,6 +317,7 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
                 parts=parts,
                 checkpoints=directory / "checkpoints",
                 dataset_digest=version.digest,
+                weights_folder=Path(config.get("weights_folder") or directory),
                 tell=lambda row: job.append_progress(directory, row),
                 keep_going=job.orphan_watch(),
             ),

@@ -131,6 +131,8 @@ class Recipe(Section):
     """None: a training from nothing begins with weights that the seed gives."""
     members: Annotated[int, Field(ge=1, le=16, exclude_if=lambda number: number == 1)] = 1
     """Networks that learn side by side and answer as one, by the mean of their probabilities."""
+    precision: Annotated[Literal["float32", "bfloat16"], Field(exclude_if=lambda kind: kind == "float32")] = "float32"
+    """What the network computes in while it learns; weights, sums and all that is scored are float32."""
     batch_size: Annotated[int, Field(ge=2, le=4096)] = 64
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 2e-3
     weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 1e-2

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,14 @@ from pipelines import (
     repeatable,
     strategies,
     teach,
+    together,
 )
 from pipelines.champion import Base
 from pipelines.dataset import DatasetVersion, open_version
 from pipelines.protocol import Protocol, from_document
 from pipelines.quality import report_of
 from pipelines.quality_report import QualityReport, render_text
+from pipelines.together import ALONE, Group
 from pipelines.types import Strategy, digest_of
 
 
@@ -96,6 +99,7 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
     base: Base | None = None,
     threads: int | None = None,
     parts: int = 1,
+    group: Group = ALONE,
     checkpoints: Path | None = None,
     dataset_digest: str | None = None,
     weights_folder: Path | None = None,
@@ -106,10 +110,11 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
     """Train on `train`, choose on `tune`.
 
     `threads` of the CPU (the recipe's if None) are part of the result: sums depend on them; so are the `parts` in which
-    each batch goes through the network, for want of memory (`pipelines.memory`). `checkpoints` is a
-    directory to resume from and to save each epoch to, `weights_folder` where the protocol's initial weights lie, and
-    `clock` what seconds are read from. `tell` hears of each epoch; `keep_going` is called before each
-    batch and raises to stop. Raises TrainingRefused where a class is missing or the loss is not finite.
+    each batch goes through the network, for want of memory (`pipelines.memory`), and the `group` of processes that
+    share them. `checkpoints` is a directory to resume from and to save each epoch to, `weights_folder` where the
+    protocol's initial weights lie, and `clock` what seconds are read from. `tell` hears of each epoch; `keep_going` is
+    called before each batch and raises to stop. Raises TrainingRefused where a class is missing or the loss is not
+    finite.
     """
     _check(train, split="train", protocol=protocol)
     _check(tune, split="tune", protocol=protocol)
@@ -128,7 +133,8 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
     plan = budget.affordable(plan, recipe=recipe)
     notes += champion.growth(base, architecture=architecture, plan=plan)
     notes += [f"memory ran out: each batch went through the network in {parts} parts"] if parts > 1 else []
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    notes += [f"{group.size} processes shared each batch"] if group.size > 1 else []
+    device = group.device
     with repeatable.on(threads or recipe.threads, device=device):
         module = champion.first_weights(architecture, plan=plan, base=base, seed=seed).to(device)
         if plan.start == "nothing":
@@ -155,7 +161,7 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                 "seed": seed,
                 "base": None if base is None else base.weights_digest,
                 "threads": threads or recipe.threads,
-                "parts": parts,
+                "parts": [parts, group.size],
                 "torch": torch.__version__,
                 "device": device.type,
                 "cases": [len(train.labels), len(tune.labels)],
@@ -186,12 +192,15 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                     images = augment.another_scanner(images, generator=generator, share=recipe.randomise)
                 images = images.to(device, memory_format=torch.channels_last)
                 step = epoch * plan.batches + k
-                for group in optimiser.param_groups:
-                    group["lr"] = plan.learning_rate(step)
+                for settings in optimiser.param_groups:
+                    settings["lr"] = plan.learning_rate(step)
                 optimiser.zero_grad(set_to_none=True)
                 losses.append(0.0)
-                for (part, share), member in itertools.product(memory.parts_of(len(rows), parts), members):
-                    logits = member(images[part])  # (B, K)
+                mine = group.mine(memory.parts_of(len(rows), parts * group.size))
+                for (part, share), member in itertools.product(mine, members):
+                    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                        logits = member(images[part])  # (B, K)
+                    logits = logits.float()
                     loss = ranked.loss(logits, labels[part].to(device), task=protocol.task)
                     if plan.teaching is not None and teacher is not None:
                         held = torch.from_numpy(np.isin(rows[part], taught)).to(device)  # (B,)
@@ -202,6 +211,7 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                         raise _diverged(epoch)
                     (loss * share).backward()  # type: ignore[no-untyped-call]
                     losses[-1] += loss.item() * share / len(members)
+                losses[-1] = group.add_up(module, losses[-1])
                 if plan.elastic is not None:
                     consolidate.pull(module, back_to=held_to, fisher=fisher, weight=plan.elastic)
                 optimiser.step()
@@ -211,7 +221,7 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
             if not np.isfinite(answers).all():
                 raise _diverged(epoch)
             tune_loss = calibrate.worst_site_log_loss(answers, tune.labels, tune.sites)
-            seconds = {"seconds": round(clock() - begun, 3)}
+            seconds = {"seconds": round(group.of_the_first(clock() - begun), 3)}
             plan = budget.in_time(planned, [*state.history, seconds], recipe=recipe)
             row = {
                 "epoch": epoch + 1,
@@ -232,9 +242,10 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                 best_loss=min(state.best_loss, tune_loss),
                 history=(*state.history, row),
             )
-            if checkpoints is not None:
+            if checkpoints is not None and group.first:
                 checkpoint.save(state, directory=checkpoints, identity=identity)
-            tell(row)
+            if group.first:
+                tell(row)
 
         if state.best is not None:
             average.load_state_dict(state.best)
@@ -282,16 +293,17 @@ def weights_of(version: DatasetVersion, *, protocol: Protocol) -> NDArray[np.flo
 def main(arguments: list[str]) -> int:
     """Run the training that a job directory describes."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it to be deterministic on CUDA
-    return job.run(arguments, work=_work)
+    with together.joined() as group:
+        return job.run(arguments, work=partial(_work, group=group), writes=group.first)
 
 
-def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
+def _work(directory: Path, config: dict[str, Any], *, group: Group = ALONE) -> dict[str, Any]:
     protocol = from_document(config["protocol"])
     version = open_version(Path(config["dataset"]))
     if version.classes != protocol.classes:
         raise TrainingRefused("the dataset version has other classes than the protocol: freeze a new version")
     quality = _quality(version, config.get("previous_dataset"), protocol=protocol)
-    if quality is not None:
+    if quality is not None and group.first:
         job.append_progress(directory, {"stage": f"the data: {quality.verdict}", "text": render_text(quality)})
     prepared = version.prepared(protocol.input)
     weights = weights_of(version, protocol=protocol)
@@ -315,23 +327,28 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
                 base=champion.from_job(config.get("base")),
                 threads=config.get("threads"),
                 parts=parts,
+                group=group,
                 checkpoints=directory / "checkpoints",
                 dataset_digest=version.digest,
                 weights_folder=Path(config.get("weights_folder") or directory),
                 tell=lambda row: job.append_progress(directory, row),
                 keep_going=job.orphan_watch(),
             ),
-            largest=protocol.recipe.batch_size // 2,
+            largest=protocol.recipe.batch_size // 2 if group.size == 1 else 1,  # the others would wait for ever
         )
     except memory.NotEnoughMemory as error:
         raise TrainingRefused(
             f"there is no memory for two cases at a time: choose a smaller network ({error})"
         ) from error
-    except (network.NetworkError, FileNotFoundError) as error:
+    except (network.WeightsCorrupt, FileNotFoundError) as error:
         raise TrainingRefused(
             f"the champion cannot be the start of an update: {error}; put its weights back from a backup, or start a "
             "run with strategy full"
         ) from error
+    except network.NetworkError as error:
+        raise TrainingRefused(str(error)) from error
+    if not group.first:
+        return {}
     data = network.save_weights(trained.module)
     file = directory / "weights.safetensors"
     job.write_atomically(file, data)

@@ -1,8 +1,8 @@
 """Grades: classes in an order, of which a miss by two is worse than a miss by one. How they are decided and measured.
 
-Invariant: an ordinal model is one like any other, a logit a class and softmax over them, so that calibration, heat
-maps, teaching and growth by a class need know nothing of grades. What differs is what it is taught by
-(`pipelines.ranked`), how it decides, and that its decisions are also measured by how far they are from the answers.
+Invariant: an ordinal model is one like any other, a logit a class and softmax over them, taught by the log-loss, so
+that calibration, heat maps, teaching and growth by a class need know nothing of grades. What differs is how it decides,
+and that its decisions are also measured by how far they are from the answers (docs/decisions/0021).
 
 A decision is the median of the probabilities: of all grades the one of least expected distance from the answer.
 

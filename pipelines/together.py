@@ -75,7 +75,7 @@ class Group:
             return
         message = torch.cat([tensor.reshape(-1) for tensor in tensors])
         distributed.all_reduce(message)
-        for tensor, summed in zip(tensors, message.split([tensor.numel() for tensor in tensors]), strict=True):
+        for tensor, summed in zip(tensors, torch.split(message, [tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(summed.view_as(tensor))
 
 

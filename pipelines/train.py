@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn import functional
 
 from pipelines import (
     afterwards,
@@ -43,7 +44,6 @@ from pipelines import (
     memory,
     network,
     predict,
-    ranked,
     repeatable,
     strategies,
     teach,
@@ -201,7 +201,7 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                     with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
                         logits = member(images[part])  # (B, K)
                     logits = logits.float()
-                    loss = ranked.loss(logits, labels[part].to(device), task=protocol.task)
+                    loss = functional.cross_entropy(logits, labels[part].to(device))
                     if plan.teaching is not None and teacher is not None:
                         held = torch.from_numpy(np.isin(rows[part], taught)).to(device)  # (B,)
                         loss = loss + teach.apart(

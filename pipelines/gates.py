@@ -237,8 +237,8 @@ def _decided(comparison: Comparison, *, endpoint: Decision) -> GateResult:
 def _approved_models(comparison: Comparison) -> GateResult:
     """Hold the candidate against every model approved before the champion, on every endpoint."""
     endpoints = (*measures_of(comparison), *decisions_of(comparison))
-    margins = {name: rule_of(comparison, name).margin for name in endpoints}
-    differences = {
+    margins: dict[str, float] = {name: rule_of(comparison, name).margin for name in endpoints}
+    differences: dict[str, dict[str, Estimate]] = {
         name: {model.digest[:12]: difference(comparison, model, name) for model in comparison.approved}
         for name in endpoints
     }

@@ -209,7 +209,7 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                         )
                     if not torch.isfinite(loss):
                         raise _diverged(epoch)
-                    (loss * share).backward()  # type: ignore[no-untyped-call]
+                    (loss * share).backward()
                     losses[-1] += loss.item() * share / len(members)
                 losses[-1] = group.add_up(module, losses[-1])
                 if plan.elastic is not None:

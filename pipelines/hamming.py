@@ -112,13 +112,13 @@ def _in_bands(hashes: Hashes, *, asking: NDArray[np.bool_], radius: int) -> Iter
         values = _band(hashes, band)
         order = np.argsort(values, kind="stable").astype(np.int32)
         starts = np.concatenate([[0], np.cumsum(np.bincount(values, minlength=1 << _BAND_BITS))])
-        probes = (values[askers].astype(np.int64)[:, None] ^ turned).ravel()
-        owners = np.repeat(askers, len(turned))
-        for which, place in _spread(starts[probes], starts[probes + 1]):
-            mine, theirs = owners[which], order[place].astype(np.int64)
-            # Two askers meet from both sides: the one that comes first tells.
-            known = (mine != theirs) & ~(asking[theirs] & (theirs < mine)) & (hashes[theirs] != 0)
-            yield _near(hashes, mine[known], theirs[known], radius=radius, unless=_before(band), least=most)
+        for some in np.array_split(askers, 1 + len(askers) * len(turned) // _AT_ONCE):
+            probes = (values[some].astype(np.int64)[:, None] ^ turned).ravel()
+            for which, place in _spread(starts[probes], starts[probes + 1]):
+                mine, theirs = some[which // len(turned)], order[place].astype(np.int64)
+                # Two askers meet from both sides: the one that comes first tells.
+                known = (mine != theirs) & ~(asking[theirs] & (theirs < mine)) & (hashes[theirs] != 0)
+                yield _near(hashes, mine[known], theirs[known], radius=radius, unless=_before(band), least=most)
 
 
 def _in_tables(hashes: Hashes, *, asking: NDArray[np.bool_], radius: int, blocks: int) -> Iterator[Pairs]:

@@ -1,11 +1,11 @@
 """How often the second model of a young line passes its gates, by what it is trained with.
 
 The demo's setting without the service: 240 confirmed radiographs make a champion, 800 more a candidate; where that
-fails, 200 more come, twice at most. Patients fall into the splits by a random key, the gates are the example
+fails, 400 more come, twice at most. Patients fall into the splits by a random key, the gates are the example
 protocol's, each at the level that its ledger grants after the answers so far. A path names what the first, second and
 third try are trained with; what several paths have in common is trained once.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.young_line [--keys 16] [--randomise 0.0] \
+    OMP_NUM_THREADS=1 python -m benchmarks.young_line [--keys 16] [--randomise 0.0] [--south B] [--same-cases] \
         [--paths full auto auto,warm,full] [--results young.jsonl]
 """
 
@@ -24,13 +24,13 @@ from typing import Any, cast
 import numpy as np
 
 from benchmarks.pneumonia import DATA, ROOT
-from pipelines import chest_xrays, gates, network, predict, sealed_ledger, train
+from pipelines import chest_xrays, gates, network, predict, sealed_ledger, sites, train, xray_files
 from pipelines.comparison import Comparison, Opinion, Placement, Scored, Sealed
 from pipelines.manifest import split_of
 from pipelines.protocol import Protocol, from_document, parse
 from pipelines.types import Digest, GateReport, Strategy
 
-SIZES = (240, 1040, 1240, 1440)
+SIZES = (240, 1040, 1440, 1840)
 """Confirmed cases of the line in each dataset version."""
 
 
@@ -52,18 +52,20 @@ class Line:
         )
 
 
-def line_of(xrays: chest_xrays.ChestXrays, *, key: int, protocol: Protocol) -> Line:
-    """Deal a line's cases out of the official training split, two in five normal as in the demo."""
-    rng = np.random.default_rng(key)
+def line_of(xrays: chest_xrays.ChestXrays, *, key: int, protocol: Protocol, same_cases: bool, south: str) -> Line:
+    """Deal a line's cases out of the official training split as the demo has them, or others for every key.
+
+    The second hospital's radiographs are `south`'s of PneumoSites-6; A takes them as they are.
+    """
     count = SIZES[-1]
-    normal = np.arange(count) * 2 % 5 < 2
-    rows = np.empty(count, dtype=np.int64)
-    for label, places in ((0, normal), (1, ~normal)):
-        rows[places] = rng.permutation(np.flatnonzero(xrays.train_labels == label))[: places.sum()]
+    rows = xray_files.mixed(xrays.train_labels, count=count, seed=0 if same_cases else key)
+    images = xrays.train_images[rows]
+    theirs = np.random.default_rng([key, 1])
+    images[SIZES[0] :] = sites.as_seen(images[SIZES[0] :], site=sites.SITES[south], rng=theirs)
     secret = f"key {key}".encode()
     return Line(
         cases=train.Cases(
-            images=xrays.train_images[rows][:, None].astype(np.float32) / 255.0,
+            images=images[:, None].astype(np.float32) / 255.0,
             labels=xrays.train_labels[rows],
             sites=np.where(np.arange(count) < SIZES[0], "north", "south"),
             label_since=np.ones(count, dtype=np.int64),
@@ -125,12 +127,13 @@ def judged(
 
 def tell_one(line: Line, *, key: int, paths: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Tell one line's story along every path: at which try it passed (None: never), what failed, and what it cost."""
-    found: dict[str, Any] = {"key": key, "randomise": line.protocol.recipe.randomise, "paths": {}}
+    found: dict[str, Any] = {"key": key, "paths": {}}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         champion = trained_on(line, version=1, strategy="full", champion=None, folder=folder)
         first = judged(line, version=1, candidate=champion, champion=None, answers=())
         found["first"] = [row.name for row in first.results if row.verdict != "pass"]
+        found["first_auroc"] = _auroc(first)
         answers = [first.verdict == "pass"]
         made: dict[tuple[int, str], train.Trained] = {}
         for path in paths:
@@ -148,6 +151,7 @@ def tell_one(line: Line, *, key: int, paths: Sequence[Sequence[str]]) -> dict[st
                     {
                         "strategy": strategy,
                         "missed": [row.name for row in report.results if row.verdict != "pass"],
+                        "auroc": _auroc(report),
                         "gain": None if better is None else better.value,
                         "sample_gradients": candidate.metadata["sample_gradients"],
                         "seconds": candidate.metadata["seconds"],
@@ -163,15 +167,20 @@ def print_table(lines: Sequence[dict[str, Any]]) -> None:
     """Print how often each path passed at its first, second and third try, as Markdown."""
     sound = [line for line in lines if not line["first"]]
     print(f"\n{len(lines)} keys; in {len(sound)} the first model passed, and these count\n")
-    print("| path | passed at once | with 200 more | with 400 more | never | mean gain of the first try | cost of it |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| path | passed at once | with 400 more | with 800 more | never | AUROC | gain of the first try | cost of it |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    before = np.mean([line["first_auroc"] for line in sound])
     for path in sound[0]["paths"] if sound else ():
         stories = [line["paths"][path] for line in sound]
         at = [len(tries) if not tries[-1]["missed"] else 0 for tries in stories]
         counts = [at.count(n) for n in (1, 2, 3, 0)]
         gain = np.mean([tries[0]["gain"] for tries in stories if tries[0]["gain"] is not None])
         cost = np.mean([tries[0]["sample_gradients"] for tries in stories])
-        print(f"| {path} | " + " | ".join(str(n) for n in counts) + f" | {gain:+.4f} | {cost:,.0f} |")
+        after = np.mean([tries[0]["auroc"] for tries in stories])
+        print(f"| {path} | " + " | ".join(str(n) for n in counts), end=" ")
+        print(f"| {before:.3f} to {after:.3f} | {gain:+.4f} | {cost:,.0f} |")
         missed = [name for tries in stories for name in tries[0]["missed"]]
         print(f"  first try missed: { ({name: missed.count(name) for name in sorted(set(missed))}) }", file=sys.stderr)
 
@@ -182,6 +191,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--keys", type=int, default=16)
     parser.add_argument("--randomise", type=float, default=0.0)
+    parser.add_argument("--south", choices=sites.SITES, default="B", help="whose machine the second hospital has")
+    parser.add_argument("--same-cases", action="store_true", help="the demo's own cases for every key, not others")
     parser.add_argument("--paths", nargs="+", default=["full,full,full", "auto,auto,auto", "auto,warm,full"])
     parser.add_argument("--results", type=Path, default=Path("young.jsonl"))
     parser.add_argument("--pause-while", type=Path, help="tell no story while this file is there")
@@ -193,20 +204,23 @@ def main(arguments: list[str]) -> int:
     lines = []
     if options.results.exists():
         lines = [json.loads(text) for text in options.results.read_text(encoding="utf-8").splitlines()]
-    for key in range(options.keys):
-        if any((line["key"], line["randomise"]) == (key, options.randomise) for line in lines):
-            continue
+    setting = {"randomise": options.randomise, "south": options.south, "same_cases": options.same_cases}
+    told = [line for line in lines if line["setting"] == setting]
+    for key in sorted(set(range(options.keys)) - {line["key"] for line in told}):
         while options.pause_while is not None and options.pause_while.exists():
             time.sleep(5.0)
-        story = tell_one(
-            line_of(xrays, key=key, protocol=protocol), key=key, paths=[path.split(",") for path in options.paths]
-        )
-        lines.append(story)
+        line = line_of(xrays, key=key, protocol=protocol, same_cases=options.same_cases, south=options.south)
+        story = tell_one(line, key=key, paths=[path.split(",") for path in options.paths]) | {"setting": setting}
+        told.append(story)
         with options.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(story) + "\n")
         print(json.dumps(story), file=sys.stderr, flush=True)
-    print_table([line for line in lines if line["randomise"] == options.randomise])
+    print_table(told)
     return 0
+
+
+def _auroc(report: GateReport) -> float | None:
+    return next((row.candidate.value for row in report.results if row.name == "auroc" and row.candidate), None)
 
 
 def _scored(trained: train.Trained, sealed: train.Cases) -> Scored:

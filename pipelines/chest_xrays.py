@@ -5,18 +5,13 @@ and test. Whatever is returned says in a sentence what it is and where it came f
 shows that sentence.
 
 References: Kermany, Goldbaum et al., Cell 2018; Yang et al., Scientific Data 10, 41 (2023). Licence CC BY 4.0.
-
-    python -m pipelines.chest_xrays FOLDER --count 100     # PNG files and index.csv (file, finding); prints the source
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 import hashlib
 import io
 import os
-import sys
 import urllib.request
 import zipfile
 from dataclasses import dataclass
@@ -25,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import images, job, synthetic
+from pipelines import job, synthetic
 
 MD5 = "28209eda62fecd6e6a2d98b1501bb15f"
 """Of the authors' file. MD5 is what they publish; it guards against damage, not against malice."""
@@ -33,9 +28,6 @@ MAX_BYTES = 50_000_000
 URL_SETTING = "OVERREAD_DEMO_DATA_URL"
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "pneumoniamnist.npz"
 """Beside the checkout, where several projects share data."""
-
-NORMAL_SHARE = 0.4
-"""Of the files written by `write_files`, in every stretch of them: the data set itself has 26 % normal."""
 
 _ATTRIBUTION = "PneumoniaMNIST (Kermany et al., Cell 2018; Yang et al., Scientific Data 2023; CC BY 4.0)"
 
@@ -112,47 +104,6 @@ def read(data: bytes, *, source: str) -> ChestXrays:
     )
 
 
-def write_files(xrays: ChestXrays, folder: Path, *, count: int, seed: int = 0) -> None:
-    """Write `count` training radiographs as PNG files, normal and pneumonia evenly mixed, and index.csv beside them.
-
-    Raises ValueError where there are not that many.
-    """
-    rng = np.random.default_rng(seed)
-    ranks = np.arange(count)
-    normal = np.floor((ranks + 1) * NORMAL_SHARE) > np.floor(ranks * NORMAL_SHARE)  # (count,)
-    rows = np.empty(count, dtype=np.int64)
-    for label, places in ((0, normal), (1, ~normal)):
-        having = rng.permutation(np.flatnonzero(xrays.train_labels == label))
-        if len(having) < places.sum():
-            raise ValueError(f"there are only {len(having)} radiographs of class {label}; ask for fewer than {count}")
-        rows[places] = having[: places.sum()]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "index.csv").open("w", encoding="utf-8", newline="") as index:
-        writer = csv.writer(index)
-        writer.writerow(("file", "finding"))
-        for rank, row in enumerate(rows):
-            name = f"{rank:05d}.png"
-            (folder / name).write_bytes(images.png_bytes(xrays.train_images[row]))
-            writer.writerow((name, ("normal", "pneumonia")[xrays.train_labels[row]]))
-
-
-def main(arguments: list[str]) -> int:
-    """Write radiographs as files, and print the sentence that says what they are."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.chest_xrays", description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "overread")
-    parsed = parser.parse_args(arguments)
-    xrays = find(cache=parsed.cache, download=bool(os.environ.get(URL_SETTING)))
-    try:
-        write_files(xrays, parsed.folder, count=parsed.count)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(xrays.source)
-    return 0
-
-
 def _intact(file: Path) -> bool:
     return file.is_file() and _md5(file.read_bytes()) == MD5
 
@@ -193,7 +144,3 @@ def _synthetic(remarks: list[str], *, seed: int) -> ChestXrays:
         source=f"synthetic radiographs from pipelines/synthetic.py, seed {seed}; they prove nothing of real ones{why}",
         real=False,
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

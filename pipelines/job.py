@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,3 +88,21 @@ def orphan_watch() -> Callable[[], None]:
             raise SystemExit(ORPHANED)
 
     return check
+
+
+def end_with_parent(*, look_seconds: float = 1.0) -> None:
+    """From now on end the process, with code 75 and amid whatever it does, soon after the parent of now is gone.
+
+    For work that may be broken off anywhere and has no steps between which to look.
+    """
+    check = orphan_watch()
+
+    def watch() -> None:
+        while True:
+            try:
+                check()
+            except SystemExit:
+                os._exit(ORPHANED)
+            time.sleep(look_seconds)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()

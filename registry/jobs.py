@@ -249,6 +249,14 @@ def resend(conn: Connection, *, after_seconds: float) -> list[Job]:
     )
 
 
+def hurry(conn: Connection, *, line_id: int, kind: str) -> None:
+    """Have the queued jobs of a kind go on at once in one line: what they waited for has come."""
+    conn.execute(
+        "UPDATE jobs SET run_after = clock_timestamp() WHERE line_id = %s AND kind = %s AND state = 'queued'",
+        (line_id, kind),
+    )
+
+
 def request_cancel(conn: Connection, job_id: int) -> Job:
     """Ask a job to stop: at once if it only waits, else its holder learns it by heartbeat. Raises NotFound."""
     conn.execute(

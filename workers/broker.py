@@ -11,6 +11,8 @@ once. Losing a message is harmless: it only carries the number of a job, and the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import kombu
@@ -21,7 +23,7 @@ from kombu.transport.sqlalchemy.models import metadata
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 from sqlalchemy import Engine, create_engine, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 PATIENCE_SECONDS = 5.0
 """The longest that one exchange with a broker may take."""
@@ -82,15 +84,16 @@ class Channel(sqlalchemy.Channel):  # type: ignore[misc] # Kombu is untyped
         return engine
 
     def _get_or_create(self, queue: str) -> Any:
-        try:
-            return super()._get_or_create(queue)
-        except IntegrityError:  # another process was faster
-            self.session.rollback()
-            return super()._get_or_create(queue)
+        with self._exchange():
+            try:
+                return super()._get_or_create(queue)
+            except IntegrityError:  # another process was faster
+                self.session.rollback()
+                return super()._get_or_create(queue)
 
     def _get(self, queue: str) -> Any:
-        wanted = self._get_or_create(queue).id
-        try:
+        with self._exchange():
+            wanted = self._get_or_create(queue).id
             message = (
                 self.session.query(self.message_cls)
                 .filter(self.message_cls.queue_id == wanted, self.message_cls.visible)
@@ -99,13 +102,23 @@ class Channel(sqlalchemy.Channel):  # type: ignore[misc] # Kombu is untyped
                 .limit(1)
                 .first()
             )
-            if message is None:
-                raise sqlalchemy.Empty
-            payload = message.payload
-            self.session.delete(message)
-            return loads(bytes_to_str(payload))
-        finally:
+            payload = None if message is None else message.payload
+            if message is not None:
+                self.session.delete(message)
             self.session.commit()
+        if payload is None:
+            raise sqlalchemy.Empty
+        return loads(bytes_to_str(payload))
+
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        # A session that lost its server amid a transaction says `PendingRollbackError` until it is rolled back, which
+        # nobody takes for a lost connection: the worker would end.
+        try:
+            yield
+        except SQLAlchemyError:
+            self.session.rollback()
+            raise
 
 
 class Transport(sqlalchemy.Transport):  # type: ignore[misc] # Kombu is untyped

@@ -94,6 +94,7 @@ ERRANDS: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {
 
 def main(arguments: list[str]) -> int:
     """Run the errand that a job directory describes."""
+    job.end_with_parent()
     for name, value in MLFLOW_PATIENCE.items():
         os.environ.setdefault(name, value)
 

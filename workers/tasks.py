@@ -93,8 +93,9 @@ def mirror_candidate(workshop: Workshop, *, job_id: int) -> None:
         if lease is None:
             return
         _mirror(lease, candidate_id=lease.job.payload["candidate_id"])
-        with lease.recording():
-            pass
+        assert lease.job.line_id is not None, "a candidate is of a line"
+        with lease.recording() as connection:
+            jobs.hurry(connection, line_id=lease.job.line_id, kind="mirror_promotion")  # aliases wait for the candidate
 
 
 def mirror_promotion(workshop: Workshop, *, job_id: int) -> None:

@@ -3,7 +3,8 @@
 Everything it does goes through the doors a hospital would use: images and confirmed diagnoses over HTTP, the line's own
 trigger starts the learning, two people sign, one transaction promotes. Then one submitter's labels arrive flipped, and
 the same way is closed to them. Nothing here knows more than a client of the API could know, except that it makes the
-users and their keys. Patients, sites and readers are simulated; the images and findings are what `chest_xrays` found.
+users and their keys. Patients, hospitals and readers are simulated, and so is the machine of the
+second hospital (`MACHINES` of the story); the radiographs and findings are what `pipelines.chest_xrays` found.
 """
 
 from __future__ import annotations
@@ -100,10 +101,11 @@ def _tell(stack: Stack, screen: Console, begun: float, *, xrays: Sequence[Xray],
     story.sign_and_promote(cycles[-1].candidate)
     story.show_prediction()
 
-    chapter("3  A second hospital joins, and more confirmed diagnoses make a better one")
+    chapter("3  A second hospital joins with another machine, and its confirmed diagnoses make a better model")
+    story.show_prediction("south")
     cycles += story.learn_until_shown(GOOD_BATCH, "pacs-south")
     story.sign_and_promote(cycles[-1].candidate)
-    story.show_prediction()
+    story.show_prediction("south")
 
     chapter("4  A poisoned batch: a third hospital's labels arrive flipped")
     cycles.append(story.learn(story.confirm_batch(POISONED_BATCH, "pacs-east", flipped=True)))
@@ -120,7 +122,8 @@ def _tell(stack: Stack, screen: Console, begun: float, *, xrays: Sequence[Xray],
     screen.print()
     screen.print(closing_table(cycles, signed=story.signatures()))
     screen.print(
-        f"Done in {time.monotonic() - begun:.0f} s. Patients and sites are simulated. Not a medical device.",
+        f"Done in {time.monotonic() - begun:.0f} s. Patients, hospitals and the second one's machine are simulated. "
+        "Not a medical device.",
         highlight=False,
     )
     story.close()

@@ -209,7 +209,7 @@ def _confirm(door: httpx.Client, xray: Xray, *, number: int) -> dict[str, Any]:
     case = door.post(
         "/v1/cases",
         data={"line": LINE, "site": "south", "patient": f"drill-{number}"},
-        files={"image": (xray.path.name, xray.path.read_bytes(), "image/png")},
+        files={"image": (xray.name, xray.at("south"), "image/png")},
     )
     read = {"finding": xray.finding, "evidence": "single_read", "ai_exposure": "blind", "reader": "reader-south"}
     made = door.post(

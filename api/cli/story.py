@@ -23,17 +23,24 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from api.cli.doors import Credentials, Door, Running, StoryStopped, problem
 
-MORE_CASES, MORE_ROUNDS = 400, 3  # where the gates ask for more, that many come, at most so often
+MORE_CASES, MORE_ROUNDS = 400, 2  # where the gates ask for more, that many come, at most so often
 OTHER = {"normal": "pneumonia", "pneumonia": "normal"}
 STEP_LIMIT_SECONDS = 600
+MACHINES = {"south": "B"}
+"""Whose machine of `pipelines.sites` a hospital has; one not named here has A, whose pictures are as they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Xray:
-    """One chest X-ray on disk and its confirmed finding."""
+    """One chest X-ray and its confirmed finding; on disk as each machine would have taken it."""
 
-    path: Path
+    folder: Path
+    name: str
     finding: str
+
+    def at(self, site: str) -> bytes:
+        """The picture that a hospital's machine took of it, PNG."""
+        return (self.folder / MACHINES.get(site, "A") / self.name).read_bytes()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +137,7 @@ class Story:
         door, site = self.doors[submitter], submitter.removeprefix("pacs-")
 
         def send(position: int) -> int:
-            file = batch[position].path
+            xray = batch[position]
             case = door.post(
                 "/v1/cases",
                 data={
@@ -139,7 +146,7 @@ class Story:
                     "patient": f"patient-{first + position}",
                     "external_id": f"{site}-{first + position}",
                 },
-                files={"image": (file.name, file.read_bytes(), "image/png")},
+                files={"image": (xray.name, xray.at(site), "image/png")},
             )
             return int(case["case_id"])
 
@@ -221,19 +228,20 @@ class Story:
             raise StoryStopped("a candidate that failed its gates could be signed; this must never happen")
         self.say(f"an approver tries to sign it: [red]refused[/red] ({problem(answer)})")
 
-    def predict(self) -> httpx.Response:
-        """Ask for a prediction of an X-ray that no model has seen."""
+    def predict(self, site: str = "north") -> httpx.Response:
+        """Ask for a prediction of an X-ray that no model has seen, as a hospital's machine shows it."""
         xray = self._xrays[-1]
-        picture = {"image": (xray.path.name, xray.path.read_bytes(), "image/png")}
-        return self.doors["pacs-north"].request("POST", "/v1/predictions", params={"line": self.line}, files=picture)
+        picture = {"image": (xray.name, xray.at(site), "image/png")}
+        return self.doors[f"pacs-{site}"].request("POST", "/v1/predictions", params={"line": self.line}, files=picture)
 
-    def show_prediction(self) -> None:
+    def show_prediction(self, site: str = "north") -> None:
         """Print what the champion says of the X-ray that no model has seen."""
-        answer = self.predict().json()
+        answer = self.predict(site).json()
         scores = ", ".join(f"{name} {score:.2f}" for name, score in answer["scores"].items())
         self.say(
-            f"an unseen X-ray ({self._xrays[-1].finding}): [bold]{answer['decision']}[/bold] ({scores}) "
-            f"from model {answer['number']}, weights {answer['weights_digest'][:12]}"
+            f"an unseen X-ray at Hospital {site.title()} ({self._xrays[-1].finding}): "
+            f"[bold]{answer['decision']}[/bold] ({scores}) from model {answer['number']}, "
+            f"weights {answer['weights_digest'][:12]}"
         )
 
     def signatures(self) -> dict[int, str]:
@@ -315,10 +323,11 @@ def in_words(estimate: dict[str, Any] | None) -> str:
 
 def find_xrays(folder: Path, *, count: int) -> tuple[list[Xray], str]:
     """Write `count` chest X-rays as PNG files into `folder`; return them and a sentence on their source."""
-    command = [sys.executable, "-m", "pipelines.chest_xrays", str(folder), "--count", str(count)]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    machines = sorted({"A", *MACHINES.values()})
+    command = [sys.executable, "-m", "pipelines.xray_files", str(folder), "--count", str(count), "--machines"]
+    answer = subprocess.run([*command, *machines], capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         raise StoryStopped(f"no chest X-rays could be prepared: {answer.stderr.strip().splitlines()[-1:]}")
     with (folder / "index.csv").open(encoding="utf-8", newline="") as index:
-        xrays = [Xray(path=folder / row["file"], finding=row["finding"]) for row in csv.DictReader(index)]
+        xrays = [Xray(folder=folder, name=row["file"], finding=row["finding"]) for row in csv.DictReader(index)]
     return xrays, answer.stdout.strip()

@@ -59,6 +59,23 @@ class Service:
         """A connection to the record."""
         return db.connect(self.environment["OVERREAD_DATABASE_URL"])
 
+    def trail(self) -> list[dict[str, Any]]:
+        """Every event of the audit trail, however many tests came before."""
+        return self._pages("/v1/audit", number="audit_event_id")
+
+    def looks(self, **asked: int) -> list[dict[str, Any]]:
+        """Every look of somebody at something of a patient; `case_id` asks for one case's."""
+        return self._pages("/v1/reads", number="read_id", **asked)
+
+    def _pages(self, path: str, *, number: str, **asked: int) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        with self.client("auditor") as auditor:
+            while page := auditor.get(
+                path, params={"limit": 1000, "after": rows[-1][number] if rows else 0, **asked}
+            ).json():
+                rows += page
+        return rows
+
     def fingerprints(self, *, but: Collection[str] = ()) -> dict[str, str]:
         """What every table holds, in a few characters each, and which files are stored; some tables left out."""
         found = {"files": " ".join(sorted(path.name for path in self.blob_root.rglob("*") if path.is_file()))}

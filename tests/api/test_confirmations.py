@@ -36,9 +36,7 @@ def test_a_confirmation_is_recorded_with_its_evidence(service: Service, submitte
     assert datetime.fromisoformat(body["confirmed_at"]) == datetime(2026, 3, 2, 8, 30, tzinfo=UTC)
     assert submitter.get(f"/v1/cases/{case}").json()["confirmations"] == [body]
     assert submitter.get(f"/v1/cases/{case}/confirmations").json() == [body]
-    with service.client("auditor") as auditor:
-        events = auditor.get("/v1/audit", params={"limit": 1000}).json()
-    (event,) = [event for event in events if event["details"].get("confirmation") == body["confirmation_id"]]
+    (event,) = [event for event in service.trail() if event["details"].get("confirmation") == body["confirmation_id"]]
     assert (event["actor"], event["action"]) == ("submitter", "confirmation:add")
 
 

@@ -14,9 +14,7 @@ PURPOSE = {"Overread-Purpose": "tumour board"}
 
 
 def reads_of(service: Service, case: int | None = None) -> list[dict[str, Any]]:
-    with service.client("auditor") as auditor:
-        parameters = {"limit": 1000} | ({"case_id": case} if case else {})
-        return list(auditor.get("/v1/reads", params=parameters).json())
+    return service.looks(**({"case_id": case} if case else {}))
 
 
 def test_every_look_at_a_case_is_written_down_with_its_purpose(

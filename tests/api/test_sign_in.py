@@ -96,8 +96,7 @@ def test_a_wrong_password_and_an_unknown_name_get_the_same_answer_and_are_writte
     assert slug(wrong) == slug(unknown) == (401, "sign-in-failed")
     assert wrong.json() == unknown.json()
     assert "set-cookie" not in wrong.headers
-    with service.client("auditor") as auditor:
-        events = auditor.get("/v1/audit", params={"limit": 1000}).json()
+    events = service.trail()
     refused = [event for event in events if event["action"] == "session:refuse"]
     assert {event["subject"] for event in refused} >= {"user/unknown"}
     assert all(event["details"] == {"address": "127.0.0.1"} for event in refused)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from registry import lines, reads, worklists
+from registry import lines, worklists
 from tests.api.pictures import png
 from tests.api.service import Service
 from tests.api.test_predictions import crown, predict
@@ -80,9 +80,9 @@ def test_the_list_is_given_out_in_its_order_by_site_and_reason_and_the_look_is_n
     confirm(submitter, order[0])
     assert ids() == order[1:]
     with service.connect() as connection:
-        looks = [look for look in reads.list_reads(connection, limit=1000) if look.action == "worklist:read"]
         line_id = lines.get_line(connection, line).line_id
-    assert {"cases": 3, "first": order[0]} in [look.details for look in looks if look.line_id == line_id]
+    looks = [look for look in service.looks() if (look["action"], look["line_id"]) == ("worklist:read", line_id)]
+    assert {"cases": 3, "first": order[0]} in [look["details"] for look in looks]
 
 
 def test_only_those_who_confirm_or_review_see_it(service: Service, line: str) -> None:

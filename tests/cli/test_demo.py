@@ -51,7 +51,8 @@ def test_the_xrays_come_as_files_with_their_findings_and_say_what_they_are(tmp_p
     xrays, source = find_xrays(tmp_path / "xrays", count=20)
     assert len(xrays) == 20
     assert {xray.finding for xray in xrays} == {"normal", "pneumonia"}
-    assert all(xray.path.read_bytes().startswith(b"\x89PNG") for xray in xrays)
+    assert all(xray.at(site).startswith(b"\x89PNG") for xray in xrays for site in ("north", "south"))
+    assert xrays[0].at("north") != xrays[0].at("south"), "the second hospital has another machine"
     assert "PneumoniaMNIST" in source or "synthetic" in source
 
 

@@ -17,7 +17,7 @@ def test_roll_back(tell: Callable[..., Story]) -> None:
     story = tell("back", gates=gates, triggers={"new_confirmations": 100}, recipe={"strategy": "replay"})
     first = story.learn_until_shown(160, "pacs-north")[-1].candidate
     story.sign_and_promote(first)
-    second = story.learn_until_shown(160, "pacs-south")[-1].candidate
+    second = story.learn_until_shown(160, "pacs-north")[-1].candidate
     assert second["metadata"]["started_from"] == "champion"
     assert second["metadata"]["base_digest"] == first["weights_digest"]
     story.sign_and_promote(second)

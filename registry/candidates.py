@@ -129,7 +129,7 @@ def record_gate_report(
     """Record the verdict on a candidate and, if its run still waits for it, finish the run.
 
     Anything but "pass" makes the candidate `gates_failed`. Without a use of the sealed test the report is one that does
-    not pass and tells of no score: the data have stopped the candidate before. Raises EvidenceMismatch if the document
+    not pass and tells of no sealed score: the candidate was stopped before. Raises EvidenceMismatch if the document
     does not name exactly these things, or the use of the sealed test that paid for it, or has another digest;
     StateMoved where the run was cancelled or broke off (whoever stopped it was told that nothing more comes of it), or
     the use is answered.
@@ -202,8 +202,10 @@ def record_gate_report(
 
 
 def _tells_of_scores(document: Mapping[str, Any]) -> bool:
+    """Whether a report tells of a score on the sealed test; the screen's are of the tune split."""
     measured = ("candidate", "champion", "difference")
-    return any(row.get(name) is not None for row in document.get("results", ()) for name in measured)
+    rows = [row for row in document.get("results", ()) if row["name"] != "screen"]
+    return any(row.get(name) is not None for row in rows for name in measured)
 
 
 def get(conn: Connection, candidate_id: int) -> Candidate:

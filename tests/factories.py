@@ -67,8 +67,8 @@ _SEEN: dict[str, Any] = {
 
 
 def protocol_document(**changes: Any) -> dict[str, Any]:
-    """The example protocol as plain values, with some fields changed."""
-    return {**yaml.safe_load(PROTOCOL.read_text(encoding="utf-8")), **changes}
+    """The example protocol as plain values, with some fields changed; nobody is watched unless they say so."""
+    return {**yaml.safe_load(PROTOCOL.read_text(encoding="utf-8")), "monitoring": None, **changes}
 
 
 def user(db: Connection, *roles: str, name: str | None = None, printed_name: str | None = None) -> User:

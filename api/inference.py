@@ -83,10 +83,13 @@ class InferenceClient:
             pixels=response.content, attributes=json.loads(response.headers.get("x-overread-attributes", "{}"))
         )
 
-    def predict(self, line: str, *, pixels: bytes) -> Scored:
-        """Have an image (NPY bytes) scored by the line's champion. Raises Refusal: no-champion, image-refused."""
-        path = f"/lines/{quote(line, safe='')}/predictions"
-        answer = self._post(path, content=pixels, headers={"Content-Type": NPY_MEDIA_TYPE}).json()
+    def predict(self, line: str, *, pixels: bytes, site: str | None = None) -> Scored:
+        """Have an image (NPY bytes) scored by the line's champion, and decided as at `site` where that is known.
+
+        Raises Refusal: no-champion, image-refused.
+        """
+        path, where = f"/lines/{quote(line, safe='')}/predictions", {} if site is None else {"site": site}
+        answer = self._post(path, content=pixels, params=where, headers={"Content-Type": NPY_MEDIA_TYPE}).json()
         return Scored(**{name: answer[name] for name in Scored.__slots__})
 
     def heat_map(self, line: str, *, pixels: bytes, finding: str) -> bytes:

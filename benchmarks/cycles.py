@@ -2,14 +2,15 @@
 
 Three honest gains, ten retrainings on the same data, four subtle harms and three candidates measured on labels that
 readers copied from the champion, in a random order. Whatever a rule approves is the champion that the next candidate
-meets, so every rule walks a way of its own. Ours is the service's: `gates.decide` under the example protocol with a
-slice for each site, at the level that the ledger of the sealed test grants, from the wallet that the seed is of. The
-sealed test stays as it is for all twenty; a wallet that is spent is a refusal. `data_quality` is left out: one pool of
-radiographs has no versions to compare.
+meets, so every rule walks a way of its own. Ours is the service's: `gates.decide` under the example protocol, at the
+level that the ledger of the sealed test grants, from the wallet that the seed is of. What the gates stop that look at
+no sealed score spends nothing; where it is *screened*, the example's screen is one of those. The sealed test stays as
+it is for all twenty; a wallet that is spent is a refusal. `data_quality` is left out: one pool of radiographs has no
+versions to compare.
 
 Harms come alone, on the data of the champion, or in a gain: with as many more cases as an honest gain would have.
 
-    python -m benchmarks.cycles --cache FOLDER [--deals 0 1 2] [--orders 50] [--no-slices]
+    python -m benchmarks.cycles --cache FOLDER [--deals 0 1 2] [--orders 50] [--no-slices] [--one-point]
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from benchmarks.cycles_models import LEVELS, MALLORY, SEEDS, SUBMITTERS, Floats, Made, Model, Pool, Spec, digest_of
 from pipelines import gates, metrics, paired
 from pipelines.approved import held_against
-from pipelines.comparison import Comparison, Opinion, Placement, Scored, Sealed
+from pipelines.comparison import Comparison, Opinion, Placement, Scored, Sealed, Tuned
 from pipelines.endpoints import area, area_difference, decision_difference, decisions_of, right, rule_of
 from pipelines.protocol import Protocol, from_document
 from pipelines.sealed_ledger import Ledger, Plan, Spent, Wallet
@@ -46,7 +47,8 @@ SUBGROUP, MISCALIBRATED, FORGETFUL, FLIPPED = list(KINDS)[2:6]
 FIRST_SEED = dict(zip(KINDS, (0, 1, 14, 15, 0, 0, 11), strict=True))
 MADE: Mapping[str, Made] = {FORGETFUL: "without_early", FLIPPED: "flipped"}
 LOSS, COPIED, HARMED_SITE = 0.08, 0.4, "B"
-RULES = ("candidate > champion", "fixed floors", "not inferior to champion", "ours", "ours, screened on tune")
+SCREENED = "ours, screened on tune"
+RULES = ("candidate > champion", "fixed floors", "not inferior to champion", "ours", SCREENED)
 
 Models = Callable[[Spec], Model]
 
@@ -86,14 +88,21 @@ class Tally:
     """True AUROC of the last champion minus that of the first."""
 
 
-def example_protocol(*, slices: bool = True) -> Protocol:
-    """The example line's protocol, with a watched slice for each site unless told not to, and no rules on the data."""
+def example_protocol(*, slices: bool = True, by_site: bool = True, confidence: float | None = None) -> Protocol:
+    """The example line's protocol without rules on the data, and what of it is asked to be another."""
     from benchmarks.stream import protocol_of  # noqa: PLC0415 - torch comes with it
 
     document = protocol_of("full").document()
-    if slices:
-        document["gates"]["subgroups"] = {"attributes": ["site"]}
-    return from_document({**document, "data_quality": None})
+    gates = {name: rule for name, rule in document["gates"].items() if slices or name != "subgroups"}
+    if confidence is not None:
+        gates["screen"] = {"confidence": confidence}
+    point = {**document["operating_point"], "by_site": by_site}
+    return from_document({**document, "gates": gates, "operating_point": point, "data_quality": None})
+
+
+def unscreened(protocol: Protocol) -> Protocol:
+    """The same protocol without its screen."""
+    return protocol.model_copy(update={"gates": protocol.gates.model_copy(update={"screen": None})})
 
 
 def replay(
@@ -111,6 +120,7 @@ def replay(
     assert stated is not None, "the example accounts for its sealed test"
     plan = Plan(alpha=protocol.gates.alpha, **stated.model_dump(exclude={"new_epoch_cases"}))
     first, begun = _first(pool, models, protocol=protocol, ledger=Ledger(plan=plan), turn=turn)
+    without = unscreened(protocol)
     for rule, tally in tallies.items():
         standing = Standing(level=0, champions=(first,), ledger=begun, turn=turn)
         for place, kind in enumerate(kinds):
@@ -118,7 +128,8 @@ def replay(
                 kind, list(kinds[:place]).count(kind), standing=standing, pool=pool, models=models, riding=riding
             )
             tally.change[kind].append(_true_area(pool, one.model) - _true_area(pool, standing.champions[-1]))
-            approved, ledger = judge(rule, one, standing=standing, pool=pool, protocol=protocol)
+            asked = protocol if rule == SCREENED else without
+            approved, ledger = judge(rule, one, standing=standing, pool=pool, protocol=asked)
             tally.approved[kind] += approved is True
             tally.refused += approved is None
             standing = replace(standing, ledger=ledger)
@@ -147,7 +158,7 @@ def offer(kind: str, number: int, *, standing: Standing, pool: Pool, models: Mod
     opinions = _opinions(pool, rows=fresh, labels=labels, champion=champion)
     if kind == "contaminated":
         copied = np.random.default_rng([23, number]).random(len(labels)) < COPIED
-        labels = np.where(copied, _decided(champion), labels)
+        labels = np.where(copied, champion.decided, labels)
     wallet: Wallet = "adaptive" if kind == "null" else "recipe"  # the same data again needs a seed of one's own
     return Offer(kind=kind, model=model, level=level, labels=labels, opinions=opinions, wallet=wallet)
 
@@ -157,7 +168,7 @@ def judge(rule: str, one: Offer, *, standing: Standing, pool: Pool, protocol: Pr
     asked = partial(compare, one, standing=standing, pool=pool, protocol=protocol)
     if not rule.startswith("ours"):
         return NAIVE[rule](asked(level=None)), standing.ledger
-    if rule != "ours" and _area_on(pool.tune, one, one.model) <= _area_on(pool.tune, one, standing.champions[-1]):
+    if gates.decide(asked(level=None), dataset_digest=Digest("d" * 64), before_use=True).verdict != "pass":
         return False, standing.ledger
     level = standing.ledger.next_level(one.wallet)
     if isinstance(level, Spent):
@@ -178,6 +189,7 @@ def compare(one: Offer, *, standing: Standing, pool: Pool, protocol: Protocol, l
             traits={"site": pool.sites[pool.sealed]},
         ),
         candidate=_scored(one.model, pool.sealed),
+        tuned=None if protocol.gates.screen is None else _tuned(one, standing.champions[-1], pool=pool),
         champion=_scored(standing.champions[-1], pool.sealed),
         approved=tuple(_scored(model, pool.sealed) for model in earlier if model is not standing.champions[-1]),
         opinions=one.opinions,
@@ -214,12 +226,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--deals", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--orders", type=int, default=50)
-    parser.add_argument("--no-slices", action="store_true", help="the example as it is: no subgroups declared")
+    parser.add_argument("--no-slices", action="store_true", help="the example without its subgroups")
+    parser.add_argument("--one-point", action="store_true", help="the example with one threshold for all sites")
+    parser.add_argument("--confidence", type=float, help="of the screen, another than the example's")
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES)
     asked = parser.parse_args(arguments)
-    xrays, protocol = chest_xrays.find(cache=asked.cache), example_protocol(slices=not asked.no_slices)
+    xrays = chest_xrays.find(cache=asked.cache)
+    protocol = example_protocol(slices=not asked.no_slices, by_site=not asked.one_point, confidence=asked.confidence)
     print(f"{xrays.source}; {len(asked.deals)} deals of the radiographs, {asked.orders} orders each", flush=True)
     for riding in (False, True):
-        tallies = {rule: Tally() for rule in RULES}
+        tallies = {rule: Tally() for rule in asked.rules}
         for deal in asked.deals:
             pool = cycles_models.deal(cycles_models.all_labels(xrays), seed=deal)
             models = cycles_models.reader(xrays, pool, protocol=protocol, cache=asked.cache / f"deal-{deal}")
@@ -289,22 +305,19 @@ NAIVE: Mapping[str, Callable[[Comparison], bool]] = dict(
 )
 
 
-def _decided(model: Model) -> NDArray[np.int64]:
-    return (model.positive >= (0.5 if model.threshold is None else model.threshold)).astype(np.int64)
-
-
 def _scored(model: Model, rows: NDArray[np.int64]) -> Scored:
     positive = model.positive[rows]
     return Scored(
         digest=Digest(digest_of(model)),
         scores=np.stack([1.0 - positive, positive], axis=1),
-        decided=_decided(model)[rows],
+        decided=model.decided[rows],
         threshold=model.threshold,
     )
 
 
-def _area_on(rows: NDArray[np.int64], one: Offer, model: Model) -> float:
-    return metrics.auroc(one.labels[rows], model.positive[rows])
+def _tuned(one: Offer, champion: Model, *, pool: Pool) -> Tuned:
+    cases = Sealed(labels=one.labels[pool.tune], groups=pool.tune.astype(str), traits={"site": pool.sites[pool.tune]})
+    return Tuned(cases=cases, candidate=_scored(one.model, pool.tune), champion=_scored(champion, pool.tune))
 
 
 def _true_area(pool: Pool, model: Model) -> float:
@@ -314,7 +327,7 @@ def _true_area(pool: Pool, model: Model) -> float:
 def _opinions(
     pool: Pool, *, rows: NDArray[np.int64], labels: NDArray[np.int64], champion: Model
 ) -> tuple[Opinion, ...]:
-    names, decided = ("normal", "pneumonia"), _decided(champion)
+    names, decided = ("normal", "pneumonia"), champion.decided
     return tuple(
         Opinion(
             submitter=SUBMITTERS[pool.submitters[row]],
@@ -335,12 +348,11 @@ def _worse_at_a_site(model: Model, champion: Model, *, pool: Pool) -> Model:
     """A model that misses so many of one site's sick, at random, that it finds 8 points fewer than the champion."""
     sick = (pool.labels == 1) & (pool.sites == HARMED_SITE)
     counted = _measured(pool)[sick[_measured(pool)]]
-    ours, theirs = (_decided(one)[counted].mean() for one in (model, champion))
+    ours, theirs = (one.decided[counted].mean() for one in (model, champion))
     missed = max(0.0, 1.0 - (theirs - LOSS) / ours)
     rng = np.random.default_rng([24, int(digest_of(model)[:8], 16)])
-    lost = sick & (_decided(model) == 1) & (rng.random(len(sick)) < missed)
-    threshold = 0.5 if model.threshold is None else model.threshold
-    lower = threshold * rng.uniform(0.3, 0.95, len(sick))
+    lost = sick & (model.decided == 1) & (rng.random(len(sick)) < missed)
+    lower = model.thresholds * rng.uniform(0.3, 0.95, len(sick))
     name = f"{model.name} worse at {HARMED_SITE} than {champion.name}"
     return replace(model, name=name, positive=np.where(lost, lower, model.positive))
 
@@ -355,8 +367,9 @@ def _timid(model: Model, champion: Model, *, pool: Pool) -> Model:
         enough = metrics.ece(truth, _softened(model.positive[rows], middle)) >= wanted
         low, high = (low, middle) if enough else (middle, high)
     threshold = None if model.threshold is None else float(_softened(np.array([model.threshold]), high)[0])
+    cuts = None if model.cuts is None else _softened(model.cuts, high)
     name = f"{model.name} timid beside {champion.name}"
-    return replace(model, name=name, positive=_softened(model.positive, high), threshold=threshold)
+    return replace(model, name=name, positive=_softened(model.positive, high), threshold=threshold, cuts=cuts)
 
 
 def _softened(scores: Floats, temperature: float) -> Floats:

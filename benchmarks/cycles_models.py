@@ -11,14 +11,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache as cache_of
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import job, predict, sites, train
+from pipelines import calibrate, job, predict, sites, train
 from pipelines.chest_xrays import ChestXrays
 from pipelines.protocol import Protocol, from_document
 
@@ -55,6 +55,20 @@ class Model:
     name: str
     positive: Floats
     threshold: float | None
+    cuts: Floats | None = None
+    """(N,) the threshold that decides about each radiograph, by its site; None: `threshold` decides everywhere."""
+
+    @property
+    def decided(self) -> NDArray[np.int64]:
+        """(N,) the class decided for each radiograph."""
+        return (self.positive >= self.thresholds).astype(np.int64)
+
+    @property
+    def thresholds(self) -> Floats:
+        """(N,) the threshold that decides about each radiograph."""
+        if self.cuts is not None:
+            return self.cuts
+        return np.full(len(self.positive), 0.5 if self.threshold is None else self.threshold)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -133,9 +147,27 @@ def train_or_read(spec: Spec, *, pool: Pool, images: NDArray[np.float32], protoc
 def reader(xrays: ChestXrays, pool: Pool, *, protocol: Protocol, cache: Path) -> Callable[[Spec], Model]:
     """Return how to get a model of this pool: each is read, or trained, once."""
     images = pictures(xrays, pool)
-    return lru_cache(maxsize=None)(
-        lambda spec: train_or_read(spec, pool=pool, images=images, protocol=protocol, cache=cache)
+
+    @cache_of
+    def model_of(spec: Spec) -> Model:
+        model = train_or_read(spec, pool=pool, images=images, protocol=protocol, cache=cache)
+        return _by_site(model, spec, pool=pool, protocol=protocol) if protocol.operating_point.by_site else model
+
+    return model_of
+
+
+def _by_site(model: Model, spec: Spec, *, pool: Pool, protocol: Protocol) -> Model:
+    """The model with the thresholds that its training would have chosen on its tune split for each site."""
+    rows, labels = _shown(pool.tune, spec, pool=pool), _taught(spec, pool=pool) == 1
+    rule = protocol.operating_point
+    points = calibrate.points_by_site(
+        labels[rows], model.positive[rows], pool.sites[rows], rule=rule.rule, target=rule.target
     )
+    cuts = model.thresholds
+    for site, point in points.items():
+        if point.threshold is not None:
+            cuts[pool.sites == site] = point.threshold
+    return replace(model, cuts=cuts)
 
 
 def digest_of(model: Model) -> str:
@@ -143,11 +175,20 @@ def digest_of(model: Model) -> str:
     return hashlib.sha256(model.name.encode() + model.positive.tobytes()).hexdigest()
 
 
+def _taught(spec: Spec, *, pool: Pool) -> NDArray[np.int64]:
+    """The labels that a model was given."""
+    return pool.given if spec.made == "flipped" else pool.labels
+
+
+def _shown(rows: NDArray[np.int64], spec: Spec, *, pool: Pool) -> NDArray[np.int64]:
+    """The radiographs of a part that a model was shown."""
+    return rows[pool.sites[rows] != EARLY] if spec.made == "without_early" else rows
+
+
 def _trained(
     spec: Spec, *, pool: Pool, images: NDArray[np.float32], protocol: Protocol
 ) -> tuple[NDArray[np.float32], float | None]:
-    labels = pool.given if spec.made == "flipped" else pool.labels
-    kept = pool.sites != EARLY if spec.made == "without_early" else np.ones(len(labels), dtype=np.bool_)
+    labels = _taught(spec, pool=pool)
     parts = [
         train.Cases(
             images=images[rows],
@@ -155,7 +196,7 @@ def _trained(
             sites=pool.sites[rows],
             label_since=np.ones(len(rows), dtype=np.int64),
         )
-        for rows in (part[kept[part]] for part in (pool.train[: LEVELS[spec.level]], pool.tune))
+        for rows in (_shown(part, spec, pool=pool) for part in (pool.train[: LEVELS[spec.level]], pool.tune))
     ]
     recipe = protocol.document()["recipe"] | {"epochs": EPOCHS}
     trained = train.fit(

@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.pneumonia import DATA, ROOT
 from pipelines import chest_xrays, gates, network, predict, sealed_ledger, sites, train, xray_files
-from pipelines.comparison import Comparison, Opinion, Placement, Scored, Sealed
+from pipelines.comparison import Comparison, Opinion, Placement, Scored, Sealed, Tuned
 from pipelines.manifest import split_of
 from pipelines.protocol import Protocol, from_document, parse
 from pipelines.types import Digest, GateReport, Strategy
@@ -109,12 +109,15 @@ def judged(
         uses=rules.sealed_test.uses,
         recipe_share=rules.sealed_test.recipe_share,
     )
-    sealed = line.part("sealed_test", version=version)
+    sealed, tune = (line.part(split, version=version) for split in ("sealed_test", "tune"))
     comparison = Comparison(
         protocol=line.protocol,
-        sealed=Sealed(labels=sealed.labels, groups=np.arange(len(sealed.labels))),
+        sealed=_answers(sealed),
         candidate=_scored(candidate, sealed),
         champion=None if champion is None else _scored(champion, sealed),
+        tuned=None
+        if champion is None
+        else Tuned(cases=_answers(tune), candidate=_scored(candidate, tune), champion=_scored(champion, tune)),
         opinions=() if champion is None else _opinions(line, version=version, champion=champion),
         placements=tuple(
             Placement(image_digest=str(row), group=str(row), split=split)
@@ -144,7 +147,8 @@ def tell_one(line: Line, *, key: int, paths: Sequence[Sequence[str]]) -> dict[st
                         line, version=version, strategy=cast(Strategy, strategy), champion=champion, folder=folder
                     )
                 candidate = made[version, strategy]
-                before = [*answers, *[False] * len(tries)]
+                paid = [one for one in tries if "screen" not in one["missed"]]
+                before = [*answers, *[False] * len(paid)]
                 report = judged(line, version=version, candidate=candidate, champion=champion, answers=before)
                 better = next((row.difference for row in report.results if row.name == "improvement"), None)
                 tries.append(
@@ -223,18 +227,24 @@ def _auroc(report: GateReport) -> float | None:
     return next((row.candidate.value for row in report.results if row.name == "auroc" and row.candidate), None)
 
 
+def _answers(cases: train.Cases) -> Sealed:
+    return Sealed(labels=cases.labels, groups=np.arange(len(cases.labels)), traits={"site": cases.sites})
+
+
 def _scored(trained: train.Trained, sealed: train.Cases) -> Scored:
     model = predict.Model(trained.module, trained.metadata)
     scores = model.scores(sealed.images)
     digest = Digest(network.digest_of_bytes(network.save_weights(trained.module)))
-    return Scored(digest=digest, scores=scores, decided=model.decided(scores), threshold=model.threshold)
+    return Scored(
+        digest=digest, scores=scores, decided=model.decided(scores, sites=sealed.sites), threshold=model.threshold
+    )
 
 
 def _opinions(line: Line, *, version: int, champion: train.Trained) -> tuple[Opinion, ...]:
     """What the second hospital said of the cases that are new, beside the champion's decision."""
     model, classes = predict.Model(champion.module, champion.metadata), line.protocol.classes
     rows = slice(SIZES[version - 2], SIZES[version - 1])
-    decided = model.decision(model.scores(line.cases.images[rows]))
+    decided = model.decision(model.scores(line.cases.images[rows]), sites=line.cases.sites[rows])
     return tuple(
         Opinion(submitter="south", finding=classes[label], champion=said, others=None)
         for label, said in zip(line.cases.labels[rows].tolist(), decided, strict=True)

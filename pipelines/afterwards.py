@@ -42,7 +42,8 @@ def finish(
     rng = np.random.default_rng([seed, AFTERWARDS])
     if plan.ridge is not None:
         rows = np.sort(strategies.epoch_order(plan.pools, rng=rng))
-        analytic.solve_head(average, images=images[rows], labels=labels[rows], ridge=plan.ridge)
+        for member in network.members_of(average):
+            analytic.solve_head(member, images=images[rows], labels=labels[rows], ridge=plan.ridge)
     if plan.blending is None:
         return []
     rows = np.sort(strategies.epoch_order((plan.blending.pool,), rng=rng))
@@ -100,8 +101,9 @@ def decisions(
 ) -> dict[str, Any]:
     """Choose on the calibrated `scores` (N, K) of tune how the model decides; what the metadata say of it.
 
-    `operating_point` decides everywhere; those of single sites are there to be looked at. None where decisions are by
-    arg-max; `second_look` is None also where the protocol asks for none, or no threshold met the rule.
+    `operating_point` decides everywhere, but where the protocol says `by_site` and the site has one of its own; else
+    those of single sites are there to be looked at. None where decisions are by arg-max; `second_look` is None also
+    where the protocol asks for none, or no threshold met the rule.
     """
     index, rule = protocol.positive_index, protocol.operating_point
     if index is None:
@@ -116,4 +118,4 @@ def decisions(
         "operating_point": asdict(point),
         "operating_points_by_site": {site: asdict(found) for site, found in by_site.items()},
         "second_look": None if band is None else asdict(band),
-    }
+    } | ({"decides_by_site": True} if rule.by_site else {})

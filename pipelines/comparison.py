@@ -63,6 +63,15 @@ class Scored:
         return replace(self, scores=self.scores[rows], decided=self.decided[rows])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Tuned:
+    """Both models on the tune split, for the screen: it is open, and no part of the sealed test."""
+
+    cases: Sealed
+    candidate: Scored
+    champion: Scored
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opinion:
     """One submitter's finding on one case that is new in this version, and what others have said about the case."""
@@ -94,6 +103,8 @@ class Comparison:
     champion: Scored | None
     opinions: tuple[Opinion, ...]
     placements: tuple[Placement, ...]
+    tuned: Tuned | None = None
+    """The tune split; a protocol with a screen fails without it."""
     quality: QualityReport | None = None
     """Of the dataset version; a protocol that asks for data quality fails without it."""
     approved: tuple[Scored, ...] = ()

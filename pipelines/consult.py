@@ -38,8 +38,8 @@ class Question:
 class View:
     """One model's view of the pool: `scores` (N, K) and `embeddings` (N, d), NaN where it has not looked."""
 
-    def __init__(self, model: Model, digests: NDArray[Any], *, question: Question) -> None:
-        self.model, self._digests, self._question = model, digests, question
+    def __init__(self, model: Model, digests: NDArray[Any], *, sites: NDArray[Any], question: Question) -> None:
+        self.model, self._digests, self._sites, self._question = model, digests, sites, question
         self.scores = np.full((len(digests), len(model.classes)), np.nan, dtype=np.float32)
         self.embeddings = np.full((len(digests), width_of(model)), np.nan, dtype=np.float32)
 
@@ -54,7 +54,7 @@ class View:
         """Return scores and decisions; the first class where there are none."""
         known = ~np.isnan(self.scores).any(axis=1)
         predicted = np.zeros(len(self.scores), dtype=np.int64)
-        predicted[known] = self.model.decided(self.scores[known])
+        predicted[known] = self.model.decided(self.scores[known], sites=self._sites[known])
         return Opinion(scores=self.scores, predicted=predicted)
 
 
@@ -67,8 +67,8 @@ def consulted(pool: Pool, *, cases: Sequence[Row], known: Sequence[Row], questio
     if question.champion is None or shares.uncertain + shares.diverse + shares.unlike + shares.disagreement == 0.0:
         return pool
     digests = np.array([row["image_digest"] for row in cases], dtype=str)
-    champion = View(_model(question.champion), digests, question=question)
-    second = _second(digests, champion=champion.model, question=question)
+    champion = View(_model(question.champion), digests, sites=pool.sites, question=question)
+    second = _second(digests, sites=pool.sites, champion=champion.model, question=question)
     asked_about = pool.lots >= question.blind_fraction
     _recall(champion, cases)
     everything = second is not None or shares.unlike > 0.0
@@ -100,12 +100,12 @@ def _recall(view: View, cases: Sequence[Row]) -> None:
             view.scores[row] = [scores[name] for name in view.model.classes]
 
 
-def _second(digests: NDArray[Any], *, champion: Model, question: Question) -> View | None:
+def _second(digests: NDArray[Any], *, sites: NDArray[Any], champion: Model, question: Question) -> View | None:
     """The challenger, where an arm asks for it and it tells the same classes apart."""
     if question.challenger is None or question.shares.disagreement == 0.0:
         return None
     model = _model(question.challenger)
-    return View(model, digests, question=question) if model.classes == champion.classes else None
+    return View(model, digests, sites=sites, question=question) if model.classes == champion.classes else None
 
 
 def _known(model: Model, cases: Sequence[Row], *, question: Question) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipelines import job, network
 from pipelines.approved import held_against
-from pipelines.comparison import Comparison, Opinion, Placement, Scored, Sealed
+from pipelines.comparison import Comparison, Opinion, Placement, Scored, Sealed, Tuned
 from pipelines.dataset import DatasetVersion, open_version
 from pipelines.gate_rules import Attribute
 from pipelines.predict import Model
@@ -45,30 +45,39 @@ def gather(
     `approved`, every model that was ever champion, oldest first. A model with other classes cannot be compared. Raises
     Refused where a model cannot be used. `use` is the use of the sealed test that the ledger granted: in a later epoch
     only cases that came after the `after_version` of the epochs before are looked at. Without `scored` nobody scores a
-    sealed case, and the comparison is for `gates.decide(on_data=True)` alone.
+    sealed case, and the comparison is for `gates.decide(before_use=True)` alone.
     """
     version = open_version(dataset)
-    images = version.prepared(protocol.input)
+    images, sites = version.prepared(protocol.input), version.sites
     rows = unworn(version, use=use)
     keep_going()
     looked_at = rows if scored else rows[:0]
     tell("scoring the candidate")
-    first = _scored(_model(candidate, protocol=protocol), candidate, images=images[looked_at])
-    second, opinions_of_champion = None, {}
+    offered = _model(candidate, protocol=protocol)
+    first = _scored(offered, candidate, images=images[looked_at], sites=sites[looked_at])
+    second, tuned, opinions_of_champion = None, None, {}
     fresh = version.indices(new_only=True)
     if champion is not None:
         keep_going()
         tell("scoring the champion")
         model = _model(champion, protocol=protocol)
-        second = _scored(model, champion, images=images[looked_at])
+        second = _scored(model, champion, images=images[looked_at], sites=sites[looked_at])
+        if protocol.gates.screen is not None:
+            tell("screening on the tune split")
+            open_rows = version.indices("tune")
+            tuned = Tuned(
+                cases=_answers(version, rows=open_rows),
+                candidate=_scored(offered, candidate, images=images[open_rows], sites=sites[open_rows]),
+                champion=_scored(model, champion, images=images[open_rows], sites=sites[open_rows]),
+            )
         opinions_of_champion = dict(
-            zip(fresh.tolist(), model.decision(model.scores(images[fresh])) if len(fresh) else [], strict=True)
+            zip(fresh.tolist(), _said(model, images=images[fresh], sites=sites[fresh]), strict=True)
         )
     earlier = []
     for document in _before(champion, approved=approved, window=protocol.gates.approved_window) if scored else ():
         keep_going()
         tell("scoring models approved earlier")
-        earlier.append(_scored(_model(document, protocol=protocol), document, images=images[rows]))
+        earlier.append(_scored(_model(document, protocol=protocol), document, images=images[rows], sites=sites[rows]))
     quality = None
     if protocol.data_quality is not None:
         tell("looking at the data")
@@ -77,16 +86,10 @@ def gather(
     tell("deciding")
     comparison = Comparison(
         protocol=protocol,
-        sealed=Sealed(
-            labels=version.labels[rows],
-            groups=version.groups[rows],
-            traits=_traits(version, rows=rows),
-            case_ids=version.case_ids[rows],
-            batches=version.added_in[rows],
-            exposures=version.ai_exposures[rows],
-        ),
+        sealed=_answers(version, rows=rows),
         candidate=first,
         champion=second,
+        tuned=tuned,
         opinions=tuple(opinions(version, rows=fresh.tolist(), champion=opinions_of_champion)),
         placements=tuple(
             Placement(image_digest=digest, group=group, split=split)
@@ -200,6 +203,17 @@ def _before(
     return [document for document in held_against(approved, window=window) if document["weights_digest"] != reigning]
 
 
+def _answers(version: DatasetVersion, *, rows: NDArray[np.int64]) -> Sealed:
+    return Sealed(
+        labels=version.labels[rows],
+        groups=version.groups[rows],
+        traits=_traits(version, rows=rows),
+        case_ids=version.case_ids[rows],
+        batches=version.added_in[rows],
+        exposures=version.ai_exposures[rows],
+    )
+
+
 def _traits(version: DatasetVersion, *, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
     table = version.columns(*get_args(Attribute)).take(rows)
     return {
@@ -208,11 +222,17 @@ def _traits(version: DatasetVersion, *, rows: NDArray[np.int64]) -> dict[str, ND
     }
 
 
-def _scored(model: Model, document: Mapping[str, Any], *, images: NDArray[np.float32]) -> Scored:
+def _said(model: Model, *, images: NDArray[np.float32], sites: NDArray[np.str_]) -> list[str]:
+    return model.decision(model.scores(images), sites=sites) if len(images) else []
+
+
+def _scored(
+    model: Model, document: Mapping[str, Any], *, images: NDArray[np.float32], sites: NDArray[np.str_]
+) -> Scored:
     scores = model.scores(images) if len(images) else np.empty((0, len(model.classes)), dtype=np.float32)
     return Scored(
         digest=Digest(document["weights_digest"]),
         scores=scores,
-        decided=model.decided(scores),
+        decided=model.decided(scores, sites=sites),
         threshold=model.threshold,
     )

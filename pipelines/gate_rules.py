@@ -47,8 +47,17 @@ class SubgroupGate(Section):
     critical: tuple[Annotated[str, Field(pattern=r"^(site|scanner|sex|age_band)=\S.*$")], ...] = ()
     """Slices by name, for instance `sex=F`."""
     margin: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.10
+    tolerance: Annotated[float, Field(ge=0.0, lt=0.5, exclude_if=lambda points: points == 0.0)] = 0.0
+    """How much worse a slice that is not critical may be shown to be before that counts as harm."""
     minimum_cases: Annotated[int, Field(ge=20)] = 50
     """Positives (for sensitivity) or negatives (for specificity) below which a slice has insufficient data."""
+
+
+class Screen(Section):
+    """What a candidate has to show on the open tune split before a level of the sealed test is spent on it."""
+
+    confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.9
+    """One-sided, that its AUROC is above the champion's; at .5 the point value alone has to be."""
 
 
 class SealedTestPlan(Section):
@@ -74,6 +83,8 @@ class Gates(Section):
     auroc: Margin = Margin(floor=0.80, margin=0.03)
     sensitivity: Margin = Margin(floor=0.70, margin=0.06)
     specificity: Margin = Margin(floor=0.60, margin=0.10)
+    kappa: Annotated[Margin | None, Field(exclude_if=lambda rule: rule is None)] = None
+    """Quadratic weighted kappa of decisions and answers: for grades, and only for them."""
     calibration: CalibrationGate = CalibrationGate()
     submitters: SubmitterGate = SubmitterGate()
     # Left out of the document while they say what a protocol without them says, which keeps its digest.
@@ -82,6 +93,8 @@ class Gates(Section):
     """Besides the original, how many approved models, newest first, a candidate must not fall below."""
     sealed_test: Annotated[SealedTestPlan | None, Field(exclude_if=lambda plan: plan is None)] = None
     """None: every use is judged at alpha, however many there were; `{}` asks for the default plan."""
+    screen: Annotated[Screen | None, Field(exclude_if=lambda section: section is None)] = None
+    """None: every candidate uses the sealed test; `{}` asks for the default screen."""
     evidence: Annotated[Literal["all", "blind"], Field(exclude_if=lambda used: used == "all")] = "all"
     """On which labels of the sealed test the gates decide: all, or those given before the model was seen."""
     require_improvement: bool = True

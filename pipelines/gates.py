@@ -22,16 +22,19 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import blind, data_gates, envelope, job, metrics, subgroups
+from pipelines import blind, data_gates, envelope, harms, job, metrics, screen
 from pipelines.approved import acceptable
-from pipelines.comparison import Comparison, Scored
+from pipelines.comparison import Comparison
 from pipelines.endpoints import (
     Decision,
+    Measure,
     among,
     area,
     area_difference,
-    decision_difference,
     decisions_of,
+    difference,
+    measured,
+    measures_of,
     right,
     rule_of,
 )
@@ -41,27 +44,27 @@ from pipelines.types import Digest, Estimate, GateReport, GateResult, Verdict, d
 
 SCHEMA_VERSION = 2
 """Of the report's document: 2 added `sealed_test` and `evidence`."""
-LOOK_AT_NO_SCORE = frozenset(
+SPEND_NOTHING = frozenset(
     {
-        *("minimum_cases", "envelope", "strategy", "leakage", "submitters"),
+        *("minimum_cases", "screen", "envelope", "strategy", "leakage", "submitters"),
         *("missing_patients", "unreadable_images", "near_duplicates", "prior_shift"),
     }
 )
-"""Gates that no candidate's score can change: what they say costs nothing of the sealed test."""
+"""Gates that no score of a sealed case can change: what they say costs nothing of the sealed test."""
 
 
-def decide(comparison: Comparison, *, dataset_digest: Digest, on_data: bool = False) -> GateReport:
+def decide(comparison: Comparison, *, dataset_digest: Digest, before_use: bool = False) -> GateReport:
     """Run every gate that the protocol asks for and join the verdicts: pass only if all pass.
 
-    `on_data` runs only those that look at no score, before a level of the sealed test is spent on a candidate.
+    `before_use` runs only those that spend nothing, before a level of the sealed test is spent on a candidate.
     """
     comparison = blind.deciding(comparison)
     protocol, champion = comparison.protocol, comparison.champion
     gates = [*_gates_for(comparison), *data_gates.required(comparison, dataset_digest=dataset_digest)]
-    if on_data:
-        gates = [(name, gate) for name, gate in gates if name in LOOK_AT_NO_SCORE]
+    if before_use:
+        gates = [(name, gate) for name, gate in gates if name in SPEND_NOTHING]
     results = tuple(_closed(name, gate, comparison) for name, gate in gates)
-    if on_data and (verdict := _joined(results)) != "pass":
+    if before_use and (verdict := _joined(results)) != "pass":
         results = (*results, _nothing_spent(verdict))
     counts = Counter(comparison.sealed.labels.tolist())
     return GateReport(
@@ -95,21 +98,24 @@ Gate = Callable[[Comparison], GateResult]
 
 
 def _gates_for(comparison: Comparison) -> list[tuple[str, Gate]]:
-    gates: list[tuple[str, Gate]] = [("minimum_cases", _minimum_cases), ("auroc", _auroc)]
+    gates: list[tuple[str, Gate]] = [("minimum_cases", _minimum_cases)]
+    if comparison.champion is not None and comparison.protocol.gates.screen is not None:
+        gates.append(("screen", screen.gate))
+    gates += [(name, partial(_measured, measure=name)) for name in measures_of(comparison)]
     if comparison.champion is not None and comparison.protocol.gates.require_improvement:
         gates.append(("improvement", _improvement))
     gates += [(name, partial(_decided, endpoint=name)) for name in decisions_of(comparison)]
     if comparison.approved:
         gates.append(("approved_models", _approved_models))
     if comparison.champion is not None and comparison.protocol.gates.subgroups is not None:
-        gates.append(("subgroups", _subgroups))
+        gates.append(("subgroups", harms.slices))
     if comparison.protocol.envelope is not None:
         gates.append(("envelope", envelope.gate))
     if comparison.fine_tuned:
         gates.append(("strategy", _strategy))
     return [
         *gates,
-        ("calibration", _calibration),
+        ("calibration", harms.calibration),
         ("leakage", data_gates.leakage),
         ("submitters", data_gates.submitters),
     ]
@@ -123,7 +129,7 @@ def _joined(results: Sequence[GateResult]) -> Verdict:
 def _nothing_spent(verdict: Verdict) -> GateResult:
     return GateResult(
         name="sealed_test",
-        requirement="what looks at no score is in order before the sealed test is used",
+        requirement="what is asked before the sealed test is used is in order",
         verdict=verdict,
         reason="not looked at, and nothing of it was spent: mend what the other lines name, and train again",
     )
@@ -159,12 +165,16 @@ def _minimum_cases(comparison: Comparison) -> GateResult:
     )
 
 
-def _auroc(comparison: Comparison) -> GateResult:
-    rule = comparison.protocol.gates.auroc
-    champion = None if comparison.champion is None else area(comparison, comparison.champion)
-    difference = None if comparison.champion is None else area_difference(comparison, comparison.champion)
-    candidate = area(comparison, comparison.candidate)
-    return _floor_and_margin("auroc", rule, candidate=candidate, champion=champion, difference=difference)
+def _measured(comparison: Comparison, *, measure: Measure) -> GateResult:
+    """Hold AUROC, or the kappa of grades, against the floor, and against the champion's."""
+    champion = comparison.champion
+    return _floor_and_margin(
+        measure,
+        rule_of(comparison, measure),
+        candidate=measured(comparison, comparison.candidate, measure),
+        champion=None if champion is None else measured(comparison, champion, measure),
+        difference=None if champion is None else difference(comparison, champion, measure),
+    )
 
 
 def _strategy(_comparison: Comparison) -> GateResult:
@@ -228,12 +238,12 @@ def _decided(comparison: Comparison, *, endpoint: Decision) -> GateResult:
 
 def _approved_models(comparison: Comparison) -> GateResult:
     """Hold the candidate against every model approved before the champion, on every endpoint."""
-    margins = {name: rule_of(comparison, name).margin for name in ("auroc", *decisions_of(comparison))}
-    names = [model.digest[:12] for model in comparison.approved]
-    differences = {"auroc": {model.digest[:12]: area_difference(comparison, model) for model in comparison.approved}}
-    for endpoint in decisions_of(comparison):
-        found = [decision_difference(comparison, model, endpoint) for model in comparison.approved]
-        differences[endpoint] = dict(zip(names, found, strict=True))
+    endpoints = (*measures_of(comparison), *decisions_of(comparison))
+    margins: dict[str, float] = {name: rule_of(comparison, name).margin for name in endpoints}
+    differences: dict[str, dict[str, Estimate]] = {
+        name: {model.digest[:12]: difference(comparison, model, name) for model in comparison.approved}
+        for name in endpoints
+    }
     judged = acceptable(differences, margins=margins)
     return GateResult(
         name="approved_models",
@@ -247,57 +257,6 @@ def _approved_models(comparison: Comparison) -> GateResult:
                 for (endpoint, model), one in judged.comparisons.items()
             ]
         },
-    )
-
-
-def _subgroups(comparison: Comparison) -> GateResult:
-    """Look for harm in each slice, among its positives and among its negatives, against the champion."""
-    rule, champion = comparison.protocol.gates.subgroups, comparison.champion
-    assert rule is not None, "the protocol asks for subgroups"
-    assert champion is not None, "harm is harm compared with a champion"
-    slices, differences = [], np.zeros(len(comparison.sealed.labels))
-    for endpoint in decisions_of(comparison):
-        counted = among(comparison, endpoint)
-        candidate_right = right(comparison, comparison.candidate, endpoint).astype(np.float64)
-        differences[counted] = (candidate_right - right(comparison, champion, endpoint))[counted]
-        slices += [
-            subgroups.Slice(name=f"{name} {endpoint}", members=members & counted, tier=tier)
-            for name, members, tier in subgroups.declared(comparison.sealed.traits, rule.attributes, rule.critical)
-        ]
-    judged = subgroups.judge(
-        differences,
-        slices,
-        margin=rule.margin,
-        alpha=comparison.alpha,
-        harm_alpha=comparison.protocol.gates.alpha,
-        minimum=rule.minimum_cases,
-        groups=comparison.sealed.groups,
-    )
-    return GateResult(
-        name="subgroups",
-        requirement=f"critical slices not worse by {rule.margin:g}; no significant harm in any other",
-        verdict=judged.verdict,
-        reason=judged.reason,
-        details={"slices": [asdict(one) for one in judged.slices]},
-    )
-
-
-def _calibration(comparison: Comparison) -> GateResult:
-    rule = comparison.protocol.gates.calibration
-    candidate = _calibration_error(comparison, comparison.candidate)
-    champion = None if comparison.champion is None else _calibration_error(comparison, comparison.champion)
-    reasons = []
-    if candidate.value > rule.maximum_ece:
-        reasons.append(f"calibration error {candidate.value:.3f} is above {rule.maximum_ece:g}")
-    if champion is not None and candidate.value > champion.value + rule.margin:
-        reasons.append(f"calibration error {candidate.value:.3f} is more than {rule.margin:g} above the champion's")
-    return GateResult(
-        name="calibration",
-        requirement=f"calibration error at most {rule.maximum_ece:g}, and at most {rule.margin:g} above the champion's",
-        verdict="fail" if reasons else "pass",
-        reason="; ".join(reasons) or "calibrated well enough",
-        candidate=candidate,
-        champion=champion,
     )
 
 
@@ -346,18 +305,10 @@ def _shown(estimate: Estimate, *, above: float) -> Verdict:
     return "insufficient" if estimate.value >= above else "fail"
 
 
-def _calibration_error(comparison: Comparison, model: Scored) -> Estimate:
-    index, rng = comparison.protocol.positive_index, np.random.default_rng(0)
-    if index is None:
-        right = model.scores.argmax(axis=1) == comparison.sealed.labels
-        return metrics.ece_estimate(right, model.scores.max(axis=1), rng=rng)
-    return metrics.ece_estimate(comparison.truth, model.scores[:, index], rng=rng)
-
-
 def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
     from pipelines import evaluate, evidence, report  # noqa: PLC0415 - torch comes with it, and `decide` needs none
 
-    protocol, on_data = from_document(config["protocol"]), bool(config.get("on_data"))
+    protocol, before_use = from_document(config["protocol"]), bool(config.get("before_use"))
     comparison, dataset_digest = evaluate.gather(
         Path(config["dataset"]),
         protocol=protocol,
@@ -366,13 +317,13 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
         champion=config.get("champion"),
         approved=config.get("approved", ()),
         previous=Path(config["previous_dataset"]) if config.get("previous_dataset") else None,
-        scored=not on_data,
+        scored=not before_use,
         keep_going=job.orphan_watch(),
         tell=lambda stage: job.append_progress(directory, {"stage": stage}),
     )
-    verdict = decide(comparison, dataset_digest=dataset_digest, on_data=on_data)
+    verdict = decide(comparison, dataset_digest=dataset_digest, before_use=before_use)
     job.append_progress(directory, {"stage": "drawing what the report shows"})
-    shown = {"changed": dict(comparison.changed)} if on_data else evidence.gather(comparison)
+    shown = {"changed": dict(comparison.changed)} if before_use else evidence.gather(comparison)
     verdict = replace(verdict, evidence=shown)
     document = verdict.document()
     return {

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipelines import network
+from pipelines import network, ordinal
 from pipelines.network import Architecture, from_document, load_model
 
 BATCH = 256
@@ -57,8 +57,9 @@ class Model:
         self.positive_index: int | None = None if positive is None else self.classes.index(positive)
         point = metadata["operating_point"]
         self.threshold: float | None = None if point is None else point["threshold"]
+        self.points = metadata["operating_points_by_site"] if metadata.get("decides_by_site") else {}
         self._probabilities = _calibrated(self.module, metadata)
-        self._explainer: Callable[..., Tensor] | None = None
+        self._explainers: list[Callable[..., Tensor]] = []
 
     @classmethod
     def from_files(cls, weights: Path, *, metadata: Mapping[str, Any], expected_digest: str | None) -> Model:
@@ -70,17 +71,35 @@ class Model:
         """Return class probabilities (N, classes) float32 of `images` (N, C, H, W) float32 in [0, 1]."""
         return in_batches(self._probabilities, images)
 
-    def decided(self, scores: NDArray[Any]) -> NDArray[np.int64]:
-        """Return the class index decided for each row of `scores` (N, classes).
+    def point(self, site: str | None = None) -> Mapping[str, Any] | None:
+        """Return the operating point that decides at a site (None: not known which), None where there is none at all.
+
+        It is the line's, unless the model decides by site and a threshold met the rule at this one.
+        """
+        own = self.points.get(site)
+        if self.threshold is None or own is None or own["threshold"] is None:
+            return self.metadata["operating_point"]  # type: ignore[no-any-return]
+        return own  # type: ignore[no-any-return]
+
+    def decided(self, scores: NDArray[Any], *, sites: NDArray[Any] | None = None) -> NDArray[np.int64]:
+        """Return the class index decided for each row of `scores` (N, classes); `sites` (N,) where they are known.
 
         With an operating point: the positive class at or above the threshold, else the likeliest of the others.
-        Without one: the likeliest class.
+        Without one: the likeliest class, or among grades their median.
         """
+        if self.metadata.get("ordinal"):
+            return ordinal.decided(scores)
         if self.positive_index is None or self.threshold is None:
             return np.asarray(scores.argmax(axis=1), dtype=np.int64)
+        thresholds = np.full(len(scores), self.threshold)
+        if sites is not None and self.points:
+            for site in np.unique(sites):
+                point = self.point(str(site))
+                assert point is not None, "a model with a threshold has an operating point"
+                thresholds[sites == site] = point["threshold"]
         others = scores.copy()
         others[:, self.positive_index] = -1.0
-        called = scores[:, self.positive_index] >= self.threshold
+        called = scores[:, self.positive_index] >= thresholds
         return np.where(called, self.positive_index, others.argmax(axis=1)).astype(np.int64)
 
     def unclear(self, scores: NDArray[Any]) -> NDArray[np.bool_]:
@@ -91,19 +110,21 @@ class Model:
         own = scores[:, self.positive_index]
         return np.asarray((own >= band["low"]) & (own <= band["high"]))
 
-    def decision(self, scores: NDArray[Any]) -> list[str]:
-        """Return the name of the class decided for each row of `scores` (N, classes)."""
-        return [self.classes[index] for index in self.decided(scores)]
+    def decision(self, scores: NDArray[Any], *, sites: NDArray[Any] | None = None) -> list[str]:
+        """Return the name of the class decided for each row of `scores` (N, classes), as `decided`."""
+        return [self.classes[index] for index in self.decided(scores, sites=sites)]
 
     def heat_map(self, image: NDArray[np.float32], class_index: int) -> NDArray[np.float32]:
         """Return where `image` (C, H, W) speaks for a class: (H, W) float32 in [0, 1], 1 where most; GradCAM.
 
         All 0 where nothing in the image speaks for the class.
         """
-        if self._explainer is None:
-            self._explainer = _explainer(self.module, layer=self.architecture.gradcam_layer)
-        heat = self._explainer(torch.from_numpy(np.array(image[None], dtype=np.float32)), class_idx=class_index)
-        plane = np.asarray(heat[0, 0].detach().numpy(), dtype=np.float32)
+        if not self._explainers:
+            members, layer = network.members_of(self.module), self.architecture.gradcam_layer
+            self._explainers = [_explainer(member, layer=layer) for member in members]
+        shown = torch.from_numpy(np.array(image[None], dtype=np.float32))
+        heats = [explain(shown, class_idx=class_index)[0, 0].detach().numpy() for explain in self._explainers]
+        plane = np.asarray(sum(heats), dtype=np.float32)
         return plane / plane.max() if plane.max() > 0.0 else plane
 
 

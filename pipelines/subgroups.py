@@ -70,13 +70,15 @@ def judge(
     minimum: int = MINIMUM_CASES,
     groups: NDArray[Any] | None = None,
     harm_alpha: float | None = None,
+    tolerance: float = 0.0,
 ) -> Subgroups:
     """Judge `differences` (N,) in [-1, 1], candidate minus champion, in each slice.
 
     A critical slice is shown at `alpha`, harm in a watched one looked for at `harm_alpha` (None: at `alpha` too): a
     smaller level asks for more evidence of the candidate, and must not ask for more evidence of harm. `margin` is for
-    critical slices, `minimum` the cases below which a slice is `insufficient`; a critical one then makes the whole
-    verdict so. Without slices the verdict is `insufficient`: nothing was looked at.
+    critical slices; a watched one is harmed where it is shown to be worse by more than `tolerance`. `minimum` are the
+    cases below which a slice is `insufficient`; a critical one then makes the whole verdict so. Without slices the
+    verdict is `insufficient`: nothing was looked at.
     """
     values = np.asarray(differences, dtype=np.float64)
     names = np.arange(len(values)) if groups is None else np.asarray(groups)
@@ -84,7 +86,7 @@ def judge(
         return Subgroups(verdict="insufficient", reason="no slice was declared or found", slices=())
     found = [_estimated(values, one, groups=names, alpha=alpha, minimum=minimum) for one in slices]
     measured = [
-        (place, harm_p_value(values[one.members], estimate))
+        (place, harm_p_value(values[one.members], estimate, tolerance=tolerance))
         for place, (one, estimate) in enumerate(zip(slices, found, strict=True))
         if one.tier == "watched" and isinstance(estimate, Estimate)
     ]
@@ -126,14 +128,14 @@ def declared(
     return found
 
 
-def harm_p_value(differences: NDArray[Any], estimate: Estimate) -> float:
-    """Return the one-sided p-value of "the candidate is no worse": small means harm.
+def harm_p_value(differences: NDArray[Any], estimate: Estimate, *, tolerance: float = 0.0) -> float:
+    """Return the one-sided p-value of "worse by no more than `tolerance`": small means harm.
 
     The larger of the normal one from `estimate`, whose error is over patients, and, for decisions (-1, 0, 1), the exact
-    sign test: neither few discordant cases nor many cases of few patients make harm out of nothing.
+    sign test of any harm at all: neither few discordant cases nor many cases of few patients make harm out of nothing.
     """
     error = (estimate.high - estimate.low) / 2.0 / metrics.normal_quantile(0.5 + estimate.level / 2.0)
-    normal = float(special.ndtr(estimate.value / error)) if error > 0.0 else 1.0
+    normal = float(special.ndtr((estimate.value + tolerance) / error)) if error > 0.0 else 1.0
     if not np.isin(differences, (-1.0, 0.0, 1.0)).all():
         return normal
     lost, gained = int((differences < 0.0).sum()), int((differences > 0.0).sum())

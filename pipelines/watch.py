@@ -167,12 +167,13 @@ def _scored(
     if model.classes != asked.classes:
         raise job.Refused("this model answers other classes than the protocol in force; it cannot be watched by it")
     scores, _ = look_at_stored(model, [row["image_digest"] for row in rows], blobs=blobs, keep_going=keep_going)
+    sites = np.array([row["site"] for row in rows], dtype=str)
     said = [[Confirmation(**item) for item in row["said"]] for row in rows]
     return Sample(
         case_ids=np.array([row["case_id"] for row in rows], dtype=np.int64),
-        sites=np.array([row["site"] for row in rows], dtype=str),
+        sites=sites,
         scores=scores,
-        decided=model.decided(np.nan_to_num(scores)),
+        decided=model.decided(np.nan_to_num(scores), sites=sites),
         labels=np.array([label_of(items, asked=asked) for items in said], dtype=np.int64),
         delays=np.array([np.nan if row["delay_days"] is None else row["delay_days"] for row in rows]),
         ages=np.array([row["age_days"] for row in rows], dtype=np.float64),

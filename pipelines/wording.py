@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import protocol
-from pipelines.gate_rules import SealedTestPlan
+from pipelines.gate_rules import Screen, SealedTestPlan, SubgroupGate
 from pipelines.protocol import Monitoring, Protocol, ProtocolError, Recipe
 from pipelines.sealed_ledger import Plan, level_from
 
@@ -33,6 +33,8 @@ LOOSER = {
     "gates.sensitivity.margin": 1,
     "gates.specificity.floor": -1,
     "gates.specificity.margin": 1,
+    "gates.kappa.floor": -1,
+    "gates.kappa.margin": 1,
     "gates.calibration.maximum_ece": 1,
     "gates.calibration.margin": 1,
     "gates.submitters.maximum_disagreement": 1,
@@ -40,6 +42,8 @@ LOOSER = {
     "gates.approved_window": -1,
     "gates.require_improvement": -1,
     "gates.subgroups.margin": 1,
+    "gates.subgroups.tolerance": 1,
+    "gates.screen.confidence": -1,
     "reference_standard.minimum_reads": -1,
     "approvals.required": -1,
     "approvals.maximum_submitter_share": 1,
@@ -49,8 +53,10 @@ LOOSER = {
     "monitoring.shadow_margin": 1,
 }
 """Numbers of which more (1) or less (-1) asks for less evidence than before."""
-DEMANDS = ("data_quality", "envelope", "gates.sealed_test", "gates.subgroups", "monitoring")
+DEMANDS = ("data_quality", "envelope", "gates.screen", "gates.sealed_test", "gates.subgroups", "monitoring")
 """Sections that only ever ask for more: a clause of theirs that is gone asks for less evidence than before."""
+UNSAID = {"gates.approved_window": 15, "gates.subgroups.tolerance": 0.0}
+"""What a document that has their section means where it leaves these out."""
 
 
 def schema() -> dict[str, Any]:
@@ -60,7 +66,7 @@ def schema() -> dict[str, Any]:
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Tell each clause that two protocols' documents have another value of; a change that asks for less says so."""
-    old, new = dict(_leaves(before)), dict(_leaves(after))
+    old, new = _clauses(before), _clauses(after)
     told = []
     for clause in sorted(old.keys() | new.keys()):
         one, other = old.get(clause), new.get(clause)
@@ -81,7 +87,9 @@ def as_read_today(document: Mapping[str, Any]) -> Mapping[str, Any]:
 def explain(asked: Protocol) -> str:
     """Say what a protocol asks for, paragraph by paragraph, at most 100 columns wide."""
     gates, recipe = asked.gates, asked.recipe
-    decisions = "by arg-max" if asked.positive is None else f"{asked.positive} at or above a threshold"
+    whose = ", the site's own where it has cases enough" if asked.operating_point.by_site else ""
+    decisions = "by arg-max" if asked.positive is None else f"{asked.positive} at or above a threshold{whose}"
+    decisions = "grades by their median" if asked.task == "ordinal" else decisions
     classes = " or ".join(asked.classes)
     question = (
         f"A model answers {classes}, {decisions} (rule {asked.operating_point.rule}, chosen on the tune split), on "
@@ -96,13 +104,13 @@ def explain(asked: Protocol) -> str:
     hours = f", or {asked.triggers.every_hours:g} hours" if asked.triggers.every_hours else ""
     learning = (
         f"A run starts after {asked.triggers.new_confirmations} new confirmations{hours}, and trains {recipe.network} "
-        f"by {recipe.strategy}{_anchors(recipe)}. {_envelope(asked)}"
+        f"by {recipe.strategy}{_anchors(recipe)}{_budget(recipe)}. {_envelope(asked)}"
     )
     better = "; and its AUROC is shown to be better than the champion's" if gates.require_improvement else ""
     passing = (
         f"It passes only if AUROC is at least {gates.auroc.floor:g} and not worse than the champion's by "
         f"{gates.auroc.margin:g}, sensitivity {gates.sensitivity.floor:g} by {gates.sensitivity.margin:g}, specificity "
-        f"{gates.specificity.floor:g} by {gates.specificity.margin:g}; calibration error at most "
+        f"{gates.specificity.floor:g} by {gates.specificity.margin:g}{_grades(asked)}; calibration error at most "
         f"{gates.calibration.maximum_ece:g}{better}."
     )
     if gates.evidence == "blind":
@@ -115,7 +123,9 @@ def explain(asked: Protocol) -> str:
     paragraphs = [
         f"{asked.title} ({asked.line}), protocol {asked.digest[:12]}.",
         f"Intended use: {asked.intended_use.strip()}",
-        *(question, evidence, learning, passing, _wear(gates.sealed_test, alpha=gates.alpha), people),
+        *(question, evidence, learning, passing + _slices(gates.subgroups)),
+        _screen(gates.screen) + _wear(gates.sealed_test, alpha=gates.alpha),
+        people,
         _watch(asked.monitoring),
     ]
     return "\n\n".join(textwrap.fill(paragraph, width=WIDTH) for paragraph in paragraphs) + "\n"
@@ -166,6 +176,15 @@ def _read(name: str) -> Protocol | None:
     return None
 
 
+def _clauses(document: Mapping[str, Any]) -> dict[str, Any]:
+    clauses = dict(_leaves(document))
+    for clause, meant in UNSAID.items():
+        section = clause.rpartition(".")[0]
+        if clause not in clauses and any(name.startswith(f"{section}.") for name in clauses):
+            clauses[clause] = meant
+    return clauses
+
+
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping) and value:
         for name, inner in value.items():
@@ -194,6 +213,23 @@ def _anchors(recipe: Recipe) -> str:
     return words
 
 
+def _grades(asked: Protocol) -> str:
+    kappa = asked.gates.kappa
+    return "" if kappa is None else f", weighted kappa {kappa.floor:g} by {kappa.margin:g}"
+
+
+def _budget(recipe: Recipe) -> str:
+    """Say with what a run begins, how many networks learn, and what it may spend."""
+    words = f"; from nothing means from {recipe.initial_weights.file}" if recipe.initial_weights is not None else ""
+    words += f"; {recipe.members} networks answer as one" if recipe.members > 1 else ""
+    limits = []
+    if recipe.maximum_sample_gradients is not None:
+        limits.append(f"{recipe.maximum_sample_gradients} sample-gradients")
+    if recipe.maximum_seconds is not None:
+        limits.append(f"{recipe.maximum_seconds:g} seconds")
+    return words + (f"; a run ends after {' or '.join(limits)}" if limits else "")
+
+
 def _envelope(asked: Protocol) -> str:
     if asked.envelope is None:
         return "Whoever starts a run may choose another strategy: the protocol sets no envelope."
@@ -203,6 +239,23 @@ def _envelope(asked: Protocol) -> str:
     if asked.envelope.maximum_threshold_change is not None:
         parts.append(f"a threshold within {asked.envelope.maximum_threshold_change:g} of the champion's")
     return ", ".join(parts) + "; a candidate outside is stopped."
+
+
+def _slices(stated: SubgroupGate | None) -> str:
+    if stated is None:
+        return " No subgroup is looked at: add gates.subgroups."
+    beyond = f" by more than {stated.tolerance:g}" if stated.tolerance else ""
+    shown = f"; {', '.join(stated.critical)} shown not worse by {stated.margin:g}" if stated.critical else ""
+    return f" No slice by {', '.join(stated.attributes)} is shown to be harmed{beyond}{shown}."
+
+
+def _screen(stated: Screen | None) -> str:
+    if stated is None:
+        return ""
+    return (
+        "A candidate uses the sealed test only if its AUROC is above the champion's on the tune split, at confidence "
+        f"{stated.confidence:g}; one that is stopped there spends nothing. "
+    )
 
 
 def _wear(stated: SealedTestPlan | None, *, alpha: float) -> str:

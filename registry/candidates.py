@@ -14,8 +14,8 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from registry import audit, datasets, jobs, lifecycle, lines, runs, sealed_tests
-from registry.db import Connection, constraint_means, fetch_all, fetch_one
-from registry.errors import AlreadyExists, EvidenceMismatch, NotFound, StateMoved
+from registry.db import Connection, constraint_means, fetch_all, fetch_known, fetch_one
+from registry.errors import AlreadyExists, EvidenceMismatch, StateMoved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +129,7 @@ def record_gate_report(
     """Record the verdict on a candidate and, if its run still waits for it, finish the run.
 
     Anything but "pass" makes the candidate `gates_failed`. Without a use of the sealed test the report is one that does
-    not pass and tells of no score: the data have stopped the candidate before. Raises EvidenceMismatch if the document
+    not pass and tells of no sealed score: the candidate was stopped before. Raises EvidenceMismatch if the document
     does not name exactly these things, or the use of the sealed test that paid for it, or has another digest;
     StateMoved where the run was cancelled or broke off (whoever stopped it was told that nothing more comes of it), or
     the use is answered.
@@ -202,26 +202,20 @@ def record_gate_report(
 
 
 def _tells_of_scores(document: Mapping[str, Any]) -> bool:
+    """Whether a report tells of a score on the sealed test; the screen's are of the tune split."""
     measured = ("candidate", "champion", "difference")
-    return any(row.get(name) is not None for row in document.get("results", ()) for name in measured)
+    rows = [row for row in document.get("results", ()) if row["name"] != "screen"]
+    return any(row.get(name) is not None for row in rows for name in measured)
 
 
 def get(conn: Connection, candidate_id: int) -> Candidate:
     """Return a candidate by id. Raises NotFound."""
-    candidate = fetch_one(conn, Candidate, "SELECT * FROM candidates WHERE candidate_id = %s", (candidate_id,))
-    if candidate is None:
-        raise NotFound(f"there is no candidate {candidate_id}")
-    return candidate
+    return fetch_known(conn, Candidate, "candidate", candidate_id)
 
 
 def lock(conn: Connection, candidate_id: int) -> Candidate:
     """Return a candidate and keep others from changing it until the transaction ends. Raises NotFound."""
-    candidate = fetch_one(
-        conn, Candidate, "SELECT * FROM candidates WHERE candidate_id = %s FOR NO KEY UPDATE", (candidate_id,)
-    )
-    if candidate is None:
-        raise NotFound(f"there is no candidate {candidate_id}")
-    return candidate
+    return fetch_known(conn, Candidate, "candidate", candidate_id, lock=True)
 
 
 def list_candidates(conn: Connection, line_id: int) -> list[Candidate]:

@@ -2,8 +2,9 @@
 
 Invariant: until a person has decided, the report of a candidate is open to those who decide (reviewers, approvers) and
 to auditors, and to none of them who asked for its run. Others learn whether it passed, and what the gates say that look
-at no score. A candidate that failed is decided by nobody: its report opens when its epoch of the sealed test is over.
-The report of a candidate that its data stopped, before the sealed test was used, is open to all.
+at no sealed score. A candidate that failed is decided by nobody: its report opens when its epoch of the sealed test is
+over.
+The report of a candidate that was stopped before the sealed test was used is open to all.
 
 Why. Every number that comes back from the sealed test can be fitted to; the levels of `pipelines.sealed_ledger` hold
 for answers of one bit. Reference: Dwork et al., Science 2015; Feng et al., UAI 2022; decision 16.
@@ -23,11 +24,11 @@ from registry.watches import Watch
 
 OPEN_GATES = frozenset(
     {
-        *("minimum_cases", "envelope", "strategy", "leakage", "submitters"),
+        *("minimum_cases", "screen", "envelope", "strategy", "leakage", "submitters"),
         *("missing_patients", "unreadable_images", "near_duplicates", "prior_shift"),
     }
 )
-"""Gates that look at the data and at no candidate's score; anybody may read what they say."""
+"""Gates that look at the data, or at the open tune split, and at no sealed score; anybody may read what they say."""
 DECIDED = frozenset({"rejected", "champion", "retired"})
 DECIDERS = frozenset({"reviewer", "approver", "auditor"})
 _TEXTS = {
@@ -79,7 +80,7 @@ def watch_for(conn: Connection, watch: Watch, *, reader: User) -> Watch:
 
 
 def closed(report: GateReport) -> GateReport:
-    """Leave of a report what everybody may know: the bit, what it is bound to, and the gates that look at no score."""
+    """Leave of a report what everybody may know: the bit, what it is bound to, and the open gates."""
     verdict = "pass" if report.verdict == "pass" else "not_passed"
     kept = ("schema_version", "line", "candidate_digest", "champion_digest", "dataset_digest", "protocol_digest")
     document = {name: report.document[name] for name in (*kept, "sealed_test") if name in report.document}
@@ -95,7 +96,7 @@ def _open_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _looked_at_no_score(report: GateReport) -> bool:
-    """Whether its data stopped the candidate before a level was spent; a report from before the ledger is another."""
+    """Whether the candidate was stopped before a level was spent; a report from before the ledger is another."""
     return report.sealed_test_use_id is None and "sealed_test" in report.document
 
 

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, ParamSpec, TypeVar
 
+import numpy as np
 import psycopg
 import torch
 import uvicorn
@@ -109,13 +110,13 @@ async def decode(request: Request) -> Response:
 
 
 @_guarded.post("/lines/{line}/predictions")
-async def predict(line: str, request: Request) -> dict[str, Any]:
-    """Score one stored image with the champion of now."""
+async def predict(line: str, request: Request, site: str | None = None) -> dict[str, Any]:
+    """Score one stored image with the champion of now; `site` is where it was taken, None where that is not known."""
     started = time.perf_counter()
     pixels = _pixels(await _body(request))
     champions: Champions = request.app.state.champions
     serving, scored = await _asking(champions.score, line, pixels)
-    return _prediction(serving, scored, latency_seconds=time.perf_counter() - started)
+    return _prediction(serving, scored, site=site, latency_seconds=time.perf_counter() - started)
 
 
 @_guarded.post("/lines/{line}/heat-map")
@@ -201,15 +202,16 @@ async def _asking(question: Callable[P, T], *arguments: P.args, **named: P.kwarg
         raise Problem(503, "record-unavailable", "the record cannot be asked about this line now; try again") from None
 
 
-def _prediction(serving: Serving, scored: Scored, *, latency_seconds: float) -> dict[str, Any]:
+def _prediction(serving: Serving, scored: Scored, *, site: str | None, latency_seconds: float) -> dict[str, Any]:
+    point, sites = serving.model.point(site), np.array([site or ""])
     return {
         "candidate_id": serving.candidate.candidate_id,
         "number": serving.candidate.number,
         "weights_digest": serving.candidate.weights_digest,
         "scores": dict(zip(serving.model.classes, map(float, scored.scores), strict=True)),
-        "decision": serving.model.decision(scored.scores[None])[0],
-        "operating_point": serving.model.metadata["operating_point"],
-        "threshold": serving.model.threshold,
+        "decision": serving.model.decision(scored.scores[None], sites=sites)[0],
+        "operating_point": point,
+        "threshold": None if point is None else point["threshold"],
         "second_look": bool(serving.model.unclear(scored.scores[None])[0]),
         "latency_seconds": latency_seconds,
         "batch": scored.batch,

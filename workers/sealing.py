@@ -26,6 +26,7 @@ def grant(lease: Lease, *, candidate: Candidate) -> tuple[Candidate | None, Use]
 
     On record when it returns. Raises ScienceRefused where the sealed test is worn out, LeaseLost, Cancelled.
     """
+    sys.audit("overread.fault", "sealed.spend.before")
     with lease.workshop.transaction() as connection:
         champion = promotions.champion(connection, candidate.line_id)
         use = spend(connection, lease, candidate=candidate, champion=champion)

@@ -64,7 +64,7 @@ def train_candidate(workshop: Workshop, *, job_id: int) -> None:
 def gate_candidate(workshop: Workshop, *, job_id: int) -> None:
     """Measure a candidate against the champion on the sealed test, and record the report whatever its verdict.
 
-    A candidate that its data stop gets its report before the sealed test is used, and nothing is spent on it.
+    A candidate that its data or the screen stop gets its report before the sealed test is used, and nothing is spent.
     """
     with claimed(workshop, job_id=job_id) as lease:
         if lease is None:
@@ -73,7 +73,7 @@ def gate_candidate(workshop: Workshop, *, job_id: int) -> None:
         with workshop.transaction() as connection:
             candidate = candidates.get(connection, candidate_id)
         data = _check_out(lease, dataset_version_id=candidate.dataset_version_id)
-        if _stopped_by_its_data(lease, candidate=candidate, data=data):
+        if _stopped_before_use(lease, candidate=candidate, data=data):
             return
         champion, use = sealing.grant(lease, candidate=candidate)
         with workshop.transaction() as connection:
@@ -210,8 +210,8 @@ def _check_out(lease: Lease, *, dataset_version_id: int | None) -> dict[str, str
     return paths
 
 
-def _stopped_by_its_data(lease: Lease, *, candidate: candidates.Candidate, data: dict[str, str | None]) -> bool:
-    """Ask the gates that look at no score; records the report of a candidate that they stop."""
+def _stopped_before_use(lease: Lease, *, candidate: candidates.Candidate, data: dict[str, str | None]) -> bool:
+    """Ask the gates that spend nothing of the sealed test; records the report of a candidate that they stop."""
     with lease.workshop.transaction() as connection:
         champion = promotions.champion(connection, candidate.line_id)
         if sealing.paid(connection, candidate=candidate, champion=champion) is not None:
@@ -219,7 +219,7 @@ def _stopped_by_its_data(lease: Lease, *, candidate: candidates.Candidate, data:
         config = data | translate.gate_config(
             connection, candidate=candidate, champion=champion, use=None, settings=lease.settings
         )
-    result = lease.run("pipelines.gates", name=f"data_gates-{candidate.candidate_id}", config=config)
+    result = lease.run("pipelines.gates", name=f"before_use-{candidate.candidate_id}", config=config)
     if result["verdict"] == "pass":
         return False
     with lease.recording() as connection:

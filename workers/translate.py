@@ -228,6 +228,7 @@ def train_config(connection: db.Connection, *, run: runs.Run, settings: WorkerSe
         "seed": run.seed,
         "base": base,
         "threads": document["recipe"]["threads"],
+        "weights_folder": str(settings.home / "weights"),
     }
 
 
@@ -241,12 +242,12 @@ def gate_config(
 ) -> dict[str, Any]:
     """Say what is measured against what, and at which level; with `dataset` and `previous_dataset` it is whole.
 
-    Without a use of the sealed test only the gates that look at no score are asked.
+    Without a use of the sealed test only the gates that spend nothing of it are asked.
     """
     return {
         "protocol": lines.protocol(connection, candidate.protocol_id).document,
         "use": use and use.named(),
-        "on_data": use is None,
+        "before_use": use is None,
         "candidate": model_files(candidate, settings=settings),
         "champion": model_files(champion, settings=settings) if champion else None,
         "approved": [

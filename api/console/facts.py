@@ -17,7 +17,7 @@ from api.console.charts import estimate
 
 Row = Mapping[str, Any]
 UNKNOWN = "not in the record: for a person to write"
-MEASURED = ("auroc", "sensitivity", "specificity", "accuracy", "calibration")
+MEASURED = ("auroc", "kappa", "sensitivity", "specificity", "accuracy", "calibration")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +79,21 @@ def _facts(found: Sources) -> list[tuple[str, ...]]:
         ("Asked for", found.run["reason"]),
         ("Learnt from", f"dataset version {found.version['number']}, {_counted(found, 'train')} cases"),
         ("Threshold", f"{point.get('threshold')} (rule {point.get('rule')}, chosen on {point.get('chosen_on')})"),
+        ("Threshold by site", _by_site(made)),
         ("Gates", found.report["verdict"].replace("_", " ")),
         ("Signatures", signed or "none"),
         ("Weights, SHA-256", found.candidate["weights_digest"]),
         ("Erasures since", str(found.candidate["erasures"] or "none")),
     ]
+
+
+def _by_site(made: Mapping[str, Any]) -> str:
+    """The thresholds that decide at single sites; the line's decides at all others."""
+    if not made.get("decides_by_site"):
+        return "none: one for all sites"
+    points = {site: point["threshold"] for site, point in made["operating_points_by_site"].items()}
+    own = ", ".join(f"{site} {threshold}" for site, threshold in points.items() if threshold is not None)
+    return own or "none: no site had cases enough on tune"
 
 
 def _performance(found: Sources) -> str:

@@ -69,6 +69,8 @@ class View:
     flips: Mapping[str, Any] | None
     changed: tuple[tuple[str, str, str], ...]
     slices: tuple[Mapping[str, Any], ...]
+    exposed: tuple[Mapping[str, str], ...]
+    copied: str
     digest: str
 
 
@@ -92,8 +94,28 @@ def view(document: Mapping[str, Any], *, digest: str) -> View:
         flips=flips if flips and "missing" not in flips else None,
         changed=_changed(evidence.get("changed") or {}),
         slices=_slices(document["results"]),
+        exposed=_exposed(evidence.get("exposure") or {}),
+        copied=_copied(evidence.get("exposure") or {}),
         digest=digest,
     )
+
+
+def plots_of(document: Mapping[str, Any], *, name: str, drawn_as: str) -> tuple[Chart, ...]:
+    """ROC of each class, and reliability, of a report's own model alone; none where the report has no such plots.
+
+    Their axes are those of every such plot, so two models can be laid side by side. `drawn_as` is `candidate` or
+    `champion`: colour, dashes and marks.
+    """
+    evidence, names = document.get("evidence") or {}, {drawn_as: name}
+    roc, reliability = evidence.get("roc") or {}, evidence.get("reliability") or {}
+    drawn: list[Chart] = []
+    if "curves" in roc:
+        own = [{**curve, "model": drawn_as} for curve in roc["curves"] if curve["model"] == "candidate"]
+        drawn += charts.roc({**roc, "curves": own}, names=names)
+    if "models" in reliability:
+        own_bins = {drawn_as: reliability["models"]["candidate"]}
+        drawn.append(charts.reliability({**reliability, "models": own_bins}, names=names))
+    return tuple(drawn)
 
 
 def standalone(document: Mapping[str, Any], *, digest: str, number: int, made_at: str) -> str:
@@ -179,6 +201,36 @@ def _read_blind(exposure: Mapping[str, Any]) -> str:
     decides = "these alone decide" if exposure["decides"] == "blind" else "all decide"
     told = f"{cases['blind']} of {sum(cases.values())} cases; {decides}"
     return told + (f". {exposure['warning']}" if exposure["warning"] else "")
+
+
+def _exposed(exposure: Mapping[str, Any]) -> tuple[Mapping[str, str], ...]:
+    """Each endpoint on the labels given before the model was seen, and on all of them."""
+    return tuple(
+        {"name": row["endpoint"]}
+        | {
+            f"{whose}_{what}": _measured(row[whose][what], signed=what == "difference")
+            for whose in ("blind", "all")
+            for what in ("candidate", "difference")
+        }
+        for row in exposure.get("endpoints", ())
+    )
+
+
+def _measured(found: Mapping[str, Any], *, signed: bool) -> str:
+    """An estimate, on so many cases, or why there is none."""
+    if "missing" in found:
+        return f"none: {found['missing']}"
+    return f"{charts.estimate(found, signed=signed)}, n {found['n']}"
+
+
+def _copied(exposure: Mapping[str, Any]) -> str:
+    """How many of the labels given with the model in sight were copied from the champion."""
+    copied = exposure.get("copied")
+    if copied is None:
+        return ""
+    if "missing" in copied:
+        return f"Whether aided readers copied the champion cannot be told: {copied['missing']}."
+    return f"Share of aided labels that were copied from the champion: {charts.estimate(copied)}."
 
 
 def _changed(changed: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:

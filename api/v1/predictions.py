@@ -102,7 +102,7 @@ def predict_image(
     with db.transaction(pool) as connection:
         row = lines.get_line(connection, line)
     decoded = inference.decode(image.file, media_type=image.media_type)
-    return _predict(pool, inference, reader=reader, line=row, pixels=decoded.pixels, case_id=None, shown=shown)
+    return _predict(pool, inference, reader=reader, line=row, pixels=decoded.pixels, case=None, shown=shown)
 
 
 @router.post(
@@ -144,8 +144,8 @@ def predict_case(
     case is confirmed, an answer that is to be shown is refused, and one that is not is recorded without its scores
     being told. The same holds for its heat map, and for its image sent again.
     """
-    line, pixels = _stored(pool, settings, case_id)
-    return _predict(pool, inference, reader=reader, line=line, pixels=pixels, case_id=case_id, shown=shown)
+    line, case, pixels = _stored(pool, settings, case_id)
+    return _predict(pool, inference, reader=reader, line=line, pixels=pixels, case=case, shown=shown)
 
 
 @router.get(
@@ -167,7 +167,7 @@ def heat_map(
 
     A heat map shows where the network looked, not why it is right. Show it only on request.
     """
-    line, pixels = _stored(pool, settings, case_id)
+    line, _, pixels = _stored(pool, settings, case_id)
     _refuse_if_blind(pool, line=line, pixels=pixels)
     picture = inference.heat_map(line.name, pixels=pixels, finding=finding)
     with db.transaction(pool) as connection:
@@ -175,13 +175,13 @@ def heat_map(
     return Response(picture, media_type="image/png")
 
 
-def _stored(pool: db.Pool, settings: ApiSettings, case_id: Id) -> tuple[lines.Line, bytes]:
+def _stored(pool: db.Pool, settings: ApiSettings, case_id: Id) -> tuple[lines.Line, cases.Case, bytes]:
     with db.transaction(pool) as connection:
         case = cases.get_case(connection, case_id)
         line = lines.line_by_id(connection, case.line_id)
     if case.erasure_id is not None:
         raise NotFound(f"the image of case {case_id} has been erased at its patient's request")
-    return line, blobs.read(settings.blob_root, case.image_digest)
+    return line, case, blobs.read(settings.blob_root, case.image_digest)
 
 
 def _refuse_if_blind(pool: db.Pool, *, line: lines.Line, pixels: bytes) -> None:
@@ -196,13 +196,14 @@ def _predict(
     reader: Reader,
     line: lines.Line,
     pixels: bytes,
-    case_id: int | None,
+    case: cases.Case | None,
     shown: bool,
 ) -> PredictionView:
     digest = hashlib.sha256(pixels).hexdigest()
+    case_id, site = (None, None) if case is None else (case.case_id, case.site)
     if shown:
         _refuse_if_blind(pool, line=line, pixels=pixels)
-    scored = inference.predict(line.name, pixels=pixels)
+    scored = inference.predict(line.name, pixels=pixels, site=site)
     with db.transaction(pool) as connection:
         withheld = not shown and worklists.is_blind(connection, line=line, image_digest=digest)
         logged = predictions.log_prediction(

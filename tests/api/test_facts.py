@@ -64,6 +64,17 @@ def test_performance_has_its_interval_and_n() -> None:
     assert found[3] == str(area["candidate"]["n"])
 
 
+def test_thresholds_that_decide_at_single_sites_are_told() -> None:
+    def told(**made: object) -> str:
+        candidate = {**SOURCES.candidate, "metadata": {**SOURCES.candidate["metadata"], **made}}
+        return row_of(facts.page(replace(SOURCES, candidate=candidate)), "Threshold by site")[1]
+
+    points = {"operating_points_by_site": {"north": {"threshold": 0.6}, "south": {"threshold": None}}}
+    assert told(**points, decides_by_site=True) == "north 0.6"
+    assert told(**points) == told() == "none: one for all sites"
+    assert told(operating_points_by_site={}, decides_by_site=True) == "none: no site had cases enough on tune"
+
+
 def test_the_checklist_has_all_items_and_leaves_to_people_what_is_theirs() -> None:
     page = facts.page(SOURCES)
     assert list(facts.CLAIM) == list(range(1, 43))

@@ -32,6 +32,8 @@ def crown(service: Service, line: str) -> str:
             "temperature": 1.0,
             "log_prior": [0.0, 0.0],
             "operating_point": {"rule": "youden", "threshold": 0.25},
+            "operating_points_by_site": {"north": {"rule": "youden", "threshold": 0.75}},
+            "decides_by_site": True,
             "second_look": {"low": 0.0, "high": 1.0},
         }
         made = candidates.record_candidate(
@@ -118,6 +120,8 @@ def test_a_case_is_scored_from_its_stored_image(
         {"prediction": logged.prediction_id},
     )
     assert (logged.weights_digest, logged.image_digest, logged.shown) == (digest, case["image_digest"], True)
+    assert logged.threshold == answer.json()["operating_point"]["threshold"] == 0.75  # of its site
+    assert predict(submitter, line, png(7)).json()["threshold"] == 0.25  # nobody said where this one is from
 
 
 def test_a_heat_map_is_a_png_and_its_finding_must_be_known(

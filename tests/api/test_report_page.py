@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -109,6 +111,35 @@ def test_the_lost_cases_are_listed_with_their_ids() -> None:
     assert lost
     for one in lost[:5]:
         assert f'<th scope="row">{one["case"]}</th>' in PAGE
+
+
+def test_what_blind_labels_say_stands_beside_what_all_say() -> None:
+    sealed = comparison().sealed
+    exposures = np.where(np.random.default_rng(1).random(len(sealed.labels)) < 0.4, "blind", "aided")
+    told = document(sealed=replace(sealed, exposures=exposures))
+    page = report.standalone(told, digest="5" * 64, number=3, made_at="now")
+    table = page.partition('id="exposed"')[2].partition("</section>")[0]
+    exposure = told["evidence"]["exposure"]
+    assert [row["endpoint"] for row in exposure["endpoints"]] == ["auroc", "sensitivity", "specificity"]
+    for row in exposure["endpoints"]:
+        cells = [
+            f"{charts.estimate(row[whose][what], signed=what == 'difference')}, n {row[whose][what]['n']}"
+            for what in ("candidate", "difference")
+            for whose in ("blind", "all")
+        ]
+        assert f'<th scope="row">{row["endpoint"]}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) in table
+    assert exposure["endpoints"][0]["blind"]["candidate"]["n"] < exposure["endpoints"][0]["all"]["candidate"]["n"]
+    assert f"copied from the champion: {charts.estimate(exposure['copied'])}" in table
+
+
+def test_too_few_blind_labels_say_so_in_their_place() -> None:
+    sealed = comparison().sealed
+    told = document(sealed=replace(sealed, exposures=np.full(len(sealed.labels), "aided")))
+    page = report.standalone(told, digest="5" * 64, number=3, made_at="now")
+    table = page.partition('id="exposed"')[2].partition("</section>")[0]
+    assert table.count("<td>none: ") == 6
+    assert "cannot be told: too few labels of both kinds" in table
+    assert 'id="exposed"' not in PAGE  # of these cases nobody wrote down who had seen what
 
 
 def test_the_first_model_has_a_page_too() -> None:

@@ -345,7 +345,7 @@ def test_freeze_train_and_gate_as_the_worker_runs_them(tmp_path: Path) -> None:
     assert decided["text"].startswith("Gate report · toy")
     assert set(decided["report"]["evidence"]) > {"roc", "changed"}
 
-    before = _job("gates", tmp_path / "d", {**config, "candidate": model, "champion": model, "on_data": True})
+    before = _job("gates", tmp_path / "d", {**config, "candidate": model, "champion": model, "before_use": True})
     rows = {row["name"]: row for row in before["report"]["results"]}
     assert (before["verdict"], set(rows)) == ("fail", {"minimum_cases", "leakage", "submitters", "sealed_test"})
     assert rows["submitters"] == by_name["submitters"]

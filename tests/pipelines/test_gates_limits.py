@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import gates, metrics
+from pipelines import gates, harms, metrics
 from pipelines.comparison import Comparison, Opinion, Scored, Sealed
 from pipelines.gate_rules import Margin
 from pipelines.protocol import Protocol
@@ -102,7 +102,7 @@ def test_a_class_nobody_has_is_missing_where_one_case_is_asked_for() -> None:
     sealed = Sealed(labels=labels, groups=np.arange(30).astype(str))
     comparison = _compare(sealed=sealed, protocol=_asking(minimum_cases_per_class=1))
     assert _row(comparison, "minimum_cases").verdict == "insufficient"
-    decided = gates.decide(comparison, dataset_digest=DATASET, on_data=True)
+    decided = gates.decide(comparison, dataset_digest=DATASET, before_use=True)
     assert decided.summary["sealed_test"] == {"normal": 30, "pneumonia": 0}
 
 
@@ -140,7 +140,7 @@ def _darkened(positive: Any) -> Scored:
 
 
 def test_calibration_is_held_to_its_limit_and_to_the_champions() -> None:
-    error, theirs = (gates._calibration_error(_compare(), model).value for model in (_darkened(OFF[0][1]), BETTER))
+    error, theirs = (harms.calibration_error(_compare(), model).value for model in (_darkened(OFF[0][1]), BETTER))
     assert error > theirs > 0.0
 
     def row(maximum: float, margin: float) -> GateResult:
@@ -158,8 +158,8 @@ def test_calibration_is_held_to_its_limit_and_to_the_champions() -> None:
 
 
 def test_just_as_far_above_the_champions_calibration_error_as_allowed_is_allowed() -> None:
-    theirs = gates._calibration_error(_compare(), BETTER).value
-    found = ((positive, gates._calibration_error(_compare(), _darkened(positive)).value) for _, positive in OFF)
+    theirs = harms.calibration_error(_compare(), BETTER).value
+    found = ((positive, harms.calibration_error(_compare(), _darkened(positive)).value) for _, positive in OFF)
     positive, error = next((one, error) for one, error in found if theirs + (error - theirs) == error)
     asked = _asking(calibration={"maximum_ece": 1.0, "margin": error - theirs})
     comparison = _compare(candidate=_darkened(positive), champion=BETTER, protocol=asked)
@@ -167,7 +167,7 @@ def test_just_as_far_above_the_champions_calibration_error_as_allowed_is_allowed
 
 
 def test_the_calibration_error_is_that_of_the_class_or_of_the_likeliest_class() -> None:
-    found = gates._calibration_error(_compare(), BETTER)
+    found = harms.calibration_error(_compare(), BETTER)
     assert found == metrics.ece_estimate(LABELS == 1, BETTER.scores[:, 1], rng=np.random.default_rng(0))
     rng = np.random.default_rng(1)
     labels, scores = np.arange(300) % 3, rng.dirichlet(np.ones(3), 300)
@@ -176,9 +176,7 @@ def test_the_calibration_error_is_that_of_the_class_or_of_the_likeliest_class() 
     )
     model = Scored(digest=Digest("c" * 64), scores=scores, decided=scores.argmax(axis=1), threshold=None)
     right, confidence = scores.argmax(axis=1) == labels, scores.max(axis=1)
-    assert gates._calibration_error(many, model) == metrics.ece_estimate(
-        right, confidence, rng=np.random.default_rng(0)
-    )
+    assert harms.calibration_error(many, model) == metrics.ece_estimate(right, confidence, rng=np.random.default_rng(0))
 
 
 def test_the_margins_of_approved_models_are_those_of_the_protocol_and_no_larger() -> None:
@@ -287,11 +285,11 @@ def test_what_could_not_be_measured_is_told_from_what_nobody_thought_of() -> Non
 
 
 def test_before_a_level_is_spent_only_what_looks_at_no_score_is_asked() -> None:
-    calm = gates.decide(_compare(), dataset_digest=DATASET, on_data=True)
+    calm = gates.decide(_compare(), dataset_digest=DATASET, before_use=True)
     assert calm.verdict == "pass"
     assert [row.name for row in calm.results] == ["minimum_cases", "leakage", "submitters"]
-    poisoned = gates.decide(_compare(opinions=_said("anna", 60, wrong=52)), dataset_digest=DATASET, on_data=True)
+    poisoned = gates.decide(_compare(opinions=_said("anna", 60, wrong=52)), dataset_digest=DATASET, before_use=True)
     assert poisoned.verdict == "fail"
     assert poisoned.results[-1].name == "sealed_test"
     assert (poisoned.results[-1].verdict, poisoned.sealed_test) == ("fail", None)
-    assert {row.name for row in poisoned.results} <= {*gates.LOOK_AT_NO_SCORE, "sealed_test"}
+    assert {row.name for row in poisoned.results} <= {*gates.SPEND_NOTHING, "sealed_test"}

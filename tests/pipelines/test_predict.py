@@ -51,6 +51,31 @@ def test_the_positive_class_is_called_at_the_operating_point_not_at_one_half(mod
     assert model.decision(scores) == ["yes", "no", "yes", "yes"]
 
 
+def by_site(**points: float | None) -> predict.Model:
+    """A model that decides by site."""
+    found = {site: {"threshold": threshold} for site, threshold in points.items()}
+    metadata = METADATA | {"operating_points_by_site": found, "decides_by_site": True}
+    return predict.Model(network.build(ARCHITECTURE), metadata)
+
+
+def test_a_site_with_a_point_of_its_own_is_decided_by_that_and_any_other_by_the_lines() -> None:
+    scores = np.array([[0.6, 0.4], [0.6, 0.4], [0.6, 0.4], [0.6, 0.4], [0.75, 0.25]])
+    sites = np.array(["strict", "mild", "unheard of", "", "unmet"])
+    model = by_site(strict=0.5, mild=0.4, unmet=None)
+    assert model.decision(scores, sites=sites) == ["no", "yes", "yes", "yes", "no"]
+    assert model.decision(scores) == ["yes", "yes", "yes", "yes", "no"]
+    assert [(model.point(site) or {})["threshold"] for site in ("strict", "unmet", "", None)] == [0.5, 0.3, 0.3, 0.3]
+
+
+def test_points_that_are_there_to_be_looked_at_decide_nothing(model: predict.Model) -> None:
+    points = {"operating_points_by_site": {"strict": {"threshold": 0.5}}}
+    looked_at = predict.Model(model.module, METADATA | points)
+    assert looked_at.decision(np.array([[0.6, 0.4]]), sites=np.array(["strict"])) == ["yes"]
+    without = predict.Model(model.module, METADATA | points | {"decides_by_site": True, "operating_point": None})
+    assert without.decision(np.array([[0.45, 0.55]]), sites=np.array(["strict"])) == ["yes"]
+    assert without.point("strict") is None
+
+
 def test_among_many_classes_the_likeliest_other_is_called_below_the_operating_point() -> None:
     architecture = network.Architecture(
         network="small_cnn", in_channels=1, classes=("a", "b", "c"), rows=28, columns=28, gradcam_layer="net.layer_2"

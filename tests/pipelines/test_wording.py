@@ -45,10 +45,50 @@ def test_what_only_ever_asks_for_more_asks_for_less_once_it_is_gone() -> None:
         "gates.require_improvement: true -> false  (asks for less evidence)",
         "monitoring.tolerance: 0.05 -> 0.1  (asks for less evidence)",
     ]
-    gone = wording.differences(watched, changed())
+    gone = wording.differences(watched, changed(monitoring=None))
     assert len(gone) == 4
     assert all(told.endswith("-> nothing  (asks for less evidence)") for told in gone)
-    assert not any("less evidence" in told for told in wording.differences(changed(), watched))
+    assert not any("less evidence" in told for told in wording.differences(changed(monitoring=None), watched))
+
+
+def test_what_a_document_leaves_unsaid_is_compared_as_what_it_means() -> None:
+    strict = changed()
+    assert "tolerance" not in strict["gates"]["subgroups"]
+    looser = changed(gates={"subgroups": {"attributes": ["site"], "tolerance": 0.03}, "approved_window": 5})
+    assert wording.differences(strict, looser) == [
+        "gates.approved_window: 15 -> 5  (asks for less evidence)",
+        "gates.subgroups.tolerance: 0.0 -> 0.03  (asks for less evidence)",
+    ]
+    assert wording.differences(looser, strict) == [
+        "gates.approved_window: 5 -> 15",
+        "gates.subgroups.tolerance: 0.03 -> 0.0",
+    ]
+
+
+def test_a_screen_that_asks_for_less_confidence_or_is_gone_asks_for_less() -> None:
+    document = changed(gates={"screen": {"confidence": 0.8}})
+    assert wording.differences(changed(), document) == ["gates.screen.confidence: 0.9 -> 0.8  (asks for less evidence)"]
+    assert not any("less" in told for told in wording.differences(document, changed()))
+    assert wording.differences(document, changed(gates={"screen": None})) == [
+        "gates.screen.confidence: 0.8 -> nothing  (asks for less evidence)"
+    ]
+
+
+def test_the_explanation_tells_of_screen_subgroups_and_points_by_site() -> None:
+    def told(**sections: Any) -> str:
+        return " ".join(wording.explain(from_document(changed(**sections))).split())
+
+    assert (
+        "above the champion's on the tune split, at confidence 0.9; one that is stopped there spends nothing" in told()
+    )
+    assert "at or above a threshold, the site's own where it has cases enough" in told()
+    assert "No slice by site is shown to be harmed." in told()
+    critical = {"attributes": ["site"], "critical": ["sex=F"], "tolerance": 0.02}
+    assert "shown to be harmed by more than 0.02; sex=F shown not worse by 0.1." in told(gates={"subgroups": critical})
+    bare = told(gates={"subgroups": None, "screen": None}, operating_point={"by_site": False})
+    assert "No subgroup is looked at: add gates.subgroups." in bare
+    assert "confidence" not in bare
+    assert "the site's own" not in bare
 
 
 def test_a_document_from_before_a_field_is_compared_as_it_is_read_today() -> None:

@@ -128,6 +128,8 @@ def approved(
         "temperature": 1.0,
         "log_prior": [0.0, 0.0],
         "operating_point": {"threshold": 0.4, "rule": "youden"},
+        "operating_points_by_site": {"east": {"threshold": 0.0, "rule": "youden"}},
+        "decides_by_site": True,
     }
     made = candidates.record_candidate(
         record,

@@ -135,6 +135,9 @@ def test_the_champion_answers_with_its_digest_and_decision(
     assert sum(said["scores"].values()) == pytest.approx(1.0, abs=1e-5)
     assert said["decision"] == ("pneumonia" if said["scores"]["pneumonia"] >= said["threshold"] else "normal")
     assert said["latency_seconds"] < 5
+    east, west = (inference.client.post(path, params={"site": site}, content=picture()).json() for site in ("east", ""))
+    assert (east["threshold"], east["decision"], east["scores"]) == (0.0, "pneumonia", said["scores"])
+    assert (west["threshold"], west["operating_point"]) == (0.4, said["operating_point"])
 
     heat = inference.client.post("/lines/chest/heat-map?finding=pneumonia", content=picture(shape=(90, 70, 3)))
     assert heat.status_code == 200

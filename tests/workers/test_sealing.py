@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.gates import LOOK_AT_NO_SCORE
+from pipelines.gates import SPEND_NOTHING
 from pipelines.sealed_ledger import Plan, local_level
 from registry import candidates, confirmations, datasets, db, disclosure, jobs, lines, promotions, runs, sealed_tests
 from registry.candidates import Candidate
@@ -246,6 +246,37 @@ def test_what_its_data_stop_is_reported_and_spends_nothing(
     assert not list(settings.jobs.iterdir())
 
 
+def test_what_the_screen_stops_is_reported_with_its_numbers_and_spends_nothing(
+    workshop: Workshop, record: db.Connection, settings: WorkerSettings
+) -> None:
+    anything = {"floor": 0.0, "margin": 0.4}
+    floors = {"auroc": anything, "sensitivity": anything, "specificity": anything, "calibration": {"maximum_ece": 1.0}}
+    gates = {**floors, "minimum_cases_per_class": 5, "submitters": {"minimum_labels": 1000}, "sealed_test": STATED}
+    gates |= {"screen": {"confidence": 1.0 - 1e-12}}
+    line, person = make_line(record, gates=gates, recipe={"epochs": 1, "strategy": "full", "threads": 1})
+    for cases in (160, 20):
+        confirm_cases(record, settings, line=line, person=person, count=cases, seed=cases)
+        start_run(record, line)
+        work(workshop, record, "freeze_dataset", "train_candidate", "gate_candidate")
+        candidate = max(candidates.list_candidates(record, line.line_id), key=lambda one: one.number)
+        if candidate.number == 1:
+            assert candidate.state == "gates_passed", story(record)
+            factories.signatures(record, candidate, [factories.user(record, "approver") for _ in range(2)])
+            factories.promotion(record, candidate)
+            record.commit()
+    report = candidates.latest_report(record, candidate.candidate_id)
+    assert report is not None, story(record)
+    rows = {row["name"]: row for row in report.document["results"]}
+    assert {name for name, row in rows.items() if row["verdict"] != "pass"} == {"screen", "sealed_test"}
+    assert rows["screen"]["difference"]["n"] < 60  # of the tune split, in which a fifth of the patients are
+    assert "auroc" not in rows
+    assert (report.verdict, report.sealed_test_use_id) == (rows["screen"]["verdict"], None)
+    assert len(sealed_tests.list_uses(record, line.line_id)) == 1  # the first model's
+    shown = disclosure.latest_report(record, candidate.candidate_id, reader=factories.user(record, "submitter"))
+    assert shown is not None
+    assert (shown.withheld, shown.report.document) == (False, report.document)
+
+
 def contradict(record: db.Connection, line: Line, *, count: int) -> None:
     """A board reads what the line's submitter has read, and says the opposite."""
     board = factories.user(record, "submitter")
@@ -267,7 +298,7 @@ def contradict(record: db.Connection, line: Line, *, count: int) -> None:
 
 
 def test_the_gates_that_spend_nothing_are_those_that_anybody_may_read() -> None:
-    assert LOOK_AT_NO_SCORE == disclosure.OPEN_GATES
+    assert SPEND_NOTHING == disclosure.OPEN_GATES
 
 
 def test_the_use_is_on_record_before_a_score_is_computed_and_the_report_is_judged_at_its_level(

@@ -46,6 +46,7 @@ ARMS: dict[str, Shares] = {
     "coverage": Shares(coverage=1.0),
     "unlike": Shares(unlike=1.0),
     "combined": worklist.LEARNING,
+    "stratified": Shares(coverage=0.8, random=0.2),
 }
 
 

@@ -31,8 +31,8 @@ MAX_PAIRS = 20_000_000
 BITS = 64
 BANDS = 4
 _BAND_BITS = BITS // BANDS
-_SORTING, _BANDING, _COMPARING = 1.5e-7, 4e-8, 2.5e-8
-"""Seconds to sort one hash for a table and for a band, and to compare one pair; their ratios matter."""
+_SORTING, _BANDING, _PROBING, _COMPARING = 1.5e-7, 4e-8, 5e-8, 4e-8
+"""Seconds to sort a hash for a table and for a band, to look up a value, to compare a pair; their ratios matter."""
 _SAMPLE = 30_000
 """Hashes that a plan is made by."""
 _AT_ONCE = 1 << 17
@@ -123,14 +123,14 @@ def _in_bands(hashes: Hashes, *, asking: NDArray[np.bool_], radius: int) -> Iter
 
 def _in_tables(hashes: Hashes, *, asking: NDArray[np.bool_], radius: int, blocks: int) -> Iterator[Pairs]:
     """Sort by each choice of blocks and compare within runs of equal ones, of which one asks."""
-    masks = np.array(_cut(blocks), dtype=np.uint64)
+    masks, told = np.array(_cut(blocks), dtype=np.uint64), hashes != 0
     for chosen in combinations(range(blocks), blocks - radius):
         # A pair that agrees in more blocks than it must is met in several tables, and taken in the first of them.
         passed_over = masks[np.setdiff1d(np.arange(chosen[-1]), chosen)]
         mask = np.bitwise_or.reduce(masks[list(chosen)])
         bucket = _buckets(hashes, mask)
         for number in range(int(bucket.max(initial=0)) + 1):
-            rows = np.flatnonzero((bucket == number) & (hashes != 0))
+            rows = np.flatnonzero((bucket == number) & told)
             rows = np.concatenate([rows[asking[rows]], rows[~asking[rows]]])
             keys = hashes[rows] & mask
             order = np.argsort(keys, kind="stable")  # within a run of equal keys the askers come first
@@ -139,6 +139,7 @@ def _in_tables(hashes: Hashes, *, asking: NDArray[np.bool_], radius: int, blocks
             ends = np.append(np.flatnonzero(keys[1:] != keys[:-1]) + 1, len(keys))
             end = np.repeat(ends, np.diff(ends, prepend=0))
             left = np.flatnonzero(asking[rows])
+            left = left[left + 1 < end[left]]
             for which, place in _spread(left + 1, end[left]):
                 yield _near(hashes, rows[left[which]], rows[place], radius=radius, unless=passed_over, least=0)
 
@@ -213,13 +214,14 @@ def _plan(hashes: Hashes, *, askers: int, radius: int) -> tuple[bool, int]:
     pairs, n = askers * len(hashes) * _COMPARING, len(hashes)
     probes = sum(math.comb(_BAND_BITS, turned) for turned in range(radius // BANDS + 1))
     agree = sum(_agreement(sample, mask) for mask in _cut(BANDS))
-    in_bands = BANDS * n * _BANDING + probes * agree * pairs
+    in_bands = BANDS * (n * _BANDING + askers * probes * _PROBING) + probes * agree * pairs
     plans = []
     for blocks in range(radius + 1, radius + 5):
         tables, cut = math.comb(blocks, radius), _cut(blocks)
         if tables * n * _SORTING < in_bands:
             agree = sum(_agreement(sample, sum((cut + cut)[k : k + blocks - radius])) for k in range(blocks)) / blocks
-            plans.append((tables * (n * _SORTING + agree * pairs), blocks))
+            once = 1.0 - 0.5 * askers / n  # two askers are compared from one side only
+            plans.append((tables * (n * _SORTING + agree * pairs * once), blocks))
     seconds, blocks = min(plans, default=(math.inf, radius + 1))
     return in_bands <= seconds, blocks
 

@@ -74,7 +74,7 @@ class GuardedRoute(APIRoute):
             raise TypeError(f"{self.path} does not say who may use it: add **allow(…)")
 
         async def guarded(request: Request) -> Response:
-            request.state.caller = await run_in_threadpool(admit, request, roles=roles)
+            await run_in_threadpool(admit, request, roles=roles)
             return await handler(request)
 
         return guarded
@@ -110,16 +110,16 @@ def allow(
     return {"openapi_extra": operation, "responses": {**(answers or {}), **refusals}}
 
 
-def admit(request: Request, *, roles: Sequence[Role]) -> Caller:
-    """Find who asks, by key, token or session.
+def admit(request: Request, *, roles: Sequence[Role]) -> None:
+    """Find who asks, by key, token or session, and leave them in `request.state.caller`, admitted or not.
 
     Raises Refusal (unauthenticated, cross-site-request, too-many-requests), Forbidden.
     """
     header, token = request.headers.get("authorization"), request.cookies.get(COOKIE)
     caller = _by_session(request, token) if header is None and token else _by_bearer(request, header or "")
+    request.state.caller = caller
     request.app.state.rates.take(caller.user.user_id, detail="You ask more often than a user of this service may.")
     caller.user.require(*roles)
-    return caller
 
 
 def refuse_other_sites(request: Request) -> None:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from pipelines import chest_xrays, near_duplicates, network, perceptual, predict, shift, suspects, train
+from pipelines import chest_xrays, hamming, network, perceptual, predict, shift, suspects, train
 from pipelines.metrics import auroc
 from pipelines.protocol import parse
 
@@ -44,12 +44,12 @@ def search(n: int) -> None:
             if name != "even" and radius == 8:
                 continue  # tens of millions of pairs: the search refuses to list them
             started = time.process_time()
-            found = near_duplicates.all_pairs(hashes, radius=radius)
+            found = hamming.all_pairs(hashes, radius=radius)
             whole = time.process_time() - started
             new = []
             for count in (100, 10_000):
                 started = time.process_time()
-                near_duplicates.near_duplicates(hashes[:count], hashes, radius=radius)
+                hamming.newcomers(hashes, new=np.arange(count), radius=radius)
                 new.append(time.process_time() - started)
             print(
                 f"{name:<18} {radius:>6} {len(found):>10,} {whole:>13.1f} {new[0]:>11.2f} {new[1]:>14.1f}", flush=True
@@ -66,7 +66,7 @@ def copies() -> None:
     pairs = len(pictures) * (len(pictures) - 1) // 2
     print(f"{len(pictures)} radiographs, {pairs:,} pairs; 1,000 copies of each kind")
     print("radius  pairs of different radiographs: within   called copies at likeness .90   .92   .94   .95   .96")
-    every = near_duplicates.all_pairs(hashes, radius=12)
+    every = hamming.all_pairs(hashes, radius=12)
     same = (pictures[every.first] == pictures[every.second]).all(axis=(1, 2))
     different = every.where(~same)
     alike = np.concatenate([perceptual.likeness(thumbs[a], thumbs[b]) for a, b in _chunks(different)])
@@ -163,7 +163,7 @@ def _radiographs() -> NDArray[np.uint8]:
     return np.concatenate([found.train_images, found.val_images, found.test_images])
 
 
-def _chunks(pairs: near_duplicates.Pairs) -> Any:
+def _chunks(pairs: hamming.Pairs) -> Any:
     for start in range(0, len(pairs), 4096):
         yield pairs.first[start : start + 4096], pairs.second[start : start + 4096]
 

@@ -42,7 +42,8 @@ def finish(
     rng = np.random.default_rng([seed, AFTERWARDS])
     if plan.ridge is not None:
         rows = np.sort(strategies.epoch_order(plan.pools, rng=rng))
-        analytic.solve_head(average, images=images[rows], labels=labels[rows], ridge=plan.ridge)
+        for member in network.members_of(average):
+            analytic.solve_head(member, images=images[rows], labels=labels[rows], ridge=plan.ridge)
     if plan.blending is None:
         return []
     rows = np.sort(strategies.epoch_order((plan.blending.pool,), rng=rng))

@@ -31,7 +31,10 @@ from pipelines.metrics import MetricError
 from pipelines.types import Estimate, GateResult
 
 MEASURED = frozenset(
-    {"auroc", "improvement", "sensitivity", "specificity", "accuracy", "approved_models", "subgroups", "calibration"}
+    {
+        *("auroc", "kappa", "improvement", "sensitivity", "specificity", "accuracy"),
+        *("approved_models", "subgroups", "calibration"),
+    }
 )
 """The gates that stand on the answers of the sealed test."""
 

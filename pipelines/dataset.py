@@ -157,7 +157,7 @@ class DatasetVersion:
     def images(self, indices: Iterable[int]) -> list[Pixels]:
         """Pixels of some rows, as stored: (H, W), (H, W, 3) or (D, H, W); uint8 or uint16. Raises VersionDamaged."""
         stored = Images(self.path / "shards", self.contents.shards)
-        rows = self.columns("shard", "row", "image_digest").take(np.fromiter(indices, dtype=np.int64)).to_pylist()
+        rows = self._places.take(np.fromiter(indices, dtype=np.int64)).to_pylist()
         return [stored.read(Place(row["shard"], row["row"]), row["image_digest"].hex()) for row in rows]
 
     def prepared(self, spec: InputSpec) -> Prepared:
@@ -188,6 +188,10 @@ class DatasetVersion:
             for table in self.contents.tables(*columns)
             for row in table.filter(pc.is_valid(table.column("waiting"))).to_pylist()
         ]
+
+    @cached_property
+    def _places(self) -> Any:
+        return self.columns("shard", "row", "image_digest")
 
     def _column(self, name: str) -> Any:
         return self.columns(name).column(name)

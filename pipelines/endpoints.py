@@ -1,7 +1,7 @@
 """The endpoints of a line: what its models are measured by, and the difference of two models on each of them.
 
-Invariant: every endpoint is a share of cases or an AUROC, so that more is better and a difference is candidate minus
-the other; its interval is at the comparison's level, whose bounds are the one-sided tests at its alpha.
+Invariant: every endpoint is a share of cases, an AUROC or a kappa, so that more is better and a difference is candidate
+minus the other; its interval is at the comparison's level, whose bounds are the one-sided tests at its alpha.
 """
 
 from __future__ import annotations
@@ -11,12 +11,18 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import metrics
+from pipelines import metrics, ordinal
 from pipelines.comparison import Comparison, Scored
 from pipelines.gate_rules import Margin
 from pipelines.types import Estimate
 
 Decision = Literal["sensitivity", "specificity", "accuracy"]
+Measure = Literal["auroc", "kappa"]
+
+
+def measures_of(comparison: Comparison) -> tuple[Measure, ...]:
+    """Name the endpoints that are no share of cases: AUROC, and for grades the weighted kappa."""
+    return ("auroc",) if comparison.protocol.task == "nominal" else ("auroc", "kappa")
 
 
 def decisions_of(comparison: Comparison) -> tuple[Decision, ...]:
@@ -27,7 +33,25 @@ def decisions_of(comparison: Comparison) -> tuple[Decision, ...]:
 def rule_of(comparison: Comparison, endpoint: str) -> Margin:
     """Return an endpoint's floor and margin; without a positive class `sensitivity` holds those of accuracy."""
     rules = comparison.protocol.gates
+    if endpoint == "kappa" and rules.kappa is not None:
+        return rules.kappa
     return {"auroc": rules.auroc, "specificity": rules.specificity}.get(endpoint, rules.sensitivity)
+
+
+def measured(comparison: Comparison, model: Scored, measure: Measure) -> Estimate:
+    """Return a model's AUROC or kappa. Raises MetricError."""
+    return area(comparison, model) if measure == "auroc" else _kappa(comparison, model)
+
+
+def difference(comparison: Comparison, other: Scored, endpoint: Measure | Decision) -> Estimate:
+    """Return the candidate's value of an endpoint minus another model's, paired. Raises MetricError."""
+    if endpoint == "auroc":
+        return area_difference(comparison, other)
+    return (
+        _kappa_difference(comparison, other)
+        if endpoint == "kappa"
+        else decision_difference(comparison, other, endpoint)
+    )
 
 
 def area(comparison: Comparison, model: Scored) -> Estimate:
@@ -81,3 +105,18 @@ def decision_difference(comparison: Comparison, other: Scored, endpoint: Decisio
         groups=comparison.sealed.groups[counted],
         level=comparison.level,
     ).difference
+
+
+def _kappa(comparison: Comparison, model: Scored) -> Estimate:
+    sealed, grades = comparison.sealed, len(comparison.protocol.classes)
+    return ordinal.kappa_estimate(
+        sealed.labels, model.decided, grades=grades, groups=sealed.groups, level=comparison.level
+    )
+
+
+def _kappa_difference(comparison: Comparison, other: Scored) -> Estimate:
+    sealed, grades = comparison.sealed, len(comparison.protocol.classes)
+    first, second = comparison.candidate.decided, other.decided
+    return ordinal.paired_kappa_difference(
+        sealed.labels, first, second, grades=grades, groups=sealed.groups, level=comparison.level
+    )

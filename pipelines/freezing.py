@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
+import pyarrow as pa
 
-from pipelines import case_table, job, near_duplicates, perceptual, shards
+from pipelines import case_table, job, perceptual, shards
+from pipelines.apart import keep_apart
 from pipelines.case_table import CaseRow
 from pipelines.contents import Contents
 from pipelines.data_repository import (
@@ -29,16 +30,12 @@ from pipelines.data_repository import (
     tag_of,
     writing,
 )
-from pipelines.dataset import DatasetVersion
 from pipelines.protocol import Protocol
 from pipelines.seals import Seals
 from pipelines.settling import UNREADABLE, Change, PartChange, settle_changes
 from pipelines.shards import Shard, ShardWriter
 from pipelines.summary import summary
 from pipelines.types import SPLITS, Example, Waiting, digest_of
-
-HASHED_AT_ONCE = 1024
-"""Images whose perceptual hashes are taken together."""
 
 
 def freeze(
@@ -74,9 +71,10 @@ def freeze(
             tell("settling confirmations and writing images")
             changes = settle_changes(before, change, protocol=protocol, split_key=split_key, number=number)
             contents, every = _write(before, changes, blobs=blobs, keep_going=keep_going)
-            if protocol.data_quality is not None and protocol.data_quality.near_duplicates.action == "wait":
+            rules = protocol.data_quality
+            if rules is not None and rules.near_duplicates.action == "wait":
                 tell("looking for copies in other splits")
-                contents = keep_apart(contents, every, before=before, protocol=protocol, number=number)
+                contents = keep_apart(contents, every, before=before, rule=rules.near_duplicates)
             contents = tidy(contents, every)
             described = summary(contents, classes=protocol.classes, number=number)
             edited = "edition" in before.document  # then there is something new to learn: what to forget
@@ -142,9 +140,12 @@ def _write(
     writer = ShardWriter(directory / "shards", first_id=_next_id(before.shards))
     parts = {part.part: part for part in before.parts}
     for change in changes:
-        rows = list(_stored(change.rows, writer, blobs=blobs, keep_going=keep_going))
-        without = [*change.removed, *(row.case.case_id for row in rows)]
-        table = case_table.merged(change.before, case_table.table_of(rows), without=without)
+        stored = [
+            case_table.table_of(_stored(rows, writer, blobs=blobs, keep_going=keep_going)) for rows in change.rows
+        ]
+        new = pa.concat_tables(stored)
+        without = np.concatenate([np.array(sorted(change.removed), dtype=np.int64), new.column("case_id").to_numpy()])
+        table = case_table.merged(change.before, new, without=without)
         if table.num_rows:
             parts[change.part] = case_table.write_part(directory / "cases", part=change.part, table=table)
         else:
@@ -152,56 +153,6 @@ def _write(
     every = [*before.shards, *writer.close()]
     ordered = tuple(parts[part] for part in sorted(parts))
     return Contents(directory=directory, parts=ordered, counted=before.counted), every
-
-
-def keep_apart(
-    contents: Contents, every: Sequence[Shard], *, before: Contents, protocol: Protocol, number: int
-) -> Contents:
-    """Let newcomers wait whose picture is a near duplicate of one in another split: it must not be on two sides."""
-    assert protocol.data_quality is not None, "it says what a near duplicate is"
-    head = {"line": protocol.line, "number": number, "classes": list(protocol.classes)}
-    if len(every) == len(before.shards):  # no image is new
-        return contents
-    version = DatasetVersion(replace(contents, shards=tuple(every), document=head))
-    inside = [table.filter(pc.is_null(table.column("waiting"))) for table in before.tables("case_id", "waiting")]
-    known = np.concatenate([np.empty(0, dtype=np.int64), *(table.column("case_id").to_numpy() for table in inside)])
-    incumbent = np.isin(version.case_ids, known)
-    new = np.flatnonzero(~incumbent)
-    rule = protocol.data_quality.near_duplicates
-    try:
-        pairs = near_duplicates.among(version.phashes, new=new, rule=rule, fetch=version.images)
-    except near_duplicates.TooAlike as error:
-        raise FreezeRefused(str(error)) from error
-    twins = near_duplicates.across_splits(pairs, splits=version.splits, incumbent=incumbent, order=version.case_ids)
-    reasons = {
-        int(version.case_ids[twin.row]): f"near duplicate of another: case {version.case_ids[twin.other]} in "
-        f"{version.splits[twin.other]}, {twin.distance} of 64 bits apart"
-        for twin in twins
-    }
-    parts = {part.part: part for part in contents.parts}
-    for number_of_part in sorted({case_table.part_of(case_id) for case_id in reasons}):
-        held = contents.table(number_of_part)
-        rows = [
-            _waits(row, reasons[row.case.case_id]) for row in case_table.rows_of(case_table.with_ids(held, reasons))
-        ]
-        table_now = case_table.merged(held, case_table.table_of(rows), without=reasons)
-        parts[number_of_part] = case_table.write_part(
-            contents.directory / "cases", part=number_of_part, table=table_now
-        )
-    return replace(contents, parts=tuple(parts[part] for part in sorted(parts)))
-
-
-def _waits(row: CaseRow, reason: str) -> CaseRow:
-    """A case that was about to come in, and waits; it has not been on a side yet, unless it was before."""
-    assert isinstance(row.outcome, Example)
-    was = row.outcome.added_in != row.outcome.label_since
-    waiting = Waiting(
-        case_id=row.case.case_id,
-        reason=reason,
-        split=row.outcome.split if was else None,
-        added_in=row.outcome.added_in if was else None,
-    )
-    return replace(row, outcome=waiting, place=None, phash=None)
 
 
 def tidy(contents: Contents, every: Sequence[Shard]) -> Contents:
@@ -227,27 +178,26 @@ def _stored(
     rows: Sequence[CaseRow], writer: ShardWriter, *, blobs: Path, keep_going: Callable[[], None]
 ) -> Iterator[CaseRow]:
     """Store the images of cases that come in; a case whose image is missing or damaged at rest waits."""
-    for start in range(0, len(rows), HASHED_AT_ONCE):
-        hold: list[CaseRow] = []
-        thumbnails = []
-        for row in rows[start : start + HASHED_AT_ONCE]:
-            keep_going()
-            if not isinstance(row.outcome, Example) or row.place is not None:
-                yield row
-                continue
-            try:
-                pixels = shards.read_blob(blobs, row.case.image_digest)
-            except VersionDamaged as error:
-                reason = f"{UNREADABLE}: {error}"
-                waiting = Waiting(case_id=row.case.case_id, reason=reason, split=row.outcome.split)
-                yield replace(row, outcome=waiting)
-                continue
-            place = writer.add(row.case.image_digest, pixels, spacing_mm=row.case.spacing_mm)
-            hold.append(replace(row, place=place))
-            thumbnails.append(perceptual.thumbnail(pixels))
-        if hold:
-            hashes = perceptual.hash_thumbnails(np.stack(thumbnails)).tolist()
-            yield from (replace(row, phash=phash) for row, phash in zip(hold, hashes, strict=True))
+    hold: list[CaseRow] = []
+    thumbnails = []
+    for row in rows:
+        keep_going()
+        if not isinstance(row.outcome, Example) or row.place is not None:
+            yield row
+            continue
+        try:
+            pixels = shards.read_blob(blobs, row.case.image_digest)
+        except VersionDamaged as error:
+            reason = f"{UNREADABLE}: {error}"
+            waiting = Waiting(case_id=row.case.case_id, reason=reason, split=row.outcome.split)
+            yield replace(row, outcome=waiting)
+            continue
+        place = writer.add(row.case.image_digest, pixels, spacing_mm=row.case.spacing_mm)
+        hold.append(replace(row, place=place))
+        thumbnails.append(perceptual.thumbnail(pixels))
+    if hold:
+        hashes = perceptual.hash_thumbnails(np.stack(thumbnails)).tolist()
+        yield from (replace(row, phash=phash) for row, phash in zip(hold, hashes, strict=True))
 
 
 def _result(held: DataRepository, *, line: str, number: int, protocol: Protocol) -> dict[str, Any]:

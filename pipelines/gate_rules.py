@@ -83,6 +83,8 @@ class Gates(Section):
     auroc: Margin = Margin(floor=0.80, margin=0.03)
     sensitivity: Margin = Margin(floor=0.70, margin=0.06)
     specificity: Margin = Margin(floor=0.60, margin=0.10)
+    kappa: Annotated[Margin | None, Field(exclude_if=lambda rule: rule is None)] = None
+    """Quadratic weighted kappa of decisions and answers: for grades, and only for them."""
     calibration: CalibrationGate = CalibrationGate()
     submitters: SubmitterGate = SubmitterGate()
     # Left out of the document while they say what a protocol without them says, which keeps its digest.

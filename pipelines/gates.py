@@ -27,11 +27,14 @@ from pipelines.approved import acceptable
 from pipelines.comparison import Comparison
 from pipelines.endpoints import (
     Decision,
+    Measure,
     among,
     area,
     area_difference,
-    decision_difference,
     decisions_of,
+    difference,
+    measured,
+    measures_of,
     right,
     rule_of,
 )
@@ -98,7 +101,7 @@ def _gates_for(comparison: Comparison) -> list[tuple[str, Gate]]:
     gates: list[tuple[str, Gate]] = [("minimum_cases", _minimum_cases)]
     if comparison.champion is not None and comparison.protocol.gates.screen is not None:
         gates.append(("screen", screen.gate))
-    gates.append(("auroc", _auroc))
+    gates += [(name, partial(_measured, measure=name)) for name in measures_of(comparison)]
     if comparison.champion is not None and comparison.protocol.gates.require_improvement:
         gates.append(("improvement", _improvement))
     gates += [(name, partial(_decided, endpoint=name)) for name in decisions_of(comparison)]
@@ -162,12 +165,16 @@ def _minimum_cases(comparison: Comparison) -> GateResult:
     )
 
 
-def _auroc(comparison: Comparison) -> GateResult:
-    rule = comparison.protocol.gates.auroc
-    champion = None if comparison.champion is None else area(comparison, comparison.champion)
-    difference = None if comparison.champion is None else area_difference(comparison, comparison.champion)
-    candidate = area(comparison, comparison.candidate)
-    return _floor_and_margin("auroc", rule, candidate=candidate, champion=champion, difference=difference)
+def _measured(comparison: Comparison, *, measure: Measure) -> GateResult:
+    """Hold AUROC, or the kappa of grades, against the floor, and against the champion's."""
+    champion = comparison.champion
+    return _floor_and_margin(
+        measure,
+        rule_of(comparison, measure),
+        candidate=measured(comparison, comparison.candidate, measure),
+        champion=None if champion is None else measured(comparison, champion, measure),
+        difference=None if champion is None else difference(comparison, champion, measure),
+    )
 
 
 def _strategy(_comparison: Comparison) -> GateResult:
@@ -231,12 +238,12 @@ def _decided(comparison: Comparison, *, endpoint: Decision) -> GateResult:
 
 def _approved_models(comparison: Comparison) -> GateResult:
     """Hold the candidate against every model approved before the champion, on every endpoint."""
-    margins = {name: rule_of(comparison, name).margin for name in ("auroc", *decisions_of(comparison))}
-    names = [model.digest[:12] for model in comparison.approved]
-    differences = {"auroc": {model.digest[:12]: area_difference(comparison, model) for model in comparison.approved}}
-    for endpoint in decisions_of(comparison):
-        found = [decision_difference(comparison, model, endpoint) for model in comparison.approved]
-        differences[endpoint] = dict(zip(names, found, strict=True))
+    endpoints = (*measures_of(comparison), *decisions_of(comparison))
+    margins: dict[str, float] = {name: rule_of(comparison, name).margin for name in endpoints}
+    differences: dict[str, dict[str, Estimate]] = {
+        name: {model.digest[:12]: difference(comparison, model, name) for model in comparison.approved}
+        for name in endpoints
+    }
     judged = acceptable(differences, margins=margins)
     return GateResult(
         name="approved_models",

@@ -26,8 +26,11 @@ class Refused(Exception):
     """The job cannot be done with what it was given; the message is for people and becomes the result."""
 
 
-def run(arguments: list[str], *, work: Callable[[Path, dict[str, Any]], dict[str, Any]]) -> int:
-    """Do `work(JOB_DIR, config)` and write what it returns, or its refusal, to result.json; returns the exit code."""
+def run(arguments: list[str], *, work: Callable[[Path, dict[str, Any]], dict[str, Any]], writes: bool = True) -> int:
+    """Do `work(JOB_DIR, config)` and write what it returns, or its refusal, to result.json; returns the exit code.
+
+    Of several processes that do the work together only one `writes`.
+    """
     if len(arguments) != 1:
         print("usage: python -m pipelines.<module> JOB_DIR", file=sys.stderr)
         return 2
@@ -37,7 +40,8 @@ def run(arguments: list[str], *, work: Callable[[Path, dict[str, Any]], dict[str
         result = work(directory, config)
     except Refused as refusal:
         result = {"refused": str(refusal)}
-    write_atomically(directory / "result.json", json.dumps(result, allow_nan=False, indent=1).encode())
+    if writes:
+        write_atomically(directory / "result.json", json.dumps(result, allow_nan=False, indent=1).encode())
     return 0
 
 

@@ -4,16 +4,19 @@ Invariant: a network is made from its architecture document alone, and weights a
 which is checked before they are used. Nothing here can run code on load (safetensors, never pickle).
 
 References: MONAI (Cardoso et al., arXiv:2211.02701); residual units, He et al., CVPR 2016; DenseNet, Huang et al.,
-CVPR 2017; squeeze and excitation, Hu et al., CVPR 2018; EfficientNet, Tan and Le, ICML 2019. MONAI takes seconds to
-import, so it is imported when the first network is built.
+CVPR 2017; squeeze and excitation, Hu et al., CVPR 2018; EfficientNet, Tan and Le, ICML 2019; ViT, Dosovitskiy et al.,
+ICLR 2021, with the mean over its patches in place of a class token (Beyer et al., arXiv:2205.01580); several networks
+as one, Lakshminarayanan et al., NeurIPS 2017. MONAI takes seconds to import, so it is imported when the first network
+is built.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +26,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import nn
+from torch import Tensor, nn
 
 from pipelines.protocol import Protocol
 from pipelines.types import Digest
@@ -51,11 +54,43 @@ class Architecture:
     rows: int
     columns: int
     gradcam_layer: str
-    """Dotted name of the layer whose activations a heat map shows."""
+    """Dotted name of the layer whose activations a heat map shows, in each member."""
+    members: int = 1
+    """Networks that answer as one (`Ensemble`); 1: there is but the one."""
 
     def document(self) -> dict[str, Any]:
-        """The architecture as plain JSON values."""
-        return {**asdict(self), "classes": list(self.classes)}
+        """The architecture as plain JSON values; `members` only where there are several."""
+        document = {**asdict(self), "classes": list(self.classes)}
+        return document if self.members > 1 else {name: document[name] for name in document if name != "members"}
+
+
+class Ensemble(nn.Module):
+    """Networks of one kind side by side: the logarithm of the mean of their probabilities, one file, one digest."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (N, classes) logits, of which softmax is the members' mean probability."""
+        answers = torch.stack([torch.log_softmax(member(images), dim=1) for member in self.members])
+        return torch.logsumexp(answers, dim=0) - math.log(len(self.members))
+
+
+class PatchMean(nn.Module):
+    """A transformer over patches, the mean of them, and a linear layer; `plane` is where its heat maps look."""
+
+    def __init__(self, patches: nn.Module, *, grid: tuple[int, int], width: int, classes: int) -> None:
+        super().__init__()
+        self.patches = patches
+        self.plane = nn.Unflatten(2, grid)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (N, classes) logits."""
+        found, _every_layer = self.patches(images)  # (N, patches, width)
+        plane: Tensor = self.plane(found.transpose(1, 2))  # (N, width, *grid)
+        return self.head(plane.mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
 
 MONAI_TRIES = (
@@ -70,6 +105,10 @@ MONAI_TRIES = (
     "nibabel",
 )
 
+PATCHES = (16, 14, 8, 7, 4, 2)
+"""Sides of a ViT's patches: the largest that divides both sides of the image and leaves seven of them, or more."""
+VIT_WIDTH = 192
+
 Builder = Callable[[Architecture], nn.Module]
 
 
@@ -82,6 +121,7 @@ def architecture_for(protocol: Protocol) -> Architecture:
         rows=protocol.input.rows,
         columns=protocol.input.columns,
         gradcam_layer=_entry(protocol.recipe.network)[1],
+        members=protocol.recipe.members,
     )
 
 
@@ -95,6 +135,7 @@ def from_document(document: Mapping[str, Any]) -> Architecture:
             rows=int(document["rows"]),
             columns=int(document["columns"]),
             gradcam_layer=document["gradcam_layer"],
+            members=int(document.get("members", 1)),
         )
     except KeyError as error:
         raise NetworkError(f"the architecture document has no field {error.args[0]!r}") from None
@@ -106,7 +147,13 @@ def build(architecture: Architecture | Mapping[str, Any]) -> nn.Module:
     The weights come from torch's global generator: seed it first. Raises UnknownNetwork.
     """
     wanted = architecture if isinstance(architecture, Architecture) else from_document(architecture)
-    return _entry(wanted.network)[0](wanted)
+    members = [_entry(wanted.network)[0](wanted) for _ in range(wanted.members)]
+    return members[0] if len(members) == 1 else Ensemble(members)
+
+
+def members_of(module: nn.Module) -> list[nn.Module]:
+    """Return the networks that `module` is made of: its members, or itself."""
+    return list(module.members) if isinstance(module, Ensemble) else [module]
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -226,12 +273,34 @@ def _efficientnet_b0(architecture: Architecture) -> nn.Module:
     )
 
 
+def _vit_tiny(architecture: Architecture) -> nn.Module:
+    """About 5.4 million parameters: twelve layers of width 192, on patches that divide the image evenly."""
+    sides = architecture.rows, architecture.columns
+    patch = next((size for size in PATCHES if all(side % size == 0 and side >= 7 * size for side in sides)), None)
+    if patch is None:
+        raise NetworkError(f"vit_tiny needs an image that can be cut into patches, such as 28 x 28, not {sides}")
+    patches = monai("networks.nets").ViT(
+        in_channels=architecture.in_channels,
+        img_size=sides,
+        patch_size=patch,
+        hidden_size=VIT_WIDTH,
+        mlp_dim=4 * VIT_WIDTH,
+        num_layers=12,
+        num_heads=3,
+        spatial_dims=2,
+        qkv_bias=True,
+    )
+    grid = (sides[0] // patch, sides[1] // patch)
+    return PatchMean(patches, grid=grid, width=VIT_WIDTH, classes=len(architecture.classes))
+
+
 NETWORKS: Mapping[str, tuple[Builder, str]] = {
     "small_cnn": (_small_cnn, "net.layer_2"),
     "resnet18": (_resnet18, "layer4"),
     "densenet121": (_densenet121, "class_layers.relu"),
     "seresnet50": (_seresnet50, "layer4"),
     "efficientnet_b0": (_efficientnet_b0, "_bn1"),
+    "vit_tiny": (_vit_tiny, "plane"),
 }
 """Name in a protocol -> how to build it, and the layer for its heat maps."""
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipelines import network
+from pipelines import network, ordinal
 from pipelines.network import Architecture, from_document, load_model
 
 BATCH = 256
@@ -59,7 +59,7 @@ class Model:
         self.threshold: float | None = None if point is None else point["threshold"]
         self.points = metadata["operating_points_by_site"] if metadata.get("decides_by_site") else {}
         self._probabilities = _calibrated(self.module, metadata)
-        self._explainer: Callable[..., Tensor] | None = None
+        self._explainers: list[Callable[..., Tensor]] = []
 
     @classmethod
     def from_files(cls, weights: Path, *, metadata: Mapping[str, Any], expected_digest: str | None) -> Model:
@@ -85,8 +85,10 @@ class Model:
         """Return the class index decided for each row of `scores` (N, classes); `sites` (N,) where they are known.
 
         With an operating point: the positive class at or above the threshold, else the likeliest of the others.
-        Without one: the likeliest class.
+        Without one: the likeliest class, or among grades their median.
         """
+        if self.metadata.get("ordinal"):
+            return ordinal.decided(scores)
         if self.positive_index is None or self.threshold is None:
             return np.asarray(scores.argmax(axis=1), dtype=np.int64)
         thresholds = np.full(len(scores), self.threshold)
@@ -117,10 +119,12 @@ class Model:
 
         All 0 where nothing in the image speaks for the class.
         """
-        if self._explainer is None:
-            self._explainer = _explainer(self.module, layer=self.architecture.gradcam_layer)
-        heat = self._explainer(torch.from_numpy(np.array(image[None], dtype=np.float32)), class_idx=class_index)
-        plane = np.asarray(heat[0, 0].detach().numpy(), dtype=np.float32)
+        if not self._explainers:
+            members, layer = network.members_of(self.module), self.architecture.gradcam_layer
+            self._explainers = [_explainer(member, layer=layer) for member in members]
+        shown = torch.from_numpy(np.array(image[None], dtype=np.float32))
+        heats = [explain(shown, class_idx=class_index)[0, 0].detach().numpy() for explain in self._explainers]
+        plane = np.asarray(sum(heats), dtype=np.float32)
         return plane / plane.max() if plane.max() > 0.0 else plane
 
 

@@ -100,6 +100,15 @@ class CaseWeights(Section):
         return float(getattr(self, evidence)) * (1.0 if ai_exposure == "blind" else float(getattr(self, ai_exposure)))
 
 
+class InitialWeights(Section):
+    """Weights that a training from nothing begins with; the file is there, nothing is fetched (`pipelines.initial`)."""
+
+    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors$", max_length=100)]
+    """Its name in the folder `weights` of the service's home."""
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """SHA-256 of its bytes."""
+
+
 class Recipe(Section):
     """How candidates are trained."""
 
@@ -113,6 +122,17 @@ class Recipe(Section):
     """Passes over the training split for a model made from nothing."""
     update_epochs: Annotated[int, Field(ge=1, le=1000)] = 8
     """Passes over the new cases for an update that starts from the champion."""
+    # What came later is left out of the document while it says nothing new, which keeps an older protocol's digest.
+    maximum_sample_gradients: Annotated[int | None, Field(ge=1000, exclude_if=lambda most: most is None)] = None
+    """Most sample-gradients of one run; a plan that costs more is cut to it."""
+    maximum_seconds: Annotated[float | None, Field(gt=0.0, exclude_if=lambda most: most is None)] = None
+    """Most seconds of one run's epochs, looked at after each of them; whichever of the two ends first."""
+    initial_weights: Annotated[InitialWeights | None, Field(exclude_if=lambda weights: weights is None)] = None
+    """None: a training from nothing begins with weights that the seed gives."""
+    members: Annotated[int, Field(ge=1, le=16, exclude_if=lambda number: number == 1)] = 1
+    """Networks that learn side by side and answer as one, by the mean of their probabilities."""
+    precision: Annotated[Literal["float32", "bfloat16"], Field(exclude_if=lambda kind: kind == "float32")] = "float32"
+    """What the network computes in while it learns; weights, sums and all that is scored are float32."""
     batch_size: Annotated[int, Field(ge=2, le=4096)] = 64
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 2e-3
     weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 1e-2
@@ -208,6 +228,8 @@ class Protocol(Section):
     intended_use: Annotated[str, Field(min_length=20)]
     classes: Annotated[tuple[Name, ...], Field(min_length=2, max_length=100)]
     positive: Name | None = None
+    task: Annotated[Literal["nominal", "ordinal"], Field(exclude_if=lambda task: task == "nominal")] = "nominal"
+    """`ordinal`: the classes are grades, from the lowest to the highest (`pipelines.ordinal`)."""
     input: InputSpec
     reference_standard: ReferenceStandardRule = ReferenceStandardRule()
     splits: Splits = Splits()
@@ -244,6 +266,16 @@ class Protocol(Section):
     def _positive_is_a_class(self) -> Protocol:
         if self.positive is not None and self.positive not in self.classes:
             raise ValueError(f"positive: {self.positive!r} is not one of the classes {', '.join(self.classes)}")
+        return self
+
+    @model_validator(mode="after")
+    def _grades_are_measured_as_grades(self) -> Protocol:
+        if self.task == "nominal" and self.gates.kappa is not None:
+            raise ValueError("gates.kappa: it measures grades; say `task: ordinal`, or leave it out")
+        if self.task == "ordinal" and self.gates.kappa is None:
+            raise ValueError("gates.kappa: grades need a floor and a margin, such as {floor: 0.6, margin: 0.1}")
+        if self.task == "ordinal" and self.positive is not None:
+            raise ValueError("task: grades are three classes or more, none of them `positive`")
         return self
 
     @model_validator(mode="after")

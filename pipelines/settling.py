@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ _SIDES = ("case_id", "group", "split", "waiting", "added_in")
 
 UNREADABLE = "image unreadable"
 """How the reason of a case begins whose image could not be read; it is tried again at each freeze."""
+DECIDED_AT_ONCE = 1024
+"""Cases that are held in memory together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +51,13 @@ class Change:
 class PartChange:
     """What changes in one part of the case table: rows that are new or decided anew, and cases that are no more.
 
-    A row's place is where its image lies already; None: nowhere yet, or the case waits.
+    A row's place is where its image lies already; None: nowhere yet, or the case waits. Rows are decided as they are
+    taken, some at a time, once, and before the next part is asked for.
     """
 
     part: int
     before: Any
-    rows: list[CaseRow]
+    rows: Iterator[list[CaseRow]]
     removed: set[int]
 
 
@@ -100,15 +103,19 @@ def settle_changes(
         for row in _known(before.table(part), shared)
     }
     decided = decide(shared.values(), known)
+
+    def rows(part: int, here: Any, cases: Iterable[ConfirmedCase]) -> Iterator[list[CaseRow]]:
+        alone = (case for case in cases if not is_together(case))
+        while some := list(islice(alone, DECIDED_AT_ONCE)):
+            mine = {row.case.case_id: row for row in _known(here, [case.case_id for case in some])}
+            yield list(decide(some, mine).values())
+        yield [row for case_id, row in decided.items() if part_of(case_id) == part]
+
     streams = groupby(change.cases(), key=lambda case: part_of(case.case_id))
     for part, cases in _with_gaps(streams, {*survey.again, *survey.removed}):
-        arrived = {case.case_id: case for case in cases}
         here = before.table(part)
-        mine = {row.case.case_id: row for row in _known(here, arrived)}
-        rows = decide((case for case in arrived.values() if not is_together(case)), mine)
-        rows |= {case_id: row for case_id, row in decided.items() if part_of(case_id) == part}
         removed = survey.removed.get(part, set())
-        yield PartChange(part=part, before=here, rows=list(rows.values()), removed=removed)
+        yield PartChange(part=part, before=here, rows=rows(part, here, cases), removed=removed)
 
 
 def _survey(before: Contents, change: Change, *, protocol: Protocol, split_key: bytes) -> _Survey:
@@ -125,7 +132,7 @@ def _survey(before: Contents, change: Change, *, protocol: Protocol, split_key: 
     concerned = None if change.whole else _concerned(before, asked=asked, gone=gone, images=wanted, groups=groups)
     for table in before.tables("image_digest", *_SIDES, only=concerned):
         numbers, prefixes = table.column("case_id").to_numpy(), case_table.prefixes(table)
-        present = np.isin(numbers, asked)
+        present = _is_in(numbers, asked)
         lost = np.isin(numbers, gone) | (change.whole & ~present)
         removed += numbers[lost].tolist()
         touched.append(prefixes[lost])
@@ -133,19 +140,20 @@ def _survey(before: Contents, change: Change, *, protocol: Protocol, split_key: 
         unreadable = pc.fill_null(pc.starts_with(table.column("waiting"), UNREADABLE), fill_value=False).to_numpy()
         left.append((numbers[others], prefixes[others], unreadable[others]))
         _keep_splits(table, kept_splits, groups=groups, whole=change.whole, key=split_key, protocol=protocol)
-    every_touched = np.concatenate(touched)
-    again, images_again = [], [wanted]
+    every_touched = np.sort(np.concatenate(touched))
+    again, images_again = [], [wanted[:0]]
     for numbers, prefixes, unreadable in left:
-        chosen = np.isin(prefixes, every_touched) | unreadable
+        chosen = _is_in(prefixes, every_touched) | unreadable
         again += numbers[chosen].tolist()
-        images_again += [prefixes[chosen], prefixes[chosen]]  # twice: to be among those that are shared
+        images_again.append(prefixes[chosen])
     if again and not change.whole:  # their patients' splits hold as well
         theirs = {row.case.group for part, ids in _by_part(again).items() for row in _known(before.table(part), ids)}
         for table in before.tables(*_SIDES, only=before.parts_with(images=wanted[:0], groups=theirs)):
             _keep_splits(table, kept_splits, groups=theirs, whole=False, key=split_key, protocol=protocol)
-    values, counts = np.unique(np.concatenate(images_again), return_counts=True)
+    wanted.sort()
+    twice = wanted[1:][wanted[1:] == wanted[:-1]]
     return _Survey(
-        together=frozenset(values[counts > 1].tolist()),
+        together=frozenset(np.concatenate([twice, *images_again]).tolist()),
         again=_by_part(again),
         removed=_by_part(removed),
         kept_splits=kept_splits,
@@ -227,6 +235,14 @@ def _with_gaps(
         yield part, cases
     while waiting:
         yield waiting.pop(), ()
+
+
+def _is_in(values: NDArray[Any], ordered: NDArray[Any]) -> NDArray[np.bool_]:
+    """Say of each value whether it is among others, which are in order; those are not sorted again for each part."""
+    if not len(ordered):
+        return np.zeros(len(values), dtype=np.bool_)
+    places = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+    return np.asarray(ordered[places] == values)
 
 
 def _by_part(ids: Iterable[int]) -> dict[int, set[int]]:

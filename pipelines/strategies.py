@@ -119,6 +119,8 @@ class Plan:
     """Cases, drawn after the last epoch, by which the Fisher information is measured that the next update may need."""
     ridge: float | None = None
     """Not None: nothing is learned, and the last layer is solved on one epoch's draws with this penalty."""
+    members: int = 1
+    """Networks that learn side by side, each from every draw."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -135,7 +137,7 @@ class Plan:
         if self.blending is not None:
             looked_at += self.blending.pool.draws * len(self.blending.shares)
         measured = 0 if self.consolidates is None else self.consolidates.draws
-        return self.draws * self.epochs + measured + round(FORWARD_ONLY * looked_at)
+        return self.members * (self.draws * self.epochs + measured + round(FORWARD_ONLY * looked_at))
 
     @property
     def batches(self) -> int:
@@ -207,6 +209,7 @@ def plan(
     elif strategy != "full" and len(new) == 0:
         notes = (f"{strategy}: no case is new since dataset version {base_number}, trained from nothing",)
     planned = replace(_full(known), notes=notes) if notes else PLANS[strategy](known)
+    planned = replace(planned, members=recipe.members)
     return _consolidating(planned, known=known) if "ewc" in (strategy, recipe.strategy) else planned
 
 

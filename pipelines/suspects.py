@@ -311,7 +311,14 @@ def _part(cases: train.Cases, rows: NDArray[np.int64], *, base: champion.Base | 
 def _short(protocol: Protocol, *, epochs: int | None, update: bool) -> Protocol:
     """The protocol with a recipe of so many epochs. A plan lets an update cost half a training from nothing."""
     wanted = epochs or (EPOCHS if update else EPOCHS_FROM_NOTHING)
-    recipe = protocol.recipe.model_copy(update={"epochs": 2 * wanted if update else wanted, "update_epochs": wanted})
+    recipe = protocol.recipe.model_copy(
+        update={
+            "epochs": 2 * wanted if update else wanted,
+            "update_epochs": wanted,
+            "maximum_seconds": None,  # the document's digest must not hang on the clock
+            "initial_weights": None,
+        }
+    )
     return protocol.model_copy(update={"recipe": recipe})
 
 

@@ -15,11 +15,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,13 @@ from pipelines import (
     afterwards,
     augment,
     blend,
+    budget,
     calibrate,
     champion,
     checkpoint,
     consolidate,
+    describe,
+    initial,
     job,
     memory,
     network,
@@ -44,12 +47,14 @@ from pipelines import (
     repeatable,
     strategies,
     teach,
+    together,
 )
 from pipelines.champion import Base
 from pipelines.dataset import DatasetVersion, open_version
 from pipelines.protocol import Protocol, from_document
 from pipelines.quality import report_of
 from pipelines.quality_report import QualityReport, render_text
+from pipelines.together import ALONE, Group
 from pipelines.types import Strategy, digest_of
 
 
@@ -94,17 +99,22 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
     base: Base | None = None,
     threads: int | None = None,
     parts: int = 1,
+    group: Group = ALONE,
     checkpoints: Path | None = None,
     dataset_digest: str | None = None,
+    weights_folder: Path | None = None,
+    clock: Callable[[], float] = time.monotonic,
     tell: Callable[[dict[str, Any]], None] = lambda _row: None,
     keep_going: Callable[[], None] = lambda: None,
 ) -> Trained:
     """Train on `train`, choose on `tune`.
 
     `threads` of the CPU (the recipe's if None) are part of the result: sums depend on them; so are the `parts` in which
-    each batch goes through the network, for want of memory (`pipelines.memory`). `checkpoints` is a
-    directory to resume from and to save each epoch to. `tell` hears of each epoch; `keep_going` is called before each
-    batch and raises to stop. Raises TrainingRefused where a class is missing or the loss is not finite.
+    each batch goes through the network, for want of memory (`pipelines.memory`), and the `group` of processes that
+    share them. `checkpoints` is a directory to resume from and to save each epoch to, `weights_folder` where the
+    protocol's initial weights lie, and `clock` what seconds are read from. `tell` hears of each epoch; `keep_going` is
+    called before each batch and raises to stop. Raises TrainingRefused where a class is missing or the loss is not
+    finite.
     """
     _check(train, split="train", protocol=protocol)
     _check(tune, split="tune", protocol=protocol)
@@ -120,11 +130,15 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
         recipe=recipe,
         weights=train.weights,
     )
+    plan = budget.affordable(plan, recipe=recipe)
     notes += champion.growth(base, architecture=architecture, plan=plan)
     notes += [f"memory ran out: each batch went through the network in {parts} parts"] if parts > 1 else []
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    notes += [f"{group.size} processes shared each batch"] if group.size > 1 else []
+    device = group.device
     with repeatable.on(threads or recipe.threads, device=device):
         module = champion.first_weights(architecture, plan=plan, base=base, seed=seed).to(device)
+        if plan.start == "nothing":
+            notes += initial.fill(module, recipe.initial_weights, folder=weights_folder)
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on a CPU
         average = champion.first_weights(architecture, plan=plan, base=base, seed=seed).to(device).eval()
         average.load_state_dict(module.state_dict())
@@ -133,11 +147,11 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
         columns = [] if base is None else [architecture.classes.index(name) for name in base.architecture.classes]
         fisher = afterwards.fisher_of(base, like=module, columns=columns)
         held_to = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+        members = network.members_of(module)
         optimiser = torch.optim.AdamW(
             module.parameters(), lr=plan.peak_learning_rate, weight_decay=recipe.weight_decay, fused=True
         )
         batches = [plan.draws * k // plan.batches for k in range(plan.batches + 1)]
-        steps = plan.batches * plan.epochs
         # What has to be equal for a checkpoint to be of this very run.
         identity = digest_of(
             {
@@ -147,7 +161,7 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                 "seed": seed,
                 "base": None if base is None else base.weights_digest,
                 "threads": threads or recipe.threads,
-                "parts": parts,
+                "parts": [parts, group.size],
                 "torch": torch.__version__,
                 "device": device.type,
                 "cases": [len(train.labels), len(tune.labels)],
@@ -157,8 +171,9 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
         if checkpoints is not None:
             state = checkpoint.load(state, directory=checkpoints, identity=identity)
 
-        for epoch in range(state.epoch, plan.epochs):
-            begun = time.monotonic()
+        planned, plan = plan, budget.in_time(plan, state.history, recipe=recipe)
+        while (epoch := state.epoch) < plan.epochs:
+            begun = clock()
             rng = np.random.default_rng([seed, epoch])
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
             torch.manual_seed(int(rng.integers(2**62)))  # dropout, in the networks that have it
@@ -177,12 +192,15 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                     images = augment.another_scanner(images, generator=generator, share=recipe.randomise)
                 images = images.to(device, memory_format=torch.channels_last)
                 step = epoch * plan.batches + k
-                for group in optimiser.param_groups:
-                    group["lr"] = plan.learning_rate(step)
+                for settings in optimiser.param_groups:
+                    settings["lr"] = plan.learning_rate(step)
                 optimiser.zero_grad(set_to_none=True)
                 losses.append(0.0)
-                for part, share in memory.parts_of(len(rows), parts):
-                    logits = module(images[part])  # (B, K)
+                mine = group.mine(memory.parts_of(len(rows), parts * group.size))
+                for (part, share), member in itertools.product(mine, members):
+                    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                        logits = member(images[part])  # (B, K)
+                    logits = logits.float()
                     loss = functional.cross_entropy(logits, labels[part].to(device))
                     if plan.teaching is not None and teacher is not None:
                         held = torch.from_numpy(np.isin(rows[part], taught)).to(device)  # (B,)
@@ -191,24 +209,27 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                         )
                     if not torch.isfinite(loss):
                         raise _diverged(epoch)
-                    (loss * share).backward()  # type: ignore[no-untyped-call]
-                    losses[-1] += loss.item() * share
+                    (loss * share).backward()
+                    losses[-1] += loss.item() * share / len(members)
+                losses[-1] = group.add_up(module, losses[-1])
                 if plan.elastic is not None:
                     consolidate.pull(module, back_to=held_to, fisher=fisher, weight=plan.elastic)
                 optimiser.step()
-                blend.follow(average, towards=module, step=step, steps=steps)
+                blend.follow(average, towards=module, step=step, steps=plan.batches * plan.epochs)
 
             answers = predict.in_batches(average, tune.images)  # (N, K)
             if not np.isfinite(answers).all():
                 raise _diverged(epoch)
             tune_loss = calibrate.worst_site_log_loss(answers, tune.labels, tune.sites)
+            seconds = {"seconds": round(group.of_the_first(clock() - begun), 3)}
+            plan = budget.in_time(planned, [*state.history, seconds], recipe=recipe)
             row = {
                 "epoch": epoch + 1,
                 "epochs": plan.epochs,
                 "loss": float(np.mean(losses)),
                 "tune_auroc": afterwards.tune_auroc(answers, tune.labels, protocol=protocol).value,
                 "tune_log_loss": tune_loss,
-                "seconds": round(time.monotonic() - begun, 3),
+                **seconds,
             }
             best = state.best if state.best is not None and state.best_loss <= tune_loss else None
             state = checkpoint.State(
@@ -221,9 +242,10 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                 best_loss=min(state.best_loss, tune_loss),
                 history=(*state.history, row),
             )
-            if checkpoints is not None:
+            if checkpoints is not None and group.first:
                 checkpoint.save(state, directory=checkpoints, identity=identity)
-            tell(row)
+            if group.first:
+                tell(row)
 
         if state.best is not None:
             average.load_state_dict(state.best)
@@ -239,44 +261,26 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
         )
         chosen = average.cpu().eval()
         left = afterwards.state(chosen, plan=plan, images=train.images, before=fisher, seed=seed)
-        answers = predict.in_batches(chosen, tune.images)
-
-    log_prior = calibrate.log_prior(train.labels, classes=len(protocol.classes))
-    temperature = calibrate.fit_temperature(answers, tune.labels, log_prior=log_prior)
-    metadata = {
-        "schema_version": 1,
-        "architecture": architecture.document(),
-        "parameters": network.parameter_count(chosen),
-        "classes": list(protocol.classes),
-        "positive": protocol.positive,
-        "input": protocol.input.model_dump(mode="json"),
-        "temperature": temperature,
-        "log_prior": log_prior.tolist(),
-        "operating_point": None,
-        "strategy": strategy,
-        "seed": seed,
-        "started_from": plan.start,
-        "base_digest": None if base is None or plan.start == "nothing" else base.weights_digest,
-        "dataset_digest": dataset_digest,
-        "protocol_digest": protocol.digest,
-        "epochs": plan.epochs,
-        "chosen_epoch": state.best_epoch,
-        "batch_size": plan.batch_size,
-        "sample_gradients": plan.sample_gradients,
-        "seconds": round(sum(row["seconds"] for row in state.history), 3),
-        "tune": {
-            "auroc": asdict(afterwards.tune_auroc(answers, tune.labels, protocol=protocol)),
-            "log_loss": calibrate.worst_site_log_loss(answers, tune.labels, tune.sites),
-            "n": len(tune.labels),
-        },
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "device": device.type,
-        "threads": threads or recipe.threads,
-        "notes": [*notes, *plan.notes],
-        "state": {name: network.digest_of_bytes(data) for name, data in left.items()},
-    }
-    scores = predict.Model(chosen, metadata).scores(tune.images)
-    metadata |= afterwards.decisions(scores, tune.labels, tune.sites, protocol=protocol)
+        metadata = describe.metadata(
+            chosen,
+            (tune.images, tune.labels, tune.sites),
+            protocol=protocol,
+            architecture=architecture,
+            plan=plan,
+            train_labels=train.labels,
+            state=left,
+            made={
+                "strategy": strategy,
+                "seed": seed,
+                "base_digest": None if base is None or plan.start == "nothing" else base.weights_digest,
+                "dataset_digest": dataset_digest,
+                "chosen_epoch": state.best_epoch,
+                "seconds": round(sum(row["seconds"] for row in state.history), 3),
+                "device": device.type,
+                "threads": threads or recipe.threads,
+                "notes": [*notes, *budget.note(planned, ended=plan, recipe=recipe), *plan.notes],
+            },
+        )
     return Trained(module=chosen, metadata=metadata, history=list(state.history), state=left)
 
 
@@ -289,16 +293,17 @@ def weights_of(version: DatasetVersion, *, protocol: Protocol) -> NDArray[np.flo
 def main(arguments: list[str]) -> int:
     """Run the training that a job directory describes."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it to be deterministic on CUDA
-    return job.run(arguments, work=_work)
+    with together.joined() as group:
+        return job.run(arguments, work=partial(_work, group=group), writes=group.first)
 
 
-def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
+def _work(directory: Path, config: dict[str, Any], *, group: Group = ALONE) -> dict[str, Any]:
     protocol = from_document(config["protocol"])
     version = open_version(Path(config["dataset"]))
     if version.classes != protocol.classes:
         raise TrainingRefused("the dataset version has other classes than the protocol: freeze a new version")
     quality = _quality(version, config.get("previous_dataset"), protocol=protocol)
-    if quality is not None:
+    if quality is not None and group.first:
         job.append_progress(directory, {"stage": f"the data: {quality.verdict}", "text": render_text(quality)})
     prepared = version.prepared(protocol.input)
     weights = weights_of(version, protocol=protocol)
@@ -322,22 +327,28 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
                 base=champion.from_job(config.get("base")),
                 threads=config.get("threads"),
                 parts=parts,
+                group=group,
                 checkpoints=directory / "checkpoints",
                 dataset_digest=version.digest,
+                weights_folder=Path(config.get("weights_folder") or directory),
                 tell=lambda row: job.append_progress(directory, row),
                 keep_going=job.orphan_watch(),
             ),
-            largest=protocol.recipe.batch_size // 2,
+            largest=protocol.recipe.batch_size // 2 if group.size == 1 else 1,  # the others would wait for ever
         )
     except memory.NotEnoughMemory as error:
         raise TrainingRefused(
             f"there is no memory for two cases at a time: choose a smaller network ({error})"
         ) from error
-    except (network.NetworkError, FileNotFoundError) as error:
+    except (network.WeightsCorrupt, FileNotFoundError) as error:
         raise TrainingRefused(
             f"the champion cannot be the start of an update: {error}; put its weights back from a backup, or start a "
             "run with strategy full"
         ) from error
+    except network.NetworkError as error:
+        raise TrainingRefused(str(error)) from error
+    if not group.first:
+        return {}
     data = network.save_weights(trained.module)
     file = directory / "weights.safetensors"
     job.write_atomically(file, data)

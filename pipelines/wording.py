@@ -33,6 +33,8 @@ LOOSER = {
     "gates.sensitivity.margin": 1,
     "gates.specificity.floor": -1,
     "gates.specificity.margin": 1,
+    "gates.kappa.floor": -1,
+    "gates.kappa.margin": 1,
     "gates.calibration.maximum_ece": 1,
     "gates.calibration.margin": 1,
     "gates.submitters.maximum_disagreement": 1,
@@ -87,6 +89,7 @@ def explain(asked: Protocol) -> str:
     gates, recipe = asked.gates, asked.recipe
     whose = ", the site's own where it has cases enough" if asked.operating_point.by_site else ""
     decisions = "by arg-max" if asked.positive is None else f"{asked.positive} at or above a threshold{whose}"
+    decisions = "grades by their median" if asked.task == "ordinal" else decisions
     classes = " or ".join(asked.classes)
     question = (
         f"A model answers {classes}, {decisions} (rule {asked.operating_point.rule}, chosen on the tune split), on "
@@ -101,13 +104,13 @@ def explain(asked: Protocol) -> str:
     hours = f", or {asked.triggers.every_hours:g} hours" if asked.triggers.every_hours else ""
     learning = (
         f"A run starts after {asked.triggers.new_confirmations} new confirmations{hours}, and trains {recipe.network} "
-        f"by {recipe.strategy}{_anchors(recipe)}. {_envelope(asked)}"
+        f"by {recipe.strategy}{_anchors(recipe)}{_budget(recipe)}. {_envelope(asked)}"
     )
     better = "; and its AUROC is shown to be better than the champion's" if gates.require_improvement else ""
     passing = (
         f"It passes only if AUROC is at least {gates.auroc.floor:g} and not worse than the champion's by "
         f"{gates.auroc.margin:g}, sensitivity {gates.sensitivity.floor:g} by {gates.sensitivity.margin:g}, specificity "
-        f"{gates.specificity.floor:g} by {gates.specificity.margin:g}; calibration error at most "
+        f"{gates.specificity.floor:g} by {gates.specificity.margin:g}{_grades(asked)}; calibration error at most "
         f"{gates.calibration.maximum_ece:g}{better}."
     )
     if gates.evidence == "blind":
@@ -208,6 +211,23 @@ def _anchors(recipe: Recipe) -> str:
     if recipe.escalation:
         words += f"; after failed gates by {', then '.join(recipe.escalation)}"
     return words
+
+
+def _grades(asked: Protocol) -> str:
+    kappa = asked.gates.kappa
+    return "" if kappa is None else f", weighted kappa {kappa.floor:g} by {kappa.margin:g}"
+
+
+def _budget(recipe: Recipe) -> str:
+    """Say with what a run begins, how many networks learn, and what it may spend."""
+    words = f"; from nothing means from {recipe.initial_weights.file}" if recipe.initial_weights is not None else ""
+    words += f"; {recipe.members} networks answer as one" if recipe.members > 1 else ""
+    limits = []
+    if recipe.maximum_sample_gradients is not None:
+        limits.append(f"{recipe.maximum_sample_gradients} sample-gradients")
+    if recipe.maximum_seconds is not None:
+        limits.append(f"{recipe.maximum_seconds:g} seconds")
+    return words + (f"; a run ends after {' or '.join(limits)}" if limits else "")
 
 
 def _envelope(asked: Protocol) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import get_args
 
-from registry import audit, confirmations
+from registry import audit, confirmations, users
 from registry.confirmations import AiExposure, Confirmation, Entry, Evidence, Question
 from registry.db import Connection, fetch_all, fetch_value
 from registry.errors import Forbidden, Invalid, NotFound, RecordMoved, UnknownFinding, WrongLine
@@ -163,7 +163,7 @@ def count_discordances(conn: Connection, line_id: int, *, most: int = 100) -> in
 
 def _check(conn: Connection, decision: Decision, *, actor: User) -> Question:
     actor.require("reviewer")
-    if not fetch_value(conn, "SELECT EXISTS (SELECT FROM passwords WHERE user_id = %s)", (actor.user_id,)):
+    if not users.has_password(conn, actor.user_id):
         raise Forbidden(
             f"{actor.name} has no password, so it is not known to be a person; an adjudication is a named person's: "
             f"`overread user password {actor.name}`"

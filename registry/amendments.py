@@ -15,9 +15,8 @@ from typing import Any, Literal, LiteralString
 
 from psycopg.types.json import Jsonb
 
-from registry import audit, lines
-from registry.approvals import Decision
-from registry.db import Connection, constraint_means, fetch_all, fetch_one, fetch_value, lock_line
+from registry import audit, lines, signing
+from registry.db import Connection, fetch_all, fetch_one, fetch_value, lock_line
 from registry.errors import (
     AlreadySigned,
     EvidenceMismatch,
@@ -28,6 +27,7 @@ from registry.errors import (
     StateMoved,
     WrongLine,
 )
+from registry.signing import Decision
 from registry.users import User
 
 State = Literal["proposed", "adopted", "rejected", "outdated"]
@@ -123,38 +123,28 @@ def sign(conn: Connection, *, amendment_id: int, approver: User, decision: str, 
     Raises Forbidden, Invalid, StateMoved (adopted or rejected), ProtocolMoved (another protocol is in force than the
     one it was proposed against), NotDistinct, AlreadySigned, NotFound.
     """
-    approver.require("approver")
-    if decision not in MEANING:
-        raise Invalid("a decision is approve or reject")
-    if not reason.strip():
-        raise Invalid("a signature needs a reason")
+    given = signing.check_given(approver=approver, decision=decision, reason=reason)
     lock_line(conn, get(conn, amendment_id).line_id)  # nobody is promoted, and no other signature counted, meanwhile
     amendment = get(conn, amendment_id)
-    _check_signable(amendment, approver=approver)
+    check_signable(conn, amendment, approver=approver)
     before = lines.protocol(conn, amendment.protocol_id)
     # Before the new protocol is followed by the discordances: whoever confirms takes the trail first, and then those.
     audit.take_turn(conn)
-    with constraint_means(
+    signature = fetch_one(
         conn,
-        amendment_approvals_one_signature_per_person=AlreadySigned(
-            f"{approver.printed_name} has signed amendment {amendment_id} already"
+        Signature,
+        "INSERT INTO amendment_approvals (amendment_id, approver_id, printed_name, decision, meaning, reason,"
+        " bound_digest) VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING *",
+        (
+            amendment_id,
+            approver.user_id,
+            approver.printed_name,
+            given,
+            MEANING[given],
+            reason.strip(),
+            bound_digest(before=before.digest, after=amendment.digest),
         ),
-    ):
-        signature = fetch_one(
-            conn,
-            Signature,
-            "INSERT INTO amendment_approvals (amendment_id, approver_id, printed_name, decision, meaning, reason,"
-            " bound_digest) VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING *",
-            (
-                amendment_id,
-                approver.user_id,
-                approver.printed_name,
-                decision,
-                MEANING["approve" if decision == "approve" else "reject"],
-                reason.strip(),
-                bound_digest(before=before.digest, after=amendment.digest),
-            ),
-        )
+    )
     assert signature is not None
     audit.record(
         conn,
@@ -164,9 +154,26 @@ def sign(conn: Connection, *, amendment_id: int, approver: User, decision: str, 
         details={"amendment": amendment_id, "bound_digest": signature.bound_digest, "reason": signature.reason},
         row=f"amendment_approvals/{signature.amendment_approval_id}",
     )
-    if decision == "approve" and len(signatures(conn, amendment_id)) >= before.document["approvals"]["required"]:
+    if given == "approve" and len(signatures(conn, amendment_id)) >= before.document["approvals"]["required"]:
         _put_in_force(conn, amendment, before=before, actor=approver)
     return signature
+
+
+def check_signable(conn: Connection, amendment: Amendment, *, approver: User) -> None:
+    """Check that this person may sign an amendment.
+
+    Raises Forbidden, ProtocolMoved, StateMoved, NotDistinct, AlreadySigned.
+    """
+    approver.require("approver")
+    number = amendment.amendment_id
+    if amendment.state == "outdated":
+        raise ProtocolMoved(f"amendment {number} was proposed to a protocol that is not in force; propose it anew")
+    if amendment.state != "proposed":
+        raise StateMoved(f"amendment {number} is {amendment.state}; it takes no more signatures")
+    if amendment.proposed_by == approver.user_id:
+        raise NotDistinct(f"{approver.printed_name} proposed this amendment; somebody else has to sign")
+    if approver.user_id in {one.approver_id for one in signatures(conn, number)}:
+        raise AlreadySigned(f"{approver.printed_name} has signed already, on amendment {number}")
 
 
 def bound_digest(*, before: str, after: str) -> str:
@@ -195,16 +202,6 @@ def signatures(conn: Connection, amendment_id: int) -> list[Signature]:
         "SELECT * FROM amendment_approvals WHERE amendment_id = %s ORDER BY amendment_approval_id",
         (amendment_id,),
     )
-
-
-def _check_signable(amendment: Amendment, *, approver: User) -> None:
-    number = amendment.amendment_id
-    if amendment.state == "outdated":
-        raise ProtocolMoved(f"amendment {number} was proposed to a protocol that is not in force; propose it anew")
-    if amendment.state != "proposed":
-        raise StateMoved(f"amendment {number} is {amendment.state}; it takes no more signatures")
-    if amendment.proposed_by == approver.user_id:
-        raise NotDistinct(f"{approver.printed_name} proposed this amendment; somebody else has to sign")
 
 
 def _put_in_force(

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
 
-from registry import audit, candidates, datasets, lines, runs
-from registry.db import Connection, constraint_means, fetch_all, fetch_one, fetch_value
+from registry import audit, candidates, datasets, lines, runs, signing
+from registry.db import Connection, fetch_all, fetch_one, fetch_value
 from registry.errors import (
     AlreadySigned,
     ApprovalMissing,
     ApprovalVoid,
     ChampionMoved,
     GateNotPassed,
-    Invalid,
     NotDistinct,
     StateMoved,
 )
+from registry.signing import Decision
 from registry.users import User
 
-Decision = Literal["approve", "reject"]
 MEANING: dict[Decision, str] = {
     "approve": "I have read the gate report and approve that this candidate becomes the champion.",
     "reject": "I have read the gate report and reject this candidate.",
@@ -75,35 +73,25 @@ def sign(conn: Connection, *, candidate_id: int, approver: User, decision: str, 
     Raises Forbidden, GateNotPassed, StateMoved, ChampionMoved (the report compares with a former champion),
     NotDistinct, AlreadySigned, Invalid.
     """
-    approver.require("approver")
-    if decision not in MEANING:
-        raise Invalid("a decision is approve or reject")
-    if not reason.strip():
-        raise Invalid("a signature needs a reason")
-    candidate = candidates.lock(conn, candidate_id)
+    given = signing.check_given(approver=approver, decision=decision, reason=reason)
+    candidate = candidates.lock(conn, candidate_id)  # so that nobody else signs it between the check and the signature
     report = check_signable(conn, candidate, approver=approver)
-    with constraint_means(
+    approval = fetch_one(
         conn,
-        approvals_one_signature_per_person=AlreadySigned(
-            f"{approver.printed_name} has signed gate report {report.gate_report_id} already"
+        Approval,
+        "INSERT INTO approvals (candidate_id, gate_report_id, approver_id, printed_name, decision, meaning, reason,"
+        " bound_digest) VALUES (%s, %s, %s, %s, %s, %s, %s, %s) RETURNING *",
+        (
+            candidate_id,
+            report.gate_report_id,
+            approver.user_id,
+            approver.printed_name,
+            given,
+            MEANING[given],
+            reason.strip(),
+            bound_digest(conn, candidate_id=candidate_id),
         ),
-    ):
-        approval = fetch_one(
-            conn,
-            Approval,
-            "INSERT INTO approvals (candidate_id, gate_report_id, approver_id, printed_name, decision, meaning, reason,"
-            " bound_digest) VALUES (%s, %s, %s, %s, %s, %s, %s, %s) RETURNING *",
-            (
-                candidate_id,
-                report.gate_report_id,
-                approver.user_id,
-                approver.printed_name,
-                decision,
-                MEANING["approve" if decision == "approve" else "reject"],
-                reason.strip(),
-                bound_digest(conn, candidate_id=candidate_id),
-            ),
-        )
+    )
     assert approval is not None
     if decision == "reject":
         candidates.set_state(conn, candidate, "rejected")
@@ -125,7 +113,7 @@ def sign(conn: Connection, *, candidate_id: int, approver: User, decision: str, 
 def check_signable(conn: Connection, candidate: candidates.Candidate, *, approver: User) -> candidates.GateReport:
     """Return the gate report that this person may sign on a candidate.
 
-    Raises Forbidden, GateNotPassed, StateMoved, ChampionMoved, NotDistinct.
+    Raises Forbidden, GateNotPassed, StateMoved, ChampionMoved, NotDistinct, AlreadySigned.
     """
     approver.require("approver")
     report = candidates.latest_report(conn, candidate.candidate_id)
@@ -139,6 +127,9 @@ def check_signable(conn: Connection, candidate: candidates.Candidate, *, approve
     if report.champion_candidate_id != current:
         raise ChampionMoved(f"candidate {candidate.number} was compared with a former champion; start a new run")
     _check_distinct(conn, candidate, approver)
+    given = list_for_candidate(conn, candidate.candidate_id)
+    if (approver.user_id, report.gate_report_id) in {(one.approver_id, one.gate_report_id) for one in given}:
+        raise AlreadySigned(f"{approver.printed_name} has signed already, on this gate report")
     return report
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from registry import audit, datasets, jobs, lifecycle, lines, runs, sealed_tests
-from registry.db import Connection, constraint_means, fetch_all, fetch_one
-from registry.errors import AlreadyExists, EvidenceMismatch, NotFound, StateMoved
+from registry.db import Connection, constraint_means, fetch_all, fetch_known, fetch_one
+from registry.errors import AlreadyExists, EvidenceMismatch, StateMoved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,20 +210,12 @@ def _tells_of_scores(document: Mapping[str, Any]) -> bool:
 
 def get(conn: Connection, candidate_id: int) -> Candidate:
     """Return a candidate by id. Raises NotFound."""
-    candidate = fetch_one(conn, Candidate, "SELECT * FROM candidates WHERE candidate_id = %s", (candidate_id,))
-    if candidate is None:
-        raise NotFound(f"there is no candidate {candidate_id}")
-    return candidate
+    return fetch_known(conn, Candidate, "candidate", candidate_id)
 
 
 def lock(conn: Connection, candidate_id: int) -> Candidate:
     """Return a candidate and keep others from changing it until the transaction ends. Raises NotFound."""
-    candidate = fetch_one(
-        conn, Candidate, "SELECT * FROM candidates WHERE candidate_id = %s FOR NO KEY UPDATE", (candidate_id,)
-    )
-    if candidate is None:
-        raise NotFound(f"there is no candidate {candidate_id}")
-    return candidate
+    return fetch_known(conn, Candidate, "candidate", candidate_id, lock=True)
 
 
 def list_candidates(conn: Connection, line_id: int) -> list[Candidate]:

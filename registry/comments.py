@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import LiteralString
 
-from registry import approvals, audit, candidates, disclosure, users
+from registry import approvals, audit, candidates, disclosure, signing, users
 from registry.candidates import Candidate
-from registry.db import Connection, fetch_all, fetch_one, fetch_value
-from registry.errors import Forbidden, Invalid, RegistryError
+from registry.db import Connection, fetch_all, fetch_one
+from registry.errors import Forbidden, Invalid
 from registry.users import User
 
 ASK = "Please read the gate report and sign."
@@ -47,7 +48,8 @@ def add(conn: Connection, *, candidate_id: int, author: User, text: str, asks: s
             f"the report on candidate {candidate.number} is not open to {author.name} yet, nor is what is said of it"
         )
     asked = None if asks is None else users.by_name(conn, asks)
-    if asked is not None and (why := _why_not(conn, candidate, person=asked)) is not None:
+    check = partial(approvals.check_signable, conn, candidate)
+    if asked is not None and (why := signing.why_not_asked(conn, check, asked)) is not None:
         raise Invalid(f"{asked.printed_name} cannot be asked to sign: {why}")
     said = text.strip() or (ASK if asked is not None else "")
     if not said or len(said) > 2000:
@@ -84,29 +86,13 @@ def list_for_candidate(conn: Connection, candidate_id: int) -> list[Comment]:
 
 def may_still_sign(conn: Connection, candidate: Candidate) -> list[User]:
     """Return the people who may sign this candidate as it is now and have not, by printed name."""
-    people = [person for person in users.list_users(conn) if "approver" in person.roles and person.disabled_at is None]
-    open_to = [person for person in people if _why_not(conn, candidate, person=person) is None]
-    return sorted(open_to, key=lambda person: person.printed_name)
+    return signing.who_may(conn, partial(approvals.check_signable, conn, candidate))
 
 
 def asked_of(conn: Connection, *, user_id: int) -> set[int]:
     """Return the ids of the candidates that somebody was asked to sign."""
     rows = conn.execute("SELECT DISTINCT candidate_id FROM comments WHERE asks_id = %s", (user_id,)).fetchall()
     return {int(row[0]) for row in rows}
-
-
-def _why_not(conn: Connection, candidate: Candidate, *, person: User) -> str | None:
-    """Say why somebody may not sign a candidate (any more), None where they may."""
-    if not fetch_value(conn, "SELECT EXISTS (SELECT FROM passwords WHERE user_id = %s)", (person.user_id,)):
-        return "they have no password to sign with"
-    try:
-        report = approvals.check_signable(conn, candidate, approver=person)
-    except RegistryError as refused:
-        return str(refused)
-    given = approvals.list_for_candidate(conn, candidate.candidate_id)
-    if any((one.approver_id, one.gate_report_id) == (person.user_id, report.gate_report_id) for one in given):
-        return "they have signed already"
-    return None
 
 
 _COMMENTS: LiteralString = (

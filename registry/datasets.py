@@ -10,8 +10,8 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from registry import audit
-from registry.db import Connection, fetch_all, fetch_one
-from registry.errors import AlreadyExists, NotFound
+from registry.db import Connection, fetch_all, fetch_known, fetch_one
+from registry.errors import AlreadyExists
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,12 +91,7 @@ def latest(conn: Connection, line_id: int) -> DatasetVersion | None:
 
 def get(conn: Connection, dataset_version_id: int) -> DatasetVersion:
     """Return a version by id. Raises NotFound."""
-    version = fetch_one(
-        conn, DatasetVersion, "SELECT * FROM dataset_versions WHERE dataset_version_id = %s", (dataset_version_id,)
-    )
-    if version is None:
-        raise NotFound(f"there is no dataset version {dataset_version_id}")
-    return version
+    return fetch_known(conn, DatasetVersion, "dataset_version", dataset_version_id)
 
 
 def before(conn: Connection, version: DatasetVersion) -> DatasetVersion | None:

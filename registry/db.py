@@ -18,7 +18,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
-from registry.errors import RegistryError
+from registry.errors import NotFound, RegistryError
 
 Connection = psycopg.Connection[TupleRow]
 Pool = ConnectionPool[Connection]
@@ -127,6 +127,18 @@ def fetch_one(conn: Connection, cls: type[Row], query: LiteralString, parameters
     """Run `query` and return its first row as `cls`, or None."""
     with conn.cursor(row_factory=row_of(cls)) as cursor:
         return cursor.execute(query, parameters).fetchone()
+
+
+def fetch_known(conn: Connection, cls: type[Row], thing: LiteralString, number: int, *, lock: bool = False) -> Row:
+    """Return the `thing` (`dataset_version`) of this id; with `lock` nobody else changes it in this transaction.
+
+    Raises NotFound.
+    """
+    query: LiteralString = f"SELECT * FROM {thing}s WHERE {thing}_id = %s"  # noqa: S608 - a name in our own code
+    found = fetch_one(conn, cls, query + " FOR NO KEY UPDATE" if lock else query, (number,))
+    if found is None:
+        raise NotFound(f"there is no {thing.replace('_', ' ')} {number}")
+    return found
 
 
 def fetch_all(conn: Connection, cls: type[Row], query: LiteralString, parameters: Parameters = ()) -> list[Row]:

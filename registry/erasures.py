@@ -18,7 +18,7 @@ from typing import Any, LiteralString
 import psycopg
 
 from registry import audit, blobs, jobs, promotions, runs, worklists
-from registry.db import Connection, fetch_all, fetch_one, fetch_value
+from registry.db import Connection, fetch_all, fetch_known, fetch_value
 from registry.errors import Forbidden, NotFound, RunInProgress
 
 
@@ -162,10 +162,7 @@ def record_removal(
 
 def get(conn: Connection, erasure_id: int) -> Erasure:
     """Return an erasure by id. Raises NotFound."""
-    found = fetch_one(conn, Erasure, "SELECT * FROM erasures WHERE erasure_id = %s", (erasure_id,))
-    if found is None:
-        raise NotFound(f"there is no erasure {erasure_id}")
-    return found
+    return fetch_known(conn, Erasure, "erasure", erasure_id)
 
 
 def as_list(conn: Connection) -> list[dict[str, Any]]:

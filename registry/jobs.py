@@ -15,8 +15,7 @@ from typing import Any, Literal, get_args
 
 from psycopg.types.json import Jsonb
 
-from registry.db import Connection, fetch_all, fetch_one, fetch_value
-from registry.errors import NotFound
+from registry.db import Connection, fetch_all, fetch_known, fetch_one, fetch_value
 
 JobKind = Literal[
     "freeze_dataset",
@@ -270,10 +269,7 @@ def request_cancel(conn: Connection, job_id: int) -> Job:
 
 def get_job(conn: Connection, job_id: int) -> Job:
     """Return a job by id. Raises NotFound."""
-    job = fetch_one(conn, Job, "SELECT * FROM jobs WHERE job_id = %s", (job_id,))
-    if job is None:
-        raise NotFound(f"there is no job {job_id}")
-    return job
+    return fetch_known(conn, Job, "job", job_id)
 
 
 def list_jobs(

@@ -16,7 +16,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from registry import audit
-from registry.db import Connection, constraint_means, fetch_all, fetch_one, fetch_value
+from registry.db import Connection, constraint_means, fetch_all, fetch_known, fetch_one, fetch_value
 from registry.errors import AlreadyExists, EvidenceMismatch, Invalid, NotFound, StateMoved, WrongLine
 from registry.users import User
 
@@ -126,10 +126,7 @@ def get_line(conn: Connection, name: str) -> Line:
 
 def line_by_id(conn: Connection, line_id: int) -> Line:
     """Return a line by id. Raises NotFound."""
-    line = fetch_one(conn, Line, "SELECT * FROM lines WHERE line_id = %s", (line_id,))
-    if line is None:
-        raise NotFound(f"there is no line {line_id}")
-    return line
+    return fetch_known(conn, Line, "line", line_id)
 
 
 def list_lines(conn: Connection) -> list[Line]:
@@ -149,7 +146,4 @@ def current_protocol(conn: Connection, line_id: int) -> StoredProtocol:
 
 def protocol(conn: Connection, protocol_id: int) -> StoredProtocol:
     """Return one version of a protocol by id. Raises NotFound."""
-    found = fetch_one(conn, StoredProtocol, "SELECT * FROM protocols WHERE protocol_id = %s", (protocol_id,))
-    if found is None:
-        raise NotFound(f"there is no protocol {protocol_id}")
-    return found
+    return fetch_known(conn, StoredProtocol, "protocol", protocol_id)

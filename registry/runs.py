@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from registry import audit, datasets, jobs, lifecycle, lines
 from registry import strategy as strategies
-from registry.db import Connection, constraint_means, fetch_all, fetch_one, fetch_value
+from registry.db import Connection, constraint_means, fetch_all, fetch_known, fetch_one, fetch_value
 from registry.errors import Invalid, NotFound, RunInProgress
 from registry.lines import Line
 from registry.users import User
@@ -191,10 +191,7 @@ def finish(conn: Connection, *, run_id: int, outcome: str) -> Run:
 
 def get(conn: Connection, run_id: int) -> Run:
     """Return a run by id. Raises NotFound."""
-    run = fetch_one(conn, Run, "SELECT * FROM runs WHERE run_id = %s", (run_id,))
-    if run is None:
-        raise NotFound(f"there is no run {run_id}")
-    return run
+    return fetch_known(conn, Run, "run", run_id)
 
 
 def lock(conn: Connection, run_id: int) -> Run:
@@ -202,10 +199,7 @@ def lock(conn: Connection, run_id: int) -> Run:
 
     Who comes second goes by what the first left: a cancel must not be refused because a step has just been recorded.
     """
-    run = fetch_one(conn, Run, "SELECT * FROM runs WHERE run_id = %s FOR NO KEY UPDATE", (run_id,))
-    if run is None:
-        raise NotFound(f"there is no run {run_id}")
-    return run
+    return fetch_known(conn, Run, "run", run_id, lock=True)
 
 
 def lock_for_job(conn: Connection, *, job: jobs.Job, wait: bool = True) -> bool:

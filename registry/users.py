@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Literal, get_args
 
 from registry import audit
-from registry.db import Connection, constraint_means, fetch_all, fetch_one
+from registry.db import Connection, constraint_means, fetch_all, fetch_known, fetch_one, fetch_value
 from registry.errors import AlreadyExists, Forbidden, Invalid, NotFound
 
 Role = Literal["submitter", "reviewer", "approver", "operator", "auditor"]
@@ -96,10 +96,7 @@ def create_user(
 
 def get_user(conn: Connection, user_id: int) -> User:
     """Return a user by id. Raises NotFound."""
-    user = fetch_one(conn, User, "SELECT * FROM users WHERE user_id = %s", (user_id,))
-    if user is None:
-        raise NotFound(f"there is no user {user_id}")
-    return user
+    return fetch_known(conn, User, "user", user_id)
 
 
 def by_name(conn: Connection, name: str) -> User:
@@ -113,6 +110,11 @@ def by_name(conn: Connection, name: str) -> User:
 def list_users(conn: Connection) -> list[User]:
     """Everyone, by name."""
     return fetch_all(conn, User, "SELECT * FROM users ORDER BY name")
+
+
+def has_password(conn: Connection, user_id: int) -> bool:
+    """Say whether somebody has a password, so that it is known to be a person, who can sign."""
+    return bool(fetch_value(conn, "SELECT EXISTS (SELECT FROM passwords WHERE user_id = %s)", (user_id,)))
 
 
 def disable_user(conn: Connection, *, user_id: int, actor: User | None = None) -> User:

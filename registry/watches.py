@@ -13,7 +13,7 @@ from typing import Any, LiteralString
 
 from psycopg.types.json import Jsonb
 
-from registry import audit, jobs, lines, promotions
+from registry import audit, candidates, jobs, lines, promotions
 from registry.candidates import Candidate
 from registry.db import Connection, fetch_all, fetch_one, fetch_value
 from registry.lines import Line
@@ -50,6 +50,19 @@ class Watch:
     shadow: dict[str, Any] | None
     """What was seen of the challenger on the same cases; None where there was none to follow."""
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promised:
+    """How often a champion was wrong on its sealed test, of how many cases."""
+
+    errors: int
+    n: int
+
+    @property
+    def risk(self) -> float:
+        """The share of wrong answers, in [0, 1]."""
+        return self.errors / self.n
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +149,20 @@ def list_for_line(conn: Connection, line_id: int, *, limit: int = 100) -> list[W
     """The looks at a line's champions, newest first."""
     return fetch_all(
         conn, Watch, "SELECT * FROM watches WHERE line_id = %s ORDER BY watch_id DESC LIMIT %s", (line_id, limit)
+    )
+
+
+def promised(conn: Connection, champion: Candidate) -> Promised | None:
+    """Return what a champion's gate report says of its wrong answers, None where it does not tell."""
+    report = candidates.latest_report(conn, champion.candidate_id)
+    rows = [] if report is None else report.document["results"]
+    shares = {row["name"]: row["candidate"] for row in rows if row.get("candidate") is not None}
+    found = [shares[name] for name in ("sensitivity", "specificity", "accuracy") if name in shares]
+    if not found:
+        return None
+    return Promised(
+        errors=sum(round((1.0 - share["value"]) * share["n"]) for share in found),
+        n=sum(share["n"] for share in found),
     )
 
 

@@ -91,8 +91,10 @@ def line(db: Connection, **changes: Any) -> Line:
     )
 
 
-def amendment(db: Connection, line: Line, *, actor: User | None = None, **changes: Any) -> Amendment:
-    """A proposal to change some fields of a line's protocol; nobody has signed it."""
+def amendment(
+    db: Connection, line: Line, *, actor: User | None = None, told: Sequence[str] | None = None, **changes: Any
+) -> Amendment:
+    """A proposal to change some fields of a line's protocol, `told` in words; nobody has signed it."""
     now = lines.current_protocol(db, line.line_id)
     document = {**now.document, **changes}
     return amendments.propose(
@@ -101,7 +103,7 @@ def amendment(db: Connection, line: Line, *, actor: User | None = None, **change
         protocol_id=now.protocol_id,
         document=document,
         digest=audit.digest_of(document),
-        changes=[f"{name}: another value" for name in changes],
+        changes=told or [f"{name}: another value" for name in changes],
         reason="it has to change",
         actor=actor or user(db, "operator"),
     )

@@ -228,6 +228,7 @@ def train_config(connection: db.Connection, *, run: runs.Run, settings: WorkerSe
         "seed": run.seed,
         "base": base,
         "threads": document["recipe"]["threads"],
+        "weights_folder": str(settings.home / "weights"),
     }
 
 

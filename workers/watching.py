@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.job import write_atomically
-from registry import candidates, confirmations, datasets, db, lines, promotions, watches
+from registry import confirmations, datasets, db, lines, promotions, watches
 from workers.lease import Workshop
 from workers.settings import WorkerSettings
 from workers.translate import aliases, model_files
@@ -54,6 +54,7 @@ def watch_config(
         blind_fraction=protocol.document["blind_fraction"] if by_lot else None,
         up_to=confirmations.last_id(connection, line_id),
     )
+    promised = watches.promised(connection, champion)
     path = directory / "sample.ndjson"
     write_atomically(path, "".join(json.dumps(asdict(case), allow_nan=False) + "\n" for case in sample).encode())
     return {
@@ -63,7 +64,7 @@ def watch_config(
         "protocol": protocol.document,
         "champion": model_files(champion, settings=settings),
         "challenger": _challenger(connection, line_id=line_id, settings=settings),
-        "sealed": _on_the_sealed_test(connection, champion),
+        "sealed": None if promised is None else asdict(promised),
         "sample": str(path),
         "blobs": str(settings.blob_root),
     }
@@ -77,17 +78,3 @@ def _challenger(connection: db.Connection, *, line_id: int, settings: WorkerSett
     version = datasets.get(connection, found.dataset_version_id)
     named = {"candidate_id": found.candidate_id, "last_confirmation_id": version.last_confirmation_id}
     return model_files(found, settings=settings) | named
-
-
-def _on_the_sealed_test(connection: db.Connection, champion: candidates.Candidate) -> dict[str, int] | None:
-    """How often a champion was wrong on its sealed test, of how many cases; None where its report does not tell."""
-    report = candidates.latest_report(connection, champion.candidate_id)
-    rows = [] if report is None else report.document["results"]
-    shares = {row["name"]: row["candidate"] for row in rows if row.get("candidate") is not None}
-    found = [shares[name] for name in ("sensitivity", "specificity", "accuracy") if name in shares]
-    if not found:
-        return None
-    return {
-        "errors": sum(round((1.0 - share["value"]) * share["n"]) for share in found),
-        "n": sum(share["n"] for share in found),
-    }

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 
 import typer
 
+from api.cli import signing
 from api.cli.client import Client
-from api.cli.options import JsonFlag, LineOption, PasswordStdinFlag, ReasonOption
+from api.cli.options import JsonFlag, LineOption, ReasonOption
 from api.cli.output import answer, say
-from api.cli.secrets import password
 
 protocols = typer.Typer(no_args_is_help=True, help="Protocols: what is said in advance about how a model may change.")
 
@@ -63,11 +63,6 @@ def schema() -> None:
     _ask("schema")
 
 
-AmendmentArgument = Annotated[
-    int, typer.Argument(metavar="AMENDMENT_ID", help="As `overread protocol amendments` shows it")
-]
-
-
 @protocols.command("amend")
 def amend(file: File, reason: ReasonOption, line: LineOption = None, as_json: JsonFlag = False) -> None:
     """Propose the protocol in FILE in the place of the one in force. It changes nothing until others have signed it.
@@ -77,7 +72,10 @@ def amend(file: File, reason: ReasonOption, line: LineOption = None, as_json: Js
     with Client() as client:
         wish = {"protocol": file.read_text(encoding="utf-8"), "reason": reason}
         made = client.post(f"/v1/lines/{client.line(line)}/amendments", json=wish)
-    _show(made, as_json=as_json)
+    if as_json:
+        answer(made, as_json=True)
+    else:
+        _print_changes(made)
     number, required = made["amendment_id"], made["required"]
     say(f"! amendment {number} is proposed, and nothing has changed: {required} others have to sign it")
     say(f"  each with: overread protocol approve {number} --reason ...")
@@ -95,57 +93,38 @@ def list_amendments(line: LineOption = None, as_json: JsonFlag = False) -> None:
     answer(shown, as_json=as_json, columns=AMENDMENT_COLUMNS, empty="Nobody has proposed an amendment.")
 
 
-@protocols.command("approve")
-def approve(
-    amendment_id: AmendmentArgument,
-    reason: ReasonOption,
-    password_stdin: PasswordStdinFlag = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Sign an amendment, with your password. The last signature that is needed puts the protocol in force.
-
-    Example: overread protocol approve 2 --reason "It asks for more evidence, and we have the cases"
-    """
-    _sign(amendment_id, decision="approve", reason=reason, stdin=password_stdin, as_json=as_json)
-
-
-@protocols.command("reject")
-def reject(
-    amendment_id: AmendmentArgument,
-    reason: ReasonOption,
-    password_stdin: PasswordStdinFlag = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Reject an amendment, with your password; one rejection ends it.
-
-    Example: overread protocol reject 2 --reason "The margin is wider than a clinician would accept"
-    """
-    _sign(amendment_id, decision="reject", reason=reason, stdin=password_stdin, as_json=as_json)
-
-
-def _sign(amendment_id: int, *, decision: str, reason: str, stdin: bool, as_json: bool) -> None:
-    with Client() as client:
-        name = client.get("/v1/session")["name"]
-        if not as_json:
-            _show(client.get(f"/v1/amendments/{amendment_id}"), as_json=False)
-        wish = {"decision": decision, "reason": reason, "password": password(f"Password of {name}", stdin=stdin)}
-        made = client.post(f"/v1/amendments/{amendment_id}/approvals", json=wish)
-    if as_json:
-        answer(made, as_json=True)
-    given, required = len(made["approvals"]), made["required"]
+def _tell(made: dict[str, Any]) -> None:
+    number, given, required = made["amendment_id"], len(made["approvals"]), made["required"]
     done = {
-        "adopted": f"✓ amendment {amendment_id} is in force; what comes now is judged by it",
-        "rejected": f"✓ amendment {amendment_id} is rejected; the protocol stays as it is",
+        "adopted": f"✓ amendment {number} is in force; what comes now is judged by it",
+        "rejected": f"✓ amendment {number} is rejected; the protocol stays as it is",
     }
     say(done.get(made["state"], f"✓ signed; {required - given} more people have to sign"))
 
 
-def _show(amendment: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        answer(amendment, as_json=True)
-        return
+def _show_changes(client: Client, amendment_id: int) -> None:
+    _print_changes(client.get(f"/v1/amendments/{amendment_id}"))
+
+
+def _print_changes(amendment: dict[str, Any]) -> None:
     for change in amendment["changes"]:
         typer.echo(change)
+
+
+signing.add_commands(
+    protocols,
+    what="amendments",
+    first=_show_changes,
+    told=_tell,
+    approve="""Sign an amendment, with your password. The last signature that is needed puts the protocol in force.
+
+    Example: overread protocol approve 2 --reason "It asks for more evidence, and we have the cases"
+    """,
+    reject="""Reject an amendment, with your password; one rejection ends it.
+
+    Example: overread protocol reject 2 --reason "The margin is wider than a clinician would accept"
+    """,
+)
 
 
 def _signed(amendment: dict[str, Any]) -> list[str]:

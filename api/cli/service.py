@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from api.cli.stack import Stack
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 DOWN_SECONDS = 75.0  # a little more than the slowest orderly stop
 
 
@@ -167,7 +168,8 @@ def demo(
     """
     from api.cli.demo import demo as play  # noqa: PLC0415 - `overread --help` must be quick
 
-    signal.signal(signal.SIGTERM, _as_keyboard_interrupt)
+    for number in STOPS:
+        signal.signal(number, _interrupt_once)
     raise typer.Exit(play(Path(home).expanduser().resolve(), keep=keep))
 
 
@@ -199,11 +201,14 @@ def _stop_on_signals(stack: Stack) -> None:
         os.write(2, f"\n{signal.Signals(number).name}, {word} ...\n".encode())
         stack.ask_to_stop()
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOPS:
         signal.signal(number, stop)
 
 
-def _as_keyboard_interrupt(_number: int, _frame: FrameType | None) -> None:
+def _interrupt_once(_number: int, _frame: FrameType | None) -> None:
+    """Break off as Ctrl-C does; what comes after that finds us stopping, and must not break off the stopping."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
+from api.cli import signing
 from api.cli.cases import MEDIA_TYPES
 from api.cli.client import Client
 from api.cli.errors import Refused
-from api.cli.options import JsonFlag, LineOption, PasswordStdinFlag, ReasonOption
+from api.cli.options import JsonFlag, LineOption, ReasonOption
 from api.cli.output import answer, say, screen
-from api.cli.secrets import password
 
 lines = typer.Typer(no_args_is_help=True, help="Model lines: a diagnostic question and its protocol.")
 runs = typer.Typer(no_args_is_help=True, help="Training runs: freeze, train, gate.")
@@ -274,32 +274,19 @@ def show_facts(candidate_id: CandidateArgument) -> None:
     typer.echo(facts.page(found))
 
 
-@candidates.command("approve")
-def approve(
-    candidate_id: CandidateArgument,
-    reason: ReasonOption,
-    password_stdin: PasswordStdinFlag = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Sign a candidate whose gates passed, with your password. Name, time and digests are bound together.
+signing.add_commands(
+    candidates,
+    what="candidates",
+    told=lambda made: answer(made, as_json=False, columns=SIGNATURE_COLUMNS),
+    approve="""Sign a candidate whose gates passed, with your password. Name, time and digests are bound together.
 
     Example: overread candidate approve 7 --reason "Gates passed; flips reviewed"
-    """
-    _sign(candidate_id, decision="approve", reason=reason, stdin=password_stdin, as_json=as_json)
-
-
-@candidates.command("reject")
-def reject(
-    candidate_id: CandidateArgument,
-    reason: ReasonOption,
-    password_stdin: PasswordStdinFlag = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Reject a candidate, with your password; one rejection ends it.
+    """,
+    reject="""Reject a candidate, with your password; one rejection ends it.
 
     Example: overread candidate reject 7 --reason "Worse on the north site's infants"
-    """
-    _sign(candidate_id, decision="reject", reason=reason, stdin=password_stdin, as_json=as_json)
+    """,
+)
 
 
 def write_page(path: Path, *, report: dict[str, Any], number: int) -> None:
@@ -338,14 +325,6 @@ def roll_back(reason: ReasonOption, line: LineOption = None, as_json: JsonFlag =
         made = client.post(f"/v1/lines/{name}/roll-back", json=wish)
     answer(made, as_json=as_json)
     say(f"✓ candidate {made['candidate_id']} is champion again; predictions follow within seconds")
-
-
-def _sign(candidate_id: int, *, decision: str, reason: str, stdin: bool, as_json: bool) -> None:
-    with Client() as client:
-        name = client.get("/v1/session")["name"]
-        wish = {"decision": decision, "reason": reason, "password": password(f"Password of {name}", stdin=stdin)}
-        made = client.post(f"/v1/candidates/{candidate_id}/approvals", json=wish)
-    answer(made, as_json=as_json, columns=() if as_json else SIGNATURE_COLUMNS)
 
 
 def _watched(client: Client, run: dict[str, Any]) -> dict[str, Any]:

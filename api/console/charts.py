@@ -54,15 +54,15 @@ def estimate(found: Mapping[str, Any] | None, *, signed: bool = False) -> str:
     return f"{number(found['value'], signed=signed)} [{low}, {high}]"
 
 
-def roc(evidence: Mapping[str, Any]) -> list[Chart]:
-    """ROC with its band and the operating points, one chart for each class."""
+def roc(evidence: Mapping[str, Any], *, names: Mapping[str, str] = NAMES) -> list[Chart]:
+    """ROC with its band and the operating points, one chart for each class; `names` are what its models are called."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for curve in evidence["curves"]:
         found.setdefault(curve["class"], []).append(curve)
-    return [_roc(name, curves, grid=evidence["fpr"]) for name, curves in found.items()]
+    return [_roc(name, curves, grid=evidence["fpr"], names=names) for name, curves in found.items()]
 
 
-def _roc(name: str, curves: Sequence[Mapping[str, Any]], *, grid: Sequence[float]) -> Chart:
+def _roc(name: str, curves: Sequence[Mapping[str, Any]], *, grid: Sequence[float], names: Mapping[str, str]) -> Chart:
     x, y = _across(0.0, 1.0), _up(0.0, 1.0)
     parts = [
         *_axes(x, y, "false positive rate (1 − specificity)", "sensitivity"),
@@ -75,21 +75,22 @@ def _roc(name: str, curves: Sequence[Mapping[str, Any]], *, grid: Sequence[float
     for curve in curves:
         if point := curve["point"]:
             parts += _cross(point, x, y, curve["model"])
-    parts.append(legend([curve["model"] for curve in curves], across=x(0.52), down=y(0.16)))
-    told = "; ".join(f"{curve['model']}: AUROC {estimate(curve['auroc'])}" for curve in curves)
+    parts.append(legend([curve["model"] for curve in curves], across=x(0.52), down=y(0.16), words=names))
+    told = "; ".join(f"{names[curve['model']]}: AUROC {estimate(curve['auroc'])}" for curve in curves)
     step = max(1, (len(grid) - 1) // 10)
     rows = tuple((number(grid[k]), *(_banded(curve, k) for curve in curves)) for k in range(0, len(grid), step))
-    head = ("false positive rate", *(f"sensitivity, {curve['model']}" for curve in curves))
+    head = ("false positive rate", *(f"sensitivity, {names[curve['model']]}" for curve in curves))
+    key = "-".join(("roc", name, *(curve["model"] for curve in curves)))
     return Chart(
-        key=f"roc-{name}",
+        key=key,
         title=f"ROC, {name}",
         reading=f"Higher is better. Bands hold 95 % of resamples of patients; crosses are operating points. {told}.",
-        svg=picture(f"roc-{name}", f"ROC of {name}", told, parts),
+        svg=picture(key, f"ROC of {name}", told, parts),
         table=Table(head=head, rows=rows),
     )
 
 
-def reliability(evidence: Mapping[str, Any]) -> Chart:
+def reliability(evidence: Mapping[str, Any], *, names: Mapping[str, str] = NAMES) -> Chart:
     """How often it is so where a model says so: ten equal groups of cases, each with its interval."""
     x, y = _across(0.0, 1.0), _up(0.0, 1.0)
     parts = [*_axes(x, y, "mean score", f"share of {evidence['of']}"), polyline([(0, 0), (1, 1)], x, y, "chance")]
@@ -99,13 +100,14 @@ def reliability(evidence: Mapping[str, Any]) -> Chart:
         for one in bins:
             parts.append(polyline([(one["score"], one["low"]), (one["score"], one["high"])], x, y, f"whisker {name}"))
             parts.append(dot(x(one["score"]), y(one["value"]), name))
-            rows.append((name, number(one["score"]), estimate(one), str(one["n"])))
-    parts.append(legend(list(evidence["models"]), across=x(0.04), down=y(0.96)))
+            rows.append((names[name], number(one["score"]), estimate(one), str(one["n"])))
+    parts.append(legend(list(evidence["models"]), across=x(0.04), down=y(0.96), words=names))
+    key = "-".join(("reliability", *evidence["models"]))
     return Chart(
-        key="reliability",
+        key=key,
         title="Reliability",
         reading="On the dotted line a score means what it says; below it the model is too sure.",
-        svg=picture("reliability", "Reliability diagram", "Observed share against mean score in ten groups", parts),
+        svg=picture(key, "Reliability diagram", "Observed share against mean score in ten groups", parts),
         table=Table(head=("model", "mean score", "observed", "n"), rows=tuple(rows)),
     )
 

@@ -17,7 +17,7 @@ from api.console.charts import estimate
 
 Row = Mapping[str, Any]
 UNKNOWN = "not in the record: for a person to write"
-MEASURED = ("auroc", "sensitivity", "specificity", "accuracy", "calibration")
+MEASURED = ("auroc", "kappa", "sensitivity", "specificity", "accuracy", "calibration")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -95,7 +96,13 @@ def environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    made.filters |= {"time": _time, "estimate": words.estimate, "percent": words.percent, "plain": words.plain}
+    made.filters |= {
+        "time": _time,
+        "estimate": words.estimate,
+        "percent": words.percent,
+        "plain": words.plain,
+        "yaml": _yaml,
+    }
     made.globals |= {
         "static": static_url,
         "new_key": lambda: secrets.token_urlsafe(18),
@@ -123,3 +130,8 @@ def _time(moment: datetime | None) -> Markup:
     utc = moment.astimezone(UTC)
     shown = f"{utc.day} {utc:%b %Y, %H:%M} UTC"
     return Markup('<time datetime="{}" title="{}">{}</time>').format(utc.isoformat(), shown, escape(shown))
+
+
+def _yaml(document: Mapping[str, Any]) -> str:
+    """A protocol as people write it."""
+    return yaml.safe_dump(dict(document), allow_unicode=True, width=100)

@@ -100,6 +100,24 @@ def view(document: Mapping[str, Any], *, digest: str) -> View:
     )
 
 
+def plots_of(document: Mapping[str, Any], *, name: str, drawn_as: str) -> tuple[Chart, ...]:
+    """ROC of each class, and reliability, of a report's own model alone; none where the report has no such plots.
+
+    Their axes are those of every such plot, so two models can be laid side by side. `drawn_as` is `candidate` or
+    `champion`: colour, dashes and marks.
+    """
+    evidence, names = document.get("evidence") or {}, {drawn_as: name}
+    roc, reliability = evidence.get("roc") or {}, evidence.get("reliability") or {}
+    drawn: list[Chart] = []
+    if "curves" in roc:
+        own = [{**curve, "model": drawn_as} for curve in roc["curves"] if curve["model"] == "candidate"]
+        drawn += charts.roc({**roc, "curves": own}, names=names)
+    if "models" in reliability:
+        own_bins = {drawn_as: reliability["models"]["candidate"]}
+        drawn.append(charts.reliability({**reliability, "models": own_bins}, names=names))
+    return tuple(drawn)
+
+
 def standalone(document: Mapping[str, Any], *, digest: str, number: int, made_at: str) -> str:
     """Return a report as one HTML file: style within, no script, nothing to load; prints on A4."""
     shown = view(document, digest=digest)

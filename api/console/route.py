@@ -41,7 +41,7 @@ class PageRoute(APIRoute):
                 if OPEN in roles:
                     refuse_other_sites(request)
                 else:
-                    request.state.caller = await run_in_threadpool(admit, request, roles=roles)
+                    await run_in_threadpool(admit, request, roles=roles)
                 return await handler(request)
             except Exception as error:  # noqa: BLE001 - what nobody knows is raised again
                 if isinstance(error, Refusal) and error.problem.slug == "unauthenticated":

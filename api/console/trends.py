@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from api.console.charts import (
@@ -30,6 +30,8 @@ from api.console.charts import (
     text_at,
     ticks,
 )
+from api.console.words import WATCHED
+from registry.watches import Watch
 
 HEIGHT = 240
 FIRST, SECOND = "candidate", "champion"
@@ -67,6 +69,85 @@ def of_line(reigns: Sequence[Reign]) -> list[Chart]:
     """Each measure of the champions, the first on the left; nothing before there were two of them."""
     charts = [_reigns(name, title, reigns) for name, title in MEASURES.items()]
     return [chart for chart in charts if chart is not None]
+
+
+def of_watch(looks: Sequence[Watch], *, promised: float | None) -> list[Chart]:
+    """Where the newest look at a champion stands, and all of its looks, oldest first; `promised` is its sealed test's.
+
+    Nothing before a look has seen a confirmed case.
+    """
+    told = [look for look in looks if look.risk is not None]
+    if not told:
+        return []
+    return [_standing(told[-1], promised=promised), *([_looks(told)] if len(told) > 1 else [])]
+
+
+def _standing(look: Watch, *, promised: float | None) -> Chart:
+    """One row for what was promised and one for what is seen, on the same axis, with the limit across."""
+    rows = [(SECOND, "promised", promised, None), (FIRST, "seen since", look.risk, look.lower_bound)]
+    known = [(name, words, value, low) for name, words, value, low in rows if value is not None]
+    left, row, height = 96, 44, TOP + 44 * len(known) + BOTTOM
+    reach = 1.25 * max(*(value for _, _, value, _ in known), look.risk_limit or 0.0, 0.04)
+    x: Scale = lambda value: left + value / reach * (WIDTH - left - 28)  # noqa: E731 - a scale
+    parts: list[Any] = [text_at((left + WIDTH) / 2, height - 8, "share of wrong answers", "name middle")]
+    for tick in ticks(0.0, reach):
+        parts.append(rule(x(tick), TOP, x(tick), height - BOTTOM, "grid"))
+        parts.append(text_at(x(tick), height - BOTTOM + 16, f"{round(tick, 3):g}", "tick middle"))
+    for place, (name, words, value, low) in enumerate(known):
+        down = TOP + row * place + row / 2
+        parts.append(text_at(left - 10, down + 4, words, "label end"))
+        if low is not None:
+            parts.append(rule(x(low), down, x(value), down, f"whisker {name}"))
+        parts.append(dot(x(value), down, name))
+    if look.risk_limit is not None:
+        parts.append(rule(x(look.risk_limit), TOP, x(look.risk_limit), height - BOTTOM, "limit"))
+        parts.append(text_at(x(look.risk_limit) + 4, TOP + 8, "limit", "tick"))
+    told = f"seen {number(look.risk)}, promised {number(promised)}, limit {number(look.risk_limit)}"
+    table = (*((words, number(value), number(low)) for _, words, value, low in known),
+             ("limit", number(look.risk_limit), "–"))  # fmt: skip
+    return Chart(
+        key="standing",
+        title="Where it stands",
+        reading="Left is better. The line begins at what the share is shown to be above; past the limit is an alarm.",
+        svg=picture("standing", "Where the champion stands", told, parts, height=height),
+        table=Table(head=("share of wrong answers", "value", "shown to be above"), rows=table),
+    )
+
+
+def _looks(looks: Sequence[Watch]) -> Chart:
+    """Every look at a champion, oldest first, with the limit of each."""
+    x = _across(0.0, float(len(looks) - 1), inset=24)
+    shown = [value for one in looks for value in (one.risk, one.lower_bound, one.risk_limit) if value is not None]
+    y = _up(min(shown), max(shown) + 0.25 * (max(shown) - min(shown)))  # room for the names of the lines
+    seen = [(float(place), one.risk) for place, one in enumerate(looks) if one.risk is not None]
+    limits = [(float(place), one.risk_limit) for place, one in enumerate(looks) if one.risk_limit is not None]
+    parts = [*_grid(y), polyline(limits, x, y, f"curve {SECOND}"), polyline(seen, x, y, f"curve {FIRST}")]
+    parts += [dot(x(place), y(risk), FIRST) for place, risk in seen]
+    for place, one in enumerate(looks):
+        if one.lower_bound is not None and one.risk is not None:
+            parts.append(rule(x(place), y(one.lower_bound), x(place), y(one.risk), f"whisker {FIRST}"))
+        if place % max(1, len(looks) // 6) == 0:
+            day = one.created_at.astimezone(UTC)
+            parts.append(text_at(x(place), HEIGHT - BOTTOM + 16, f"{day.day} {day:%b}", "tick middle"))
+    words = {FIRST: "seen", SECOND: "limit"}
+    parts.append(legend([FIRST, SECOND], across=WIDTH - RIGHT - 90, down=TOP + 8, words=words))
+    told = f"from {number(looks[0].risk)} of {looks[0].n} cases to {number(looks[-1].risk)} of {looks[-1].n}"
+    return Chart(
+        key="looks",
+        title="Look by look",
+        reading=f"Share of wrong answers among all cases since it became champion, at each look: {told}.",
+        svg=picture("looks", "Wrong answers, look by look", told, parts, height=HEIGHT),
+        table=Table(
+            head=("look", "wrong", "share", "shown to be above", "limit", "verdict"),
+            rows=tuple(_look_row(one) for one in reversed(looks)),
+        ),
+    )
+
+
+def _look_row(one: Watch) -> tuple[str, ...]:
+    when = f"{one.created_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    found = (number(one.risk), number(one.lower_bound), number(one.risk_limit))
+    return when, f"{one.errors} of {one.n}", *found, WATCHED[one.verdict]
 
 
 def _curves(

@@ -34,6 +34,9 @@ STATES = {
     "refused": "had nothing to learn from",
     "failed": "failed",
     "cancelled": "cancelled",
+    "proposed": "waits for signatures",
+    "adopted": "adopted",
+    "outdated": "outdated",
     "queued": "queued",
     "running": "running",
     "succeeded": "succeeded",
@@ -87,10 +90,11 @@ def estimate(value: Mapping[str, Any] | None) -> str:
     return f"{value['value']:.3f} {interval}, n\u00a0=\u00a0{value['n']}"
 
 
-def percent(share: float) -> str:
+def percent(share: float, digits: int = 0) -> str:
     """A share in per cent; one that rounds to nothing or all of it says so."""
-    if 0 < share < 0.01:
-        return "under 1 %"
-    if 0.99 < share < 1:
-        return "over 99 %"
-    return f"{share:.0%}".replace("%", " %")
+    least = 10.0 ** -(2 + digits)
+    if 0 < share < least:
+        return f"under {least:.{digits}%}".replace("%", "\u00a0%")
+    if 1 - least < share < 1:
+        return f"over {1 - least:.{digits}%}".replace("%", "\u00a0%")
+    return f"{share:.{digits}%}".replace("%", "\u00a0%")

@@ -13,15 +13,13 @@ from typing import Annotated, Any, Literal
 from fastapi import Request as HttpRequest
 from fastapi import Response
 from pydantic import Field
-from starlette.concurrency import run_in_threadpool
 
 from api.auth import ANYONE, allow, guarded_router
 from api.dependencies import CurrentUser, Id, Inference, OptionalKey, Pool
 from api.once import PROBLEMS, once
-from api.sign_in import sign_again
-from api.v1 import examples
-from api.v1.candidates import Decision
+from api.v1 import examples, signing
 from api.v1.lines import ProtocolView
+from api.v1.signing import Decision, SignatureView
 from api.v1.views import Digest, Reason, Request, View, shown_as
 from registry import amendments, db, lines
 
@@ -39,19 +37,13 @@ class NewAmendment(Request):
     reason: Reason
 
 
-class AmendmentSignatureView(View):
+class AmendmentSignatureView(SignatureView):
     """A signature on an amendment, bound to the digests of the protocol before and the one after."""
 
     model_config = shown_as(examples.AMENDMENT_SIGNATURE)
 
     amendment_approval_id: int
     amendment_id: int
-    printed_name: str
-    decision: Literal["approve", "reject"]
-    meaning: str
-    reason: str
-    bound_digest: Digest
-    created_at: datetime
 
 
 class AmendmentView(View):
@@ -141,14 +133,7 @@ def read_amendment(pool: Pool, amendment_id: Id) -> AmendmentView:
     response_model=AmendmentView,
     summary="Sign an amendment",
     response_description="Signed; in force, if this was the last signature that was needed",
-    **allow(
-        "approver",
-        problems=(
-            *PROBLEMS,
-            *("sign-in-again", "no-password", "not-found"),
-            *("not-distinct-approver", "already-signed", "state-moved", "protocol-moved"),
-        ),
-    ),
+    **allow("approver", problems=(*signing.PROBLEMS, "protocol-moved")),
 )
 async def sign_amendment(
     *, request: HttpRequest, user: CurrentUser, pool: Pool, key: OptionalKey, amendment_id: Id, decision: Decision
@@ -158,8 +143,6 @@ async def sign_amendment(
     An API key alone does not sign: send the signer's `password` too, or sign in (`POST /v1/session`) at most a minute
     before. Refused to whoever proposed it, and where another protocol has come into force meanwhile.
     """
-    password = decision.password.get_secret_value() if decision.password is not None else None
-    await sign_again(request, password=password)
 
     def work(connection: db.Connection) -> AmendmentView:
         amendments.sign(
@@ -167,8 +150,8 @@ async def sign_amendment(
         )
         return _view(connection, amendments.get(connection, amendment_id))
 
-    asked = f"sign amendment {amendment_id} {decision.model_dump_json(exclude={'password'})}"  # its hash is kept
-    return await run_in_threadpool(once, pool, user=user, key=key, request=asked, work=work)
+    what = f"amendment {amendment_id}"
+    return await signing.sign_once(request, user=user, pool=pool, key=key, what=what, decision=decision, work=work)
 
 
 def _view(connection: db.Connection, found: amendments.Amendment) -> AmendmentView:

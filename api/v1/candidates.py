@@ -13,14 +13,12 @@ from fastapi import Header, Response
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import Field
-from starlette.concurrency import run_in_threadpool
 
 from api.auth import ANYONE, allow, guarded_router
 from api.dependencies import CurrentUser, Id, OptionalKey, Pool
-from api.once import PROBLEMS, once
-from api.sign_in import sign_again
 from api.v1 import examples
-from api.v1.views import Digest, Password, Reason, Request, View, shown_as
+from api.v1.signing import PROBLEMS, Decision, SignatureView, sign_once
+from api.v1.views import Digest, View, shown_as
 from registry import approvals, candidates, datasets, db, disclosure, erasures, lines
 from registry.errors import NotFound
 
@@ -70,32 +68,14 @@ class GateReportView(View):
     created_at: datetime
 
 
-class Decision(Request):
+class ApprovalView(SignatureView):
     """A signature on a candidate's gate report."""
-
-    model_config = shown_as(examples.DECISION)
-
-    decision: Literal["approve", "reject"]
-    reason: Reason
-    password: Password | None = Field(
-        default=None, description="The signer's, once more. May be left out within a minute of signing in"
-    )
-
-
-class ApprovalView(View):
-    """A signature: who, when, what it means, and the digest of exactly what was signed."""
 
     model_config = shown_as(examples.APPROVAL)
 
     approval_id: int
     candidate_id: int
     gate_report_id: int
-    printed_name: str
-    decision: Literal["approve", "reject"]
-    meaning: str
-    reason: str
-    bound_digest: Digest
-    created_at: datetime
 
 
 @router.get("/lines/{line}/candidates", summary="List candidates", **allow(*ANYONE, problems=("not-found",)))
@@ -162,19 +142,7 @@ def list_approvals(pool: Pool, candidate_id: Id) -> list[ApprovalView]:
     response_model=ApprovalView,
     summary="Sign a candidate",
     response_description="Signed",
-    **allow(
-        "approver",
-        problems=(
-            *PROBLEMS,
-            "sign-in-again",
-            "no-password",
-            "not-found",
-            "gate-not-passed",
-            "not-distinct-approver",
-            "already-signed",
-            "state-moved",
-        ),
-    ),
+    **allow("approver", problems=(*PROBLEMS, "gate-not-passed")),
 )
 async def sign(
     *, request: HttpRequest, user: CurrentUser, pool: Pool, key: OptionalKey, candidate_id: Id, decision: Decision
@@ -187,8 +155,6 @@ async def sign(
     Refused to whoever asked for the run, and to whoever submitted more of its new labels than the protocol allows. One
     rejection ends the candidate. Enough approvals by distinct people (the protocol says how many) allow a promotion.
     """
-    password = decision.password.get_secret_value() if decision.password is not None else None
-    await sign_again(request, password=password)
 
     def work(connection: db.Connection) -> ApprovalView:
         row = approvals.sign(
@@ -196,8 +162,7 @@ async def sign(
         )
         return ApprovalView.model_validate(row)
 
-    asked = f"sign {candidate_id} {decision.model_dump_json(exclude={'password'})}"  # its hash is kept
-    return await run_in_threadpool(once, pool, user=user, key=key, request=asked, work=work)
+    return await sign_once(request, user=user, pool=pool, key=key, what=str(candidate_id), decision=decision, work=work)
 
 
 def view(connection: db.Connection, candidate: candidates.Candidate) -> CandidateView:

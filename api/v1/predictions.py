@@ -199,10 +199,11 @@ def _predict(
     case: cases.Case | None,
     shown: bool,
 ) -> PredictionView:
-    digest, case_id = hashlib.sha256(pixels).hexdigest(), case and case.case_id
+    digest = hashlib.sha256(pixels).hexdigest()
+    case_id, site = (None, None) if case is None else (case.case_id, case.site)
     if shown:
         _refuse_if_blind(pool, line=line, pixels=pixels)
-    scored = inference.predict(line.name, pixels=pixels, site=case and case.site)
+    scored = inference.predict(line.name, pixels=pixels, site=site)
     with db.transaction(pool) as connection:
         withheld = not shown and worklists.is_blind(connection, line=line, image_digest=digest)
         logged = predictions.log_prediction(

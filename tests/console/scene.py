@@ -12,6 +12,7 @@ import numpy as np
 
 from pipelines import evidence, images, synthetic
 from registry import audit, blobs, candidates, cases, lines, promotions, users, worklists
+from registry.amendments import Amendment
 from registry.candidates import Candidate
 from registry.db import Connection
 from registry.lines import Line
@@ -38,7 +39,7 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """A line and what is on it; `worklist` are case ids in their order, the first of them a blind audit."""
+    """A line and what is on it; `worklist` are case ids in their order, `amendment` waits for signatures."""
 
     line: str
     champion: Candidate
@@ -46,11 +47,16 @@ class Scene:
     failed: Candidate
     worklist: list[int]
     discordant: int
+    amendment: Amendment
 
 
 def make_scene(service: Service, *, to_read: int = 24, blind_fraction: float = 0.0) -> Scene:
     """Make a line with a champion that serves, a candidate that passed, one that failed, and cases to read."""
-    name = service.new_line(blind_fraction=blind_fraction, gates={"minimum_cases_per_class": 5})
+    name = service.new_line(
+        blind_fraction=blind_fraction,
+        gates={"minimum_cases_per_class": 5},
+        monitoring={"sample": "every_case", "shadow_margin": 0.05},
+    )
     crown(service, name)
     with service.connect() as connection:
         line = lines.get_line(connection, name)
@@ -65,8 +71,51 @@ def make_scene(service: Service, *, to_read: int = 24, blind_fraction: float = 0
         assert champion is not None
         failed = gated(connection, line, verdict="fail", flipped=read)
         passed = gated(connection, line, verdict="pass", flipped=read)
+        proposed = proposal(connection, line)
         connection.commit()
-    return Scene(line=name, champion=champion, candidate=passed, failed=failed, worklist=read, discordant=discordant)
+    return Scene(
+        line=name,
+        champion=champion,
+        candidate=passed,
+        failed=failed,
+        worklist=read,
+        discordant=discordant,
+        amendment=proposed,
+    )
+
+
+def proposal(connection: Connection, line: Line) -> Amendment:
+    """An amendment that asks for more in one clause and for less in another, by the operator."""
+    gates = lines.current_protocol(connection, line.line_id).document["gates"]
+    return factories.amendment(
+        connection,
+        line,
+        actor=users.by_name(connection, "otto"),
+        told=["gates.alpha: 0.05 -> 0.1  (asks for less evidence)", "gates.minimum_cases_per_class: 5 -> 30"],
+        gates={**gates, "alpha": 0.1, "minimum_cases_per_class": 30},
+    )
+
+
+def watch(connection: Connection, scene: Scene, *, weeks: int = 4) -> None:
+    """Looks at the champion, all in order, with a challenger in its shadow."""
+    for week in range(1, weeks + 1):
+        n = 20 * week
+        seen = {
+            "n": n,
+            "sample": n + 6,
+            "errors": n // 10,
+            "risk": n // 10 / n,
+            "lower_bound": 0.02,
+            "risk_limit": 0.16,
+        }
+        shadow = {
+            "candidate_id": scene.candidate.candidate_id, "verdict": "insufficient", "n": n, "difference": 0.02,
+            "reason": f"evidence {1.0 + week:.1f} of 20 after {n} cases", "passed_at": None,
+        }  # fmt: skip
+        reason = f"no harm is shown in {n} cases"
+        weighted = {"value": 0.11, "low": 0.05, "high": 0.2, "n": n}
+        words = {"verdict": "in_order", "reason": reason, "raised_at": None, "cases_to_see": scene.worklist[:3]}
+        factories.watch(connection, scene.champion, **seen, **words, shadow=shadow, weighted_risk=weighted)
 
 
 def images_in(connection: Connection, service: Service, line: Line, *, count: int, size: int = 96) -> list[int]:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import io
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -25,36 +26,45 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from api.cli.demo import LINE
 from api.cli.home import home_at, read_stack_file
 from api.cli.links import make_link
-from registry import adjudications, candidates, datasets, db, lines, runs
+from pipelines.wording import as_read_today, differences
+from registry import adjudications, amendments, audit, candidates, datasets, db, lines, runs, users
 
 FOLDER = Path(__file__).parents[2] / "docs" / "images"
+PLAY = (sys.executable, "-m", "api.cli", "demo", "--keep", "--home")
 LARGEST_BYTES = 150_000
 PATIENCE_SECONDS = 3600.0
 """A demo takes some two minutes on a quiet machine, and ten times that on a busy one."""
 
 
 @contextmanager
-def demo() -> Iterator[Path]:
-    """Play the demo and keep it up; gives its home."""
-    home = Path(tempfile.mkdtemp(prefix="ovr-")) / "demo"
-    with subprocess.Popen(
-        [sys.executable, "-m", "api.cli", "demo", "--keep", "--home", str(home)], stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            end = time.monotonic() + PATIENCE_SECONDS
-            assert process.stderr is not None
-            for line in process.stderr:
-                sys.stderr.write(line)
-                if "Ctrl-C stops it" in line:
-                    break
-                if time.monotonic() > end:
-                    raise SystemExit(f"the demo was not over after {PATIENCE_SECONDS:.0f} s; try on a quiet machine")
-            else:
-                raise SystemExit("the demo broke off; see above")
-            yield home
-        finally:
-            process.terminate()
-    shutil.rmtree(home.parent, ignore_errors=True)
+def demo(*command: str) -> Iterator[Path]:
+    """Play the demo and keep it up; gives its home. However this ends, the demo has stopped then, and its home is gone.
+
+    `command` is what plays it; its last argument will be the home.
+    """
+    with tempfile.TemporaryDirectory(prefix="ovr-") as folder, ExitStack() as after:
+        home = Path(folder) / "demo"
+        # A session of its own: Ctrl-C reaches us alone, and we stop it in order.
+        process = after.enter_context(
+            subprocess.Popen([*command, str(home)], stderr=subprocess.PIPE, text=True, start_new_session=True)
+        )
+        after.callback(process.terminate)
+        end = time.monotonic() + PATIENCE_SECONDS
+        assert process.stderr is not None
+        for line in process.stderr:
+            sys.stderr.write(line)
+            if "Ctrl-C stops it" in line:
+                break
+            if time.monotonic() > end:
+                raise SystemExit(f"the demo was not over after {PATIENCE_SECONDS:.0f} s; try on a quiet machine")
+        else:
+            raise SystemExit("the demo broke off; see above")
+        yield home
+
+
+def leave(number: int, _frame: object) -> None:
+    """Leave by the front door, so that the demo is stopped on the way."""
+    raise SystemExit(128 + number)
 
 
 class Camera:
@@ -141,7 +151,9 @@ def photograph(camera: Camera) -> None:
     camera.shoot(rita, "line", path=at, whole=True)
     camera.shoot(rita, "dataset", path=f"/console/dataset-versions/{version}", whole=True)
     camera.shoot(rita, "run", path=f"/console/runs/{run}")
-    camera.shoot(rita, "compare", path=f"{at}/compare?left={passed.candidate_id}&right={failed.candidate_id}")
+    camera.shoot(
+        rita, "compare", path=f"{at}/compare?left={passed.candidate_id}&right={failed.candidate_id}", whole=True
+    )
 
     rita.goto(f"/console/candidates/{passed.candidate_id}")
     rita.get_by_label("What do you think?").fill(
@@ -159,6 +171,9 @@ def photograph(camera: Camera) -> None:
     camera.shoot(anna, "blocked", path=f"/console/candidates/{failed.candidate_id}", whole=True)
     camera.shoot(anna, "champions", path=f"{at}/champions")
 
+    camera.shoot(anna, "amendment", path=f"/console/amendments/{propose_a_watch(camera)}", whole=True)
+    camera.shoot(anna, "monitoring", path=f"{at}/monitoring")
+
     otto = camera.enter("otto")
     camera.shoot(otto, "operations", path="/console/operations")
     camera.shoot(otto, "sealed-test", path=f"{at}/sealed-test")
@@ -166,11 +181,35 @@ def photograph(camera: Camera) -> None:
     camera.shoot(otto, "audit", path="/console/audit?action=promotion:&verify=true")
 
 
+def propose_a_watch(camera: Camera) -> int:
+    """Propose that the demo's champion be watched, and that a little more be forgiven; returns the amendment's id."""
+    with db.connect(camera.database_url) as connection:
+        line = lines.get_line(connection, LINE)
+        now = lines.current_protocol(connection, line.line_id)
+        auroc = {**now.document["gates"]["auroc"], "margin": 0.04}
+        wished = {**now.document, "monitoring": {}, "gates": {**now.document["gates"], "auroc": auroc}}
+        document = dict(as_read_today(wished))
+        made = amendments.propose(
+            connection,
+            line_id=line.line_id,
+            protocol_id=now.protocol_id,
+            document=document,
+            digest=audit.digest_of(document),
+            changes=differences(now.document, document),
+            reason="After two hospitals we want to be told if it begins to err, and have too few cases for .03.",
+            actor=users.by_name(connection, "otto"),
+        )
+        connection.commit()
+    return made.amendment_id
+
+
 def main(arguments: list[str]) -> int:
     """Photograph a demo that runs, or one of our own."""
     parser = argparse.ArgumentParser(description="photographs of the console")
     parser.add_argument("--home", type=Path, help="home of a demo that runs with --keep")
     options = parser.parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, leave)
     program = shutil.which("chromium")
     if program is None:
         raise SystemExit("no Chromium: `make servers` installs it where it can")
@@ -180,7 +219,7 @@ def main(arguments: list[str]) -> int:
         if options.home:
             photograph(Camera(browser, options.home))
         else:
-            with demo() as home:
+            with demo(*PLAY) as home:
                 photograph(Camera(browser, home))
         browser.close()
     return 0

@@ -23,7 +23,7 @@ class Entry:
     def filled(self, **known: object) -> str:
         """The path with what is known in its places, and elsewhere something that does not exist."""
         nothing = {"line": "no-such-line", "token": "no-such-token", "name": "no-such-file"}
-        ids = ("case_id", "candidate_id", "run_id", "dataset_version_id")
+        ids = ("case_id", "candidate_id", "run_id", "dataset_version_id", "amendment_id")
         return self.path.format(**{**nothing, **dict.fromkeys(ids, 999999), **known})
 
 

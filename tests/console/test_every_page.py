@@ -11,7 +11,7 @@ from playwright.sync_api import Page
 from api.console.frame import STATIC
 from tests.api.service import Service
 from tests.console.conftest import Enter
-from tests.console.scene import Scene, make_scene
+from tests.console.scene import Scene, make_scene, watch
 from tests.console.table import Entry, entries
 
 MOST_BYTES = 150_000
@@ -28,7 +28,11 @@ SHOWN = [
 @pytest.fixture(scope="module")
 def shown(service: Service, staff: None) -> Scene:
     """One scene for all pages: nothing is changed here."""
-    return make_scene(service)
+    scene = make_scene(service)
+    with service.connect() as connection:
+        watch(connection, scene)
+        connection.commit()
+    return scene
 
 
 def address(entry: Entry, scene: Scene, service: Service) -> str:
@@ -38,7 +42,11 @@ def address(entry: Entry, scene: Scene, service: Service) -> str:
             (scene.line,),
         ).fetchone()
         assert row is not None
-    known = {"case_id": scene.discordant, "candidate_id": scene.candidate.candidate_id}
+    known = {
+        "case_id": scene.discordant,
+        "candidate_id": scene.candidate.candidate_id,
+        "amendment_id": scene.amendment.amendment_id,
+    }
     path = entry.filled(line=scene.line, run_id=row[0], dataset_version_id=row[1], **known)
     if path.endswith("/compare"):
         path += f"?left={scene.champion.candidate_id}&right={scene.candidate.candidate_id}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from xml.etree import ElementTree
+
 from playwright.sync_api import Page, expect
 
 from registry import approvals, comments, lines, promotions, reads, users
@@ -26,7 +29,7 @@ def test_two_people_sign_one_promotes_and_it_is_rolled_back(service: Service, sc
     expect(first.get_by_role("region", name="Checks").first).to_contain_text("0.968 (0.948 to 0.988), n = 315")
     sign(first)
     expect(first.get_by_text("1 of 2 signatures")).to_be_visible()
-    expect(first.get_by_text("Blocked: you have signed this gate report already.")).to_be_visible()
+    expect(first.get_by_text("Blocked: Dr Anna Approver, clinical safety has signed already")).to_be_visible()
     expect(first.get_by_text("Blocked: 1 of 2 approvals; 1 more people have to sign.")).to_be_visible()
 
     second = enter("ben", here)
@@ -87,6 +90,24 @@ def test_a_reviewer_sees_the_evidence_and_no_way_to_sign(scene: Scene, enter: En
     expect(page.get_by_role("region", name="Cases that changed sides")).to_be_visible()
     page.get_by_role("link", name="with today's champion").click()
     expect(page.get_by_role("region", name="Comparison")).to_contain_text("0.968")
+
+
+def test_two_models_are_compared_by_their_plots_on_the_same_axes(service: Service, scene: Scene) -> None:
+    at = f"/console/lines/{scene.line}/compare?left={scene.candidate.candidate_id}&right={scene.failed.candidate_id}"
+    with service.client("anna") as client:
+        shown = client.get(at).text
+    pictures = re.findall(r"<svg.*?</svg>", shown, flags=re.DOTALL)
+    drawn = [ElementTree.fromstring(svg) for svg in pictures]  # noqa: S314 - made here
+    left_roc, left_scores, right_roc, right_scores = drawn
+    for left, right in ((left_roc, right_roc), (left_scores, right_scores)):
+        axes = [[mark.attrib for mark in svg.iter("line") if mark.get("class") == "grid"] for svg in (left, right)]
+        assert axes[0] == axes[1] != []
+    assert f"model {scene.candidate.number}: AUROC" in shown
+    assert f"model {scene.failed.number}: AUROC" in shown
+    ids = re.findall(r'\bid="([^"]+)"', shown)
+    assert len(ids) == len(set(ids))
+    with service.client("clara") as client:
+        assert "<svg" not in client.get(at).text
 
 
 def test_whoever_may_not_review_learns_whether_it_passed_until_somebody_has_decided(

@@ -17,9 +17,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import dataset, images, train
+from pipelines import dataset, images, strategies, train
 from pipelines.data_repository import VersionDamaged, VersionUnknown
 from pipelines.difference import difference
+from pipelines.erase import erase
 from pipelines.protocol import InputSpec, from_document, parse
 from pipelines.types import CaseId, digest_of
 from tests.pipelines.hospital import LINE, PROTOCOL, PROTOCOL_TEXT, ROOT, Hospital, moved, start
@@ -88,6 +89,34 @@ def test_cases_read_with_the_model_in_sight_weigh_less_in_training(frozen: Froze
     assert weights.tolist() == pytest.approx(
         [0.1 if case_id % 7 == 4 else 0.2 for case_id in version.case_ids.tolist()]
     )
+
+
+def test_an_erasure_and_a_correction_reach_what_the_next_training_draws(first_home: Path, tmp_path: Path) -> None:
+    hospital = moved(first_home, tmp_path / "home")
+    before = dataset.open_version(dataset.checkout(hospital.repository, line=LINE, number=1, into=tmp_path))
+    learnt = before.case_ids[before.indices("train")].tolist()
+    erased, corrected = learnt[:2]
+    erase(hospital.repository, remote=str(hospital.remote), line=LINE, cases=[erased], recorded=[1])
+    hospital.labels[corrected - 1] ^= 1
+    job = hospital.job(2, n=130, previous=1)
+    told = (job / "cases.ndjson").read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = "".join(row for row in told if json.loads(row)["case_id"] != erased)
+    (job / "cases.ndjson").write_text(kept, encoding="utf-8")
+    with start(job) as process:
+        assert process.communicate(timeout=120)[1] == ""
+
+    version = dataset.open_version(dataset.checkout(hospital.repository, line=LINE, number=2, into=tmp_path))
+    rows = version.indices("train")
+    names, labels = version.case_ids[rows], version.labels[rows]
+    known = {"labels": labels, "sites": version.sites[rows], "label_since": version.label_since[rows]}
+    plan = strategies.plan("replay", **known, base_number=1, recipe=PROTOCOL.recipe)
+    fresh, archive = (set(names[pool.rows].tolist()) for pool in plan.pools)
+    assert erased not in version.case_ids
+    assert corrected in fresh - archive
+    assert archive == set(learnt) - {erased, corrected}
+    assert labels[names == corrected] == hospital.labels[corrected - 1]
+    drawn = names[strategies.epoch_order(plan.pools, rng=np.random.default_rng(0))]
+    assert set(drawn.tolist()) <= fresh | archive
 
 
 def test_a_protocol_that_says_nothing_of_weights_keeps_its_digest_and_its_meaning() -> None:

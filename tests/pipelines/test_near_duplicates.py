@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines import chest_xrays, near_duplicates, perceptual, synthetic
-from pipelines.near_duplicates import Pairs, TooAlike, across_splits, all_pairs, confirmed
+from pipelines import chest_xrays, hamming, perceptual, synthetic
+from pipelines.hamming import Pairs, TooAlike, all_pairs, newcomers
+from pipelines.near_duplicates import across_splits, confirmed
 
 PICTURES, _ = synthetic.radiographs(40, rng=np.random.default_rng(3), size=64)
 
@@ -69,8 +70,7 @@ def test_a_flat_image_has_the_hash_0_and_resembles_nothing() -> None:
     flat = np.full((50, 30), 7, dtype=np.uint8)
     assert perceptual.perceptual_hash(flat) == 0
     assert len(all_pairs(np.zeros(50, dtype=np.uint64), radius=12)) == 0
-    nothing = near_duplicates.near_duplicates(np.zeros(2, dtype=np.uint64), np.zeros(9, dtype=np.uint64), radius=3)
-    assert len(nothing) == 0
+    assert len(newcomers(np.zeros(9, dtype=np.uint64), new=np.arange(2), radius=3)) == 0
     assert perceptual.likeness(thumbnails(flat[None]), thumbnails(flat[None])).tolist() == [0.0]
 
 
@@ -113,27 +113,35 @@ def test_the_search_finds_what_comparing_each_with_each_finds(hashes: NDArray[np
     assert found == sorted(brute_force(hashes, radius=radius))
 
 
-@given(hashes=crowded(), radius=st.integers(0, 12), share=st.floats(0.0, 1.0), in_tables=st.booleans())
-@settings(max_examples=150, deadline=None)
-def test_the_search_for_newcomers_finds_what_the_search_for_all_finds(
-    hashes: NDArray[np.uint64], radius: int, share: float, in_tables: bool
+@pytest.mark.parametrize("in_bands", [True, False])
+@given(hashes=crowded(), radius=st.integers(0, 12), data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_the_search_for_newcomers_finds_each_pair_with_one_of_them_once(
+    in_bands: bool, hashes: NDArray[np.uint64], radius: int, data: st.DataObject
 ) -> None:
-    new = int(share * len(hashes))
-    expected = {(a, b - new, d) for a, b, d in brute_force(hashes, radius=radius) if a < new <= b}
-    if in_tables:  # as for thousands of newcomers
-        pairs = near_duplicates._in_tables(hashes, askers=new, radius=radius)
-        assert {(a, b - new, d) for a, b, d in listed(pairs) if b >= new} == expected
-        assert all(a < new for a, _, _ in listed(pairs))
+    asking = np.array(data.draw(st.lists(st.booleans(), min_size=len(hashes), max_size=len(hashes))), dtype=np.bool_)
+    expected = {(a, b, d) for a, b, d in brute_force(hashes, radius=radius) if asking[a] or asking[b]}
+    if in_bands:
+        batches = hamming._in_bands(hashes, asking=asking, radius=radius)
     else:
-        found = listed(near_duplicates.near_duplicates(hashes[:new], hashes[new:], radius=radius))
-        assert set(found) == expected
-        assert len(found) == len(expected)
+        batches = hamming._in_tables(hashes, asking=asking, radius=radius, blocks=radius + 2)
+    assert listed(Pairs.joined(list(batches))) == sorted(expected)
+    assert listed(newcomers(hashes, new=np.flatnonzero(asking), radius=radius)) == sorted(expected)
+
+
+def test_ranges_are_written_out_some_numbers_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hamming, "_AT_ONCE", 4)
+    starts, ends = np.array([5, 9, 0, 7, 1]), np.array([8, 9, 6, 8, 3])
+    pieces = list(hamming._spread(starts, ends))
+    assert max(len(which) for which, _ in pieces) <= 6  # one range is never cut
+    written = [pair for which, numbers in pieces for pair in zip(which.tolist(), numbers.tolist(), strict=True)]
+    assert written == [(k, n) for k in range(5) for n in range(starts[k], ends[k])]
 
 
 def test_a_radius_at_which_everything_looks_alike_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"0\.\.12"):
         all_pairs(np.ones(3, dtype=np.uint64), radius=13)
-    monkeypatch.setattr(near_duplicates, "MAX_PAIRS", 100)
+    monkeypatch.setattr(hamming, "MAX_PAIRS", 100)
     with pytest.raises(TooAlike, match="smaller radius"):
         all_pairs(np.full(60, 5, dtype=np.uint64), radius=2)
 
@@ -144,8 +152,7 @@ def test_many_hashes_are_searched_in_less_than_quadratic_time() -> None:
     hashes[70_000] = hashes[123] ^ np.uint64(0b10100100)
     started = time.process_time()
     assert listed(all_pairs(hashes, radius=6)) == [(123, 70_000, 3)]
-    found = listed(near_duplicates.near_duplicates(hashes[70_000:70_001], hashes, radius=6))
-    assert (0, 123, 3) in found
+    assert listed(newcomers(hashes, new=np.array([70_000]), radius=6)) == [(123, 70_000, 3)]
     assert time.process_time() - started < 15.0  # each with each takes half a minute
 
 

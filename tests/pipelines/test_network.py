@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from pipelines import network
+from pipelines import network, predict
 
 SMALL = network.Architecture(
     network="small_cnn", in_channels=1, classes=("no", "yes"), rows=28, columns=28, gradcam_layer="net.layer_2"
@@ -24,6 +25,8 @@ SMALL = network.Architecture(
         ("densenet121", 1, 64, 3),
         ("seresnet50", 1, 64, 2),
         ("efficientnet_b0", 3, 64, 4),
+        ("vit_tiny", 1, 28, 2),
+        ("vit_tiny", 3, 112, 3),
     ],
 )
 def test_every_network_maps_images_to_one_logit_a_class(name: str, channels: int, size: int, classes: int) -> None:
@@ -83,7 +86,9 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_network_names_those_there_are() -> None:
-    with pytest.raises(network.UnknownNetwork, match="densenet121, efficientnet_b0, resnet18, seresnet50, small_cnn"):
+    with pytest.raises(
+        network.UnknownNetwork, match="densenet121, efficientnet_b0, resnet18, seresnet50, small_cnn, vit_tiny"
+    ):
         network.build(replace(SMALL, network="alexnet"))
 
 
@@ -92,3 +97,21 @@ def test_an_incomplete_architecture_names_the_missing_field() -> None:
     del document["rows"]
     with pytest.raises(network.NetworkError, match="'rows'"):
         network.from_document(document)
+
+
+def test_a_transformer_shows_where_it_looked_and_says_which_images_it_cannot_cut() -> None:
+    wanted = replace(SMALL, network="vit_tiny", gradcam_layer=network.NETWORKS["vit_tiny"][1])
+    metadata = {
+        "architecture": wanted.document(),
+        "classes": ["no", "yes"],
+        "positive": "yes",
+        "operating_point": None,
+        "temperature": 1.0,
+        "log_prior": [0.0, 0.0],
+    }
+    model = predict.Model(network.build(wanted), metadata)
+    heat = model.heat_map(np.random.default_rng(0).random((1, 28, 28), dtype=np.float32), 1)
+    assert heat.shape == (28, 28)
+    assert np.isfinite(heat).all()
+    with pytest.raises(network.NetworkError, match="cut into patches"):
+        network.build(replace(wanted, rows=31))

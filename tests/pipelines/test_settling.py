@@ -13,7 +13,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from pipelines import case_table, manifest
+from pipelines import case_table, manifest, settling
 from pipelines.case_table import CaseRow
 from pipelines.contents import Contents
 from pipelines.protocol import Protocol, Splits
@@ -27,9 +27,10 @@ Said = dict[int, tuple[Confirmation, ...]]
 
 @pytest.fixture(autouse=True, scope="module")
 def small_parts() -> Iterator[None]:
-    """Eight cases a part, so that a few dozen cases are many parts."""
+    """Eight cases a part, three of them decided at once, so that a few dozen cases are many of both."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(case_table, "PART_CASES", 8)
+        patch.setattr(settling, "DECIDED_AT_ONCE", 3)
         yield
 
 
@@ -55,8 +56,9 @@ def version(
     change = Change(cases=lambda: iter(rows), whole=whole, gone=gone, last_confirmation_id=1)
     parts = {part.part: part for part in before.parts}
     for changed in settle_changes(before, change, protocol=protocol, split_key=KEY, number=number):
-        without = [*changed.removed, *(row.case.case_id for row in changed.rows)]
-        table = case_table.merged(changed.before, case_table.table_of(changed.rows), without=without)
+        rows_now = [row for some in changed.rows for row in some]
+        without = [*changed.removed, *(row.case.case_id for row in rows_now)]
+        table = case_table.merged(changed.before, case_table.table_of(rows_now), without=without)
         directory = before.directory / "cases"
         directory.mkdir(parents=True, exist_ok=True)
         parts[changed.part] = case_table.write_part(directory, part=changed.part, table=table)
@@ -162,6 +164,22 @@ def test_only_the_parts_in_which_something_changed_are_written(tmp_path: Path) -
     second = version(first, [corrected], number=2, whole=False, gone=set(), protocol=PROTOCOL)
     changed = [old.part for old, new in zip(first.parts, second.parts, strict=True) if old != new]
     assert changed == [case_table.part_of(10)]
+
+
+def test_few_cases_of_a_part_are_in_memory_at_once(tmp_path: Path) -> None:
+    drawn: list[int] = []
+
+    def cases() -> Iterator[ConfirmedCase]:
+        for number in range(1, 8):
+            drawn.append(number)
+            yield case(number, (read("normal", number=number),))
+
+    change = Change(cases=cases, whole=True, last_confirmation_id=1)
+    parts = settle_changes(Contents(directory=tmp_path), change, protocol=PROTOCOL, split_key=KEY, number=1)
+    rows = next(parts).rows
+    drawn.clear()
+    assert [row.case.case_id for row in next(rows)] == [1, 2, 3]
+    assert drawn == [2, 3]  # the first was looked at to know the part
 
 
 def test_a_case_out_of_its_group_s_split_is_remembered(tmp_path: Path) -> None:

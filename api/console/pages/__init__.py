@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from api.console.pages import (
+    amending,
     auditing,
     data,
     exporting,
@@ -17,12 +18,13 @@ from api.console.pages import (
     settling,
     signing_in,
     talking,
+    watching,
 )
 
 ROUTERS = tuple(
     module.router
     for module in (
-        signing_in, home, live, reading, settling, mine, overview, reviewing, flips, talking, data, operating, auditing,
-        exporting,
+        signing_in, home, live, reading, settling, mine, overview, watching, reviewing, amending, flips, talking, data,
+        operating, auditing, exporting,
     )
 )  # fmt: skip

@@ -10,7 +10,8 @@ from api.auth import ANYONE
 from api.console.frame import page
 from api.console.route import pages_router, people
 from api.dependencies import CurrentUser, Pool
-from registry import adjudications, candidates, comments, db, lines, promotions, runs, watches, worklists
+from registry import adjudications, amendments, candidates, comments, db, lines, promotions, runs, watches, worklists
+from registry.amendments import Amendment
 from registry.candidates import Candidate
 from registry.lines import Line
 from registry.runs import Run
@@ -30,6 +31,7 @@ class Waiting:
     first_unread: bool
     discordances: int
     to_sign: list[Candidate]
+    amendments: list[Amendment]
     asked: set[int]
     alarm: bool
     run: Run | None
@@ -56,6 +58,7 @@ def _waiting(connection: db.Connection, line: Line, *, asked: set[int]) -> Waiti
         first_unread=bool(worklists.entries(connection, line_id=line.line_id, limit=1)),
         discordances=adjudications.count_discordances(connection, line.line_id),
         to_sign=candidates.in_state(connection, line.line_id, state="gates_passed"),
+        amendments=[one for one in amendments.list_for_line(connection, line.line_id) if one.state == "proposed"],
         asked=asked,
         alarm=any(champion and (one.candidate_id, one.verdict) == (champion.candidate_id, "alarm") for one in looked),
         run=latest[0] if latest else None,

@@ -6,21 +6,21 @@ A button that is blocked says why, in the words of the record: the page asks the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Form, Query, Request, Response
-from starlette.concurrency import run_in_threadpool
 
 from api.auth import ANYONE
 from api.console import forms
 from api.console import report as gate_page
 from api.console.frame import page
 from api.console.pages.flips import Flips, of_report
-from api.console.route import pages_router, people, see
+from api.console.route import pages_router, people
 from api.dependencies import CurrentUser, Id, Pool
 from api.v1 import candidates as candidates_api
 from api.v1 import promotions as promotions_api
-from registry import approvals, candidates, comments, datasets, db, disclosure, lines, promotions, runs, users
+from registry import approvals, candidates, comments, datasets, db, disclosure, lines, promotions, runs, signing, users
 from registry.approvals import Approval
 from registry.candidates import Candidate, GateReport
 from registry.comments import Comment
@@ -85,27 +85,15 @@ def show_candidate(request: Request, pool: Pool, user: CurrentUser, candidate_id
 
 @router.post("/candidates/{candidate_id}/signature", **people("approver"))
 async def sign(
-    *,
-    request: Request,
-    pool: Pool,
-    user: CurrentUser,
-    candidate_id: Id,
-    key: forms.Key,
-    decision: Annotated[str, Form()] = "",
-    reason: Annotated[str, Form()] = "",
-    password: Annotated[str, Form()] = "",
+    *, request: Request, pool: Pool, user: CurrentUser, candidate_id: Id, form: Annotated[forms.Signature, Form()]
 ) -> Response:
     """Sign for or against a candidate, with the password once more."""
-    try:
-        wish = forms.asked(candidates_api.Decision, decision=decision, reason=reason, password=password)
-        await candidates_api.sign(
-            request=request, user=user, pool=pool, key=key, candidate_id=candidate_id, decision=wish
-        )
-    except forms.REFUSALS as refused:
-        return await run_in_threadpool(
-            show_review, request, pool, user, candidate_id, refused=forms.refusal(refused), typed=(decision, reason)
-        )
-    return see(f"/candidates/{candidate_id}#signatures")
+    return await forms.signed(
+        form,
+        partial(candidates_api.sign, request=request, user=user, pool=pool, candidate_id=candidate_id),
+        to=f"/candidates/{candidate_id}#signatures",
+        again=lambda refused: show_review(request, pool, user, candidate_id, refused=refused, typed=form),
+    )
 
 
 @router.post("/candidates/{candidate_id}/promotion", **people("approver"))
@@ -128,7 +116,7 @@ def promote(
         return f"/candidates/{candidate_id}"
 
     return forms.done(
-        work, again=lambda refused: show_review(request, pool, user, candidate_id, refused=refused, typed=("", reason))
+        work, again=lambda refused: show_review(request, pool, user, candidate_id, refused=refused, reason=reason)
     )
 
 
@@ -183,6 +171,10 @@ def compare(
     reports = [one.report if one else None for one in shown]
     names = list(dict.fromkeys(name for report in reports for name in _measured(report)))
     rows = [(name, [_measured(report).get(name) for report in reports]) for name in names]
+    plots = [
+        gate_page.plots_of(report.document if report else {}, name=f"model {side.number}", drawn_as=drawn_as)
+        for side, report, drawn_as in zip(sides, reports, ("candidate", "champion"), strict=True)
+    ]
     return page(
         request,
         "compare.html",
@@ -194,6 +186,7 @@ def compare(
         runs=made_by,
         protocols=protocols,
         rows=rows,
+        plots=plots,
     )
 
 
@@ -209,7 +202,8 @@ def show_review(
     candidate_id: int,
     *,
     refused: dict[str, Any] | None = None,
-    typed: tuple[str, str] = ("", ""),
+    typed: forms.Signature | None = None,
+    reason: str = "",
     said: str = "",
 ) -> Response:
     """Show a candidate with all that a decision about it rests on; again, where a form on it was refused."""
@@ -224,7 +218,8 @@ def show_review(
         meaning=approvals.MEANING,
         nobody=_NOBODY,
         refused=refused,
-        typed=dict(zip(("decision", "reason"), typed, strict=True)),
+        typed=typed or forms.UNSIGNED,
+        reason=reason,
         said=said,
     )
 
@@ -264,22 +259,9 @@ def _review(connection: db.Connection, candidate_id: int, *, user: User) -> Revi
         comments=None if withheld else comments.list_for_candidate(connection, candidate_id),
         signers=comments.may_still_sign(connection, candidate),
         flips=of_report(connection, report.document if report else {}, user=user),
-        sign_blocked=_why_not_sign(connection, candidate, report=report, user=user),
+        sign_blocked=signing.why_not(partial(approvals.check_signable, connection, candidate), user),
         promote_blocked=_why_not_promote(connection, candidate, champion=champion),
     )
-
-
-def _why_not_sign(
-    connection: db.Connection, candidate: Candidate, *, report: GateReport | None, user: User
-) -> str | None:
-    given = approvals.list_for_candidate(connection, candidate.candidate_id)
-    if any(one.approver_id == user.user_id and report and one.gate_report_id == report.gate_report_id for one in given):
-        return "you have signed this gate report already"
-    try:
-        approvals.check_signable(connection, candidate, approver=user)
-    except RegistryError as refused:
-        return str(refused)
-    return None
 
 
 def _why_not_promote(connection: db.Connection, candidate: Candidate, *, champion: Candidate | None) -> str | None:

@@ -1,0 +1,127 @@
+"""What a trained model says of itself: metadata.json beside the weights, ours and those of a MONAI bundle.
+
+Invariant: plain JSON, and all that is needed to use the weights: how to build the network, what it sees, how its
+answers become probabilities and decisions, and how it came to be.
+
+Reference: MONAI Bundle Specification, "metadata.json File": a MONAI user, or `monai.bundle`, reads from it what goes in
+and what comes out of the network. Its `pred` is what `pipelines.predict.export` returns, calibration inside.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pipelines import afterwards, calibrate, network, ordinal, predict
+from pipelines.network import Architecture
+from pipelines.protocol import Protocol
+from pipelines.strategies import Plan
+
+
+def metadata(
+    module: nn.Module,
+    tune: tuple[NDArray[np.float32], NDArray[np.int64], NDArray[Any]],
+    *,
+    protocol: Protocol,
+    architecture: Architecture,
+    plan: Plan,
+    train_labels: NDArray[np.int64],
+    state: Mapping[str, bytes],
+    made: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the metadata of `module`; `made` says how it came to be.
+
+    Temperature and operating point are fitted here, on `tune`: images (N, C, H, W), labels (N,) and sites (N,).
+    """
+    images, labels, sites = tune
+    answers = predict.in_batches(module, images)  # (N, K)
+    log_prior = calibrate.log_prior(train_labels, classes=len(protocol.classes))
+    found: dict[str, Any] = {
+        "schema_version": 1,
+        "architecture": architecture.document(),
+        "parameters": network.parameter_count(module),
+        "classes": list(protocol.classes),
+        "positive": protocol.positive,
+        "ordinal": protocol.task == "ordinal",
+        "input": protocol.input.model_dump(mode="json"),
+        "temperature": calibrate.fit_temperature(answers, labels, log_prior=log_prior),
+        "log_prior": log_prior.tolist(),
+        "operating_point": None,
+        "protocol_digest": protocol.digest,
+        "started_from": plan.start,
+        "epochs": plan.epochs,
+        "batch_size": plan.batch_size,
+        "sample_gradients": plan.sample_gradients,
+        "tune": {
+            "auroc": asdict(afterwards.tune_auroc(answers, labels, protocol=protocol)),
+            "log_loss": calibrate.worst_site_log_loss(answers, labels, sites),
+            "n": len(labels),
+        },
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "state": {name: network.digest_of_bytes(data) for name, data in state.items()},
+        **made,
+    }
+    model = predict.Model(module, found)
+    scores = model.scores(images)
+    if protocol.task == "ordinal":
+        kappa = ordinal.kappa_estimate(labels, model.decided(scores), grades=len(protocol.classes))
+        found["tune"]["kappa"] = asdict(kappa)
+    found |= afterwards.decisions(scores, labels, sites, protocol=protocol)
+    return found | bundle(protocol, version=network.digest_of_bytes(network.save_weights(module))[:12])
+
+
+def bundle(protocol: Protocol, *, version: str) -> dict[str, Any]:
+    """Return the keys that a MONAI bundle's metadata.json has to have; `version` tells one model from another."""
+    spec, classes = protocol.input, protocol.classes
+    colours = ("red", "green", "blue") if spec.channels == 3 else ("grey, brighter is denser",)
+    return {
+        "version": version,
+        "monai_version": importlib.metadata.version("monai"),
+        "pytorch_version": torch.__version__,
+        "numpy_version": np.__version__,
+        "required_packages_version": {"safetensors": importlib.metadata.version("safetensors")},
+        "task": protocol.title,
+        "description": (
+            f"Tells {', '.join(classes)} apart. The weights are a safetensors state dictionary; the network's logits "
+            "become probabilities by softmax(logits / temperature + log_prior)."
+        ),
+        "intended_use": protocol.intended_use.strip(),
+        "authors": f"those who keep the line {protocol.line}",
+        "copyright": f"those who keep the line {protocol.line}",
+        "network_data_format": {
+            "inputs": {
+                "image": {
+                    "type": "image",
+                    "format": "magnitude",
+                    "modality": "n/a",
+                    "num_channels": spec.channels,
+                    "spatial_shape": [spec.rows, spec.columns],
+                    "dtype": "float32",
+                    "value_range": [0, 1],
+                    "is_patch_data": False,
+                    "channel_def": {str(number): name for number, name in enumerate(colours)},
+                }
+            },
+            "outputs": {
+                "pred": {
+                    "type": "probabilities",
+                    "format": "classes",
+                    "modality": "n/a",
+                    "num_channels": len(classes),
+                    "spatial_shape": [],
+                    "dtype": "float32",
+                    "value_range": [0, 1],
+                    "is_patch_data": False,
+                    "channel_def": {str(number): name for number, name in enumerate(classes)},
+                }
+            },
+        },
+    }

@@ -164,6 +164,12 @@ def test_a_plan_that_makes_no_sense_is_refused(spoilt: dict[str, float]) -> None
         Plan(**spoilt)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_one_wallet_may_have_it_all(share: float) -> None:
+    plan = Plan(alpha=0.1, recipe_share=share)
+    assert (plan.wallet("recipe"), plan.wallet("adaptive")) == pytest.approx((0.1 * share, 0.1 * (1.0 - share)))
+
+
 def test_the_board_answers_from_the_training_data_while_the_two_agree() -> None:
     rng = np.random.default_rng(0)
     board = answer(np.full(4, 0.70), np.full(4, 0.701), threshold=0.04, tolerance=0.005, left=10, rng=rng)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks import cycles
-from benchmarks.cycles_models import EARLY, LEVELS, MALLORY, SITES, SUBMITTERS, Model, Pool, Spec, deal
-from pipelines import metrics
+from benchmarks.cycles_models import EARLY, LEVELS, MALLORY, SITES, SUBMITTERS, Model, Pool, Spec, _by_site, deal
+from pipelines import calibrate, metrics
 
 SKILLS = (0.8, 1.3, 1.8, 2.3)
 LABELS = (np.random.default_rng(5).random(LEVELS[-1] + 4000) < 0.6).astype(np.int64)
@@ -47,6 +47,8 @@ def test_a_gain_gets_in_and_a_harm_that_rides_on_a_gain_does_not() -> None:
 def test_a_wallet_that_is_spent_is_a_refusal_and_not_an_approval() -> None:
     ours = tallies(*["null"] * 9, rules=("ours",))["ours"]
     assert (ours.approved["null"], ours.refused) == (0, 5)
+    screened = tallies(*["null"] * 9, rules=(cycles.SCREENED,))[cycles.SCREENED]
+    assert (screened.approved["null"], screened.refused) == (0, 0)
 
 
 def test_labels_copied_from_the_champion_hide_how_much_better_a_candidate_is() -> None:
@@ -88,6 +90,28 @@ def test_harms_are_as_large_as_they_are_called(riding: bool) -> None:
     assert timid.threshold == pytest.approx(0.5)
     if riding:
         assert found(offered(cycles.FORGETFUL), EARLY) < found(champion, EARLY)
+
+
+def test_thresholds_by_site_are_those_of_what_a_model_was_shown() -> None:
+    spec = Spec(level=1, made="without_early")
+    model = _by_site(models(spec), spec, pool=POOL, protocol=PROTOCOL)
+    assert model.cuts is not None
+    cuts = {site: set(model.cuts[POOL.sites == site].tolist()) for site in SITES}
+    assert cuts[EARLY] == {0.5}
+    rows = POOL.tune[POOL.sites[POOL.tune] == "A"]
+    chosen = calibrate.choose_operating_point(LABELS[rows] == 1, model.positive[rows], rule="youden").threshold
+    assert cuts["A"] == {chosen} != {0.5}
+    assert (model.decided == (model.positive >= model.cuts)).all()
+    assert (
+        cycles.compare(
+            cycles.Offer(kind="null", model=model, level=1, labels=LABELS, opinions=(), wallet="recipe"),
+            standing=cycles.Standing(level=0, champions=(model,), ledger=cycles.Ledger(plan=cycles.Plan())),
+            pool=POOL,
+            protocol=PROTOCOL,
+            level=None,
+        ).candidate.decided.tolist()
+        == model.decided[POOL.sealed].tolist()
+    )
 
 
 def test_one_submitter_gets_some_labels_wrong_and_the_others_none() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.metrics import MetricError
-from pipelines.sealed_ledger import Ledger, LedgerError, Plan, Spent, local_level
+from pipelines.sealed_ledger import Ledger, LedgerError, Plan, Spent, level_from, local_level
 from pipelines.thresholdout import answer
 from pipelines.types import Digest
 
@@ -57,6 +58,40 @@ def test_after_any_history_what_is_left_to_fail_with_is_what_the_last_success_ha
         assert sum(left) == pytest.approx(weight)
 
 
+@given(history=st.lists(st.booleans(), max_size=7), uses=st.integers(1, 8), rho=st.floats(0.05, 0.95))
+def test_the_level_that_follows_from_what_is_left_is_that_of_the_graph(
+    history: list[bool], uses: int, rho: float
+) -> None:
+    plan, remaining = Plan(alpha=0.05, uses=uses, success_weight=rho), 0.05
+    for k, passed in enumerate([*history, True]):
+        level = level_from(remaining, uses_left=uses - k, success_weight=rho)
+        assert level == pytest.approx(local_level(history[:k], alpha=0.05, plan=plan), abs=1e-15)
+        remaining = level if passed else remaining - level
+
+
+def test_what_is_left_goes_whole_to_the_last_use_and_to_none_after_it() -> None:
+    left = [level_from(0.04, uses_left=uses, success_weight=0.8) for uses in (-1, 0, 1, 2, 3)]
+    assert left == pytest.approx([0.0, 0.0, 0.04, 0.032, 0.032])
+
+
+def test_a_use_of_the_recipe_costs_the_tinkerer_nothing_and_the_other_way_round() -> None:
+    ledger = Ledger(plan=PLAN)
+    for k, wallet in enumerate(("recipe", "recipe", "adaptive")):
+        ledger = ledger.record(candidate=Digest(f"{k:064x}"), hypothesis="auroc", wallet=wallet, passed=False)  # type: ignore[arg-type]
+    assert [use.level for use in ledger.uses] == pytest.approx([0.048, 0.0096, 0.032])
+    assert ledger.next_level("adaptive") == pytest.approx(0.0064)
+    assert ledger.next_level("recipe") == pytest.approx(0.00192)
+    assert (PLAN.wallet("recipe"), PLAN.wallet("adaptive")) == pytest.approx((0.06, 0.04))
+
+
+def test_a_level_just_as_small_as_is_allowed_is_allowed() -> None:
+    level = local_level([False], alpha=PLAN.wallet("adaptive"), plan=PLAN)
+    for smallest, spent in ((level, False), (level * 1.001, True)):
+        plan = replace(PLAN, smallest_level=smallest)
+        ledger = Ledger(plan=plan).record(candidate=Digest("a" * 64), hypothesis="x", wallet="adaptive", passed=False)
+        assert isinstance(ledger.next_level("adaptive"), Spent) == spent
+
+
 def _ledger(*answers: bool) -> Ledger:
     ledger = Ledger(plan=PLAN)
     for k, passed in enumerate(answers):
@@ -84,6 +119,7 @@ def test_a_spent_wallet_is_refused_with_the_way_out() -> None:
 
 def test_a_new_epoch_needs_new_cases() -> None:
     worn = _ledger(*[False] * 7)
+    assert worn.new_epoch(new_cases=300, minimum=200).epoch == 2
     fresh = worn.new_epoch(new_cases=200, minimum=200)
     assert (fresh.epoch, fresh.uses) == (2, ())
     assert fresh.next_level("adaptive") == pytest.approx(0.032)
@@ -100,6 +136,9 @@ def test_a_candidate_is_answered_once() -> None:
     assert use is not None
     assert use.passed
     assert ledger.earlier(Digest("f" * 64)) is None
+    asked_later = ledger.record(candidate=Digest("e" * 64), hypothesis="auroc", wallet="recipe", passed=False)
+    for unknown in ("d" * 64, "f" * 64):
+        assert asked_later.earlier(Digest(unknown)) is None
     with pytest.raises(LedgerError, match="has had its answer"):
         ledger.record(candidate=Digest(f"{0:064x}"), hypothesis="auroc", wallet="recipe", passed=False)
 
@@ -108,16 +147,27 @@ def test_a_candidate_is_answered_once() -> None:
     "spoilt",
     [
         {"alpha": 0.0},
+        {"alpha": -0.1},
         {"alpha": 0.5},
+        {"alpha": 0.6},
         {"success_weight": 1.0},
+        {"success_weight": 1.5},
         {"success_weight": 0.0},
+        {"success_weight": -0.5},
         {"recipe_share": 1.1},
+        {"recipe_share": -0.1},
         {"uses": 0},
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(spoilt: dict[str, float]) -> None:
     with pytest.raises(LedgerError):
         Plan(**spoilt)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_one_wallet_may_have_it_all(share: float) -> None:
+    plan = Plan(alpha=0.1, recipe_share=share)
+    assert (plan.wallet("recipe"), plan.wallet("adaptive")) == pytest.approx((0.1 * share, 0.1 * (1.0 - share)))
 
 
 def test_the_board_answers_from_the_training_data_while_the_two_agree() -> None:

@@ -97,16 +97,18 @@ class Live:
 
     async def told(self, listener: _Listener) -> AsyncIterator[bytes]:
         """Yield what a stream says, until it has ended."""
-        yield STILL_HERE
-        while listener.says not in _LAST:
+        said = STILL_HERE
+        yield said
+        while said not in _LAST:
             try:
                 async with asyncio.timeout(self._bounds.silence_seconds):
                     await listener.news.wait()
             except TimeoutError:
-                yield STILL_HERE
+                yield STILL_HERE  # and what is told meanwhile is said next
             else:
                 listener.news.clear()
-                yield listener.says
+                said = listener.says
+                yield said
 
     def leave(self, listener: _Listener) -> None:
         """Forget a stream that is over, however it ended."""

@@ -99,6 +99,10 @@ def _ledger(*answers: bool) -> Ledger:
     return ledger
 
 
+def test_a_plan_that_says_nothing_is_that_of_the_paper_on_fifty_uses() -> None:
+    assert Plan() == Plan(alpha=0.05, success_weight=0.8, uses=50, recipe_share=0.6, smallest_level=1e-6)
+
+
 def test_the_two_wallets_are_spent_apart_and_hold_alpha_together() -> None:
     assert PLAN.wallet("recipe") + PLAN.wallet("adaptive") == pytest.approx(0.10)
     spent = _ledger(False, False, False)

@@ -293,10 +293,11 @@ class Story:
 
     def wait(self, what: str, look: Callable[[], Any]) -> Any:
         start = time.monotonic()
-        while not (found := look()):
-            if time.monotonic() - start > STEP_LIMIT_SECONDS:
-                raise StoryStopped(f"waited {STEP_LIMIT_SECONDS} s for {what}; see {self.stack.home / 'logs'}")
-            time.sleep(0.2)
+        with self.screen.status(f"waiting for {what}"):
+            while not (found := look()):
+                if time.monotonic() - start > STEP_LIMIT_SECONDS:
+                    raise StoryStopped(f"waited {STEP_LIMIT_SECONDS} s for {what}; see {self.stack.home / 'logs'}")
+                time.sleep(0.2)
         return found
 
     def _check_time(self, start: float) -> None:

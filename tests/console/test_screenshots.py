@@ -18,8 +18,8 @@ import signal, sys, time
 from api.cli import service
 for number in service.STOPS:
     signal.signal(number, service._interrupt_once)
-print("Ctrl-C stops it.", file=sys.stderr, flush=True)
 try:
+    print("Ctrl-C stops it.", file=sys.stderr, flush=True)
     time.sleep(60)
 finally:
     time.sleep(0.5)  # stopping in order takes a while

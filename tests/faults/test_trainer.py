@@ -31,8 +31,6 @@ RECIPE = {"network": "small_cnn", "epochs": 3, "update_epochs": 1, "threads": 1,
 WORKER = """
 import sys
 from pathlib import Path
-from tests.faults.arming import armed
-from tests.waiting import until
 from tests.workers.conftest import make_settings
 from workers.lease import Workshop
 from workers.tasks import TASKS

@@ -15,8 +15,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ORPHANED = 75
@@ -54,11 +56,17 @@ def hide_pandas() -> None:
     sys.meta_path.insert(0, _WithoutPandas())
 
 
-class _WithoutPandas(MetaPathFinder):
-    def find_spec(self, fullname: str, *_: Any) -> None:
-        """Refuse to find pandas, and leave the rest to others."""
-        if fullname == "pandas":
-            raise ModuleNotFoundError("pandas is not needed here")
+class _WithoutPandas(MetaPathFinder, Loader):
+    def find_spec(self, fullname: str, *_: Any) -> ModuleSpec | None:
+        """Find pandas, for torch asks whether there is one, and leave the rest to others."""
+        return ModuleSpec(fullname, self) if fullname == "pandas" else None
+
+    def create_module(self, _spec: ModuleSpec) -> None:
+        """Leave it to Python."""
+
+    def exec_module(self, _module: ModuleType) -> None:
+        """Refuse to be imported."""
+        raise ModuleNotFoundError("pandas is not needed here")
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -7,10 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from pydicom import Dataset, Sequence
 
 from pipelines import augment, describe, images, network, predict, protocol, synthetic, train
 from pipelines.images import ImageRefused, to_network_input
 from pipelines.protocol import InputSpec
+from workers import translate
+
+from .test_images import dicom
 
 SHAPE = (12, 16, 16)
 SPEC = InputSpec(depth=12, rows=16, columns=16)
@@ -214,3 +219,69 @@ def test_a_network_takes_volumes_and_its_heat_map_covers_them(name: str, side: i
     assert heat.shape == (side, side, side)
     assert 0.0 <= heat.min() <= heat.max() <= 1.0
     assert (model.scores(volume[None]) == scores).all()
+
+
+def multi_frame(pixels: NDArray[np.uint16], **attributes: object) -> bytes:
+    """A grey multi-frame DICOM object as a secondary capture; keyword arguments set further attributes."""
+    return dicom(pixels[0], bits=12, **{"NumberOfFrames": len(pixels), "PixelData": pixels.tobytes(), **attributes})
+
+
+def enhanced(pixels: NDArray[np.uint16], *, slopes: tuple[float, ...] = (1.0,), apart: float = 2.5) -> bytes:
+    """One whose spacing, rescale, window and places are in functional groups, as in Enhanced CT."""
+    measures, window = Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [0.5, 0.25], 2.5
+    window.WindowCenter, window.WindowWidth = 50.0, 401.0
+    shared = Dataset()
+    shared.PixelMeasuresSequence, shared.FrameVOILUTSequence = Sequence([measures]), Sequence([window])
+    frames = []
+    for number in range(len(pixels)):
+        place, rescale, frame = Dataset(), Dataset(), Dataset()
+        place.ImagePositionPatient = [0.0, 0.0, number * apart]
+        rescale.RescaleSlope, rescale.RescaleIntercept = slopes[number % len(slopes)], -1024.0
+        frame.PlanePositionSequence = Sequence([place])
+        frame.PixelValueTransformationSequence = Sequence([rescale])
+        frame.PatientName = "Doe^Jane"
+        frames.append(frame)
+    return multi_frame(
+        pixels,
+        SharedFunctionalGroupsSequence=Sequence([shared]),
+        PerFrameFunctionalGroupsSequence=Sequence(frames),
+    )
+
+
+def slices(seed: int = 0) -> NDArray[np.uint16]:
+    return np.random.default_rng(seed).integers(0, 4096, SHAPE, dtype=np.uint16)
+
+
+def test_the_frames_of_a_dicom_object_are_the_depth_of_a_volume() -> None:
+    pixels = slices()
+    decoded = images.decode(multi_frame(pixels, SpacingBetweenSlices=3.0, PixelSpacing=[0.5, 0.25]))
+    assert decoded.pixels.shape == SHAPE
+    assert (decoded.pixels == np.round(pixels / 4095.0 * 65535.0)).all()
+    assert decoded.attributes["NumberOfFrames"] == 12
+    assert decoded.attributes["SpacingBetweenSlices_mm"] == 3.0
+    assert translate._spacing(decoded.attributes) == (3.0, 0.5, 0.25)
+    assert "Doe" not in str(decoded.attributes)
+
+
+def test_an_enhanced_object_is_rescaled_and_windowed_by_its_functional_groups() -> None:
+    pixels = slices()
+    decoded = images.decode(enhanced(pixels))
+    hounsfield = pixels.astype(np.float64) - 1024.0
+    expected = np.clip((hounsfield - 49.5) / 400.0 + 0.5, 0.0, 1.0)
+    assert np.abs(decoded.pixels / 65535.0 - expected).max() < 1e-4
+    assert translate._spacing(decoded.attributes) == (2.5, 0.5, 0.25)
+    assert "Doe" not in str(decoded.attributes)
+
+
+def test_frames_that_are_no_single_grey_volume_are_refused() -> None:
+    pixels = slices()
+    for data, words in (
+        (enhanced(pixels, slopes=(1.0, 2.0)), "the frames differ in RescaleSlope"),
+        (enhanced(pixels, apart=0.0), "several frames lie in one place"),
+        (multi_frame(pixels)[:-100], "bytes of pixels where|cannot be read"),
+        (multi_frame(pixels, NumberOfFrames=8000, Rows=4000, Columns=4000), "40 million voxels"),
+        (multi_frame(pixels, BurnedInAnnotation="YES"), "burned into the pixels"),
+    ):
+        with pytest.raises(ImageRefused, match=words):
+            images.decode(data)

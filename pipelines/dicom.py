@@ -101,7 +101,7 @@ def _pixels(dataset: pydicom.Dataset) -> Pixels:
     inverted = photometric == "MONOCHROME1"
     if frames == 1:
         return _grey(values.reshape(rows, columns), dataset, bits=stored, inverted=inverted)
-    volume: Pixels = np.empty((frames, rows, columns), dtype=np.uint8 if stored <= 8 else np.uint16)
+    volume: NDArray[Any] = np.empty((frames, rows, columns), dtype=np.uint8 if stored <= 8 else np.uint16)
     for into, frame in zip(
         volume, values.reshape(frames, rows, columns), strict=True
     ):  # one at a time: memory is short

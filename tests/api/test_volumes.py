@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
+from api.cli.formats import open_source
+from api.cli.sources import Row
 from api.console.pictures import NotPixels, png, thumbnail
 from pipelines import images
 from registry import blobs
@@ -66,6 +69,16 @@ def test_a_slice_of_a_stored_volume_is_a_picture_and_without_one_asked_for_the_m
     assert thumbnail(stored) == thumbnail(images.npy_bytes(volume[6]))
     with pytest.raises(NotPixels):
         png(stored[:-1])
+
+
+def test_an_npz_of_volumes_gives_one_npy_a_volume(tmp_path: Path) -> None:
+    drawn = np.stack([slices(seed) for seed in range(3)])
+    np.savez(tmp_path / "nodules.npz", train_images=drawn, train_labels=np.array([[0], [1], [0]]))
+    rows = [row for row in open_source(tmp_path / "nodules.npz").rows() if isinstance(row, Row)]
+    assert [row.fields["finding"] for row in rows] == ["0", "1", "0"]
+    for row, volume in zip(rows, drawn, strict=True):
+        assert isinstance(row.image, bytes)
+        assert (images.from_npy(row.image) == volume).all()
 
 
 def pixels(picture: bytes) -> np.ndarray:

@@ -43,7 +43,7 @@ servers: ## install Redis, RabbitMQ and Chromium for the tests, where apt-get ca
 	@sh .ci/servers.sh
 
 test: setup check servers ## everything the project promises, against real processes (half an hour)
-	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(PYTEST_ARGS) || $(BIN)/python tests/again.py $$?
 
 check: setup ## style, types and arrows
 	@$(BIN)/ruff check .

@@ -95,6 +95,7 @@ def erase(
 
 def main(arguments: list[str]) -> int:
     """Erase what a job directory names."""
+    job.hide_pandas()
     return job.run(arguments, work=_work)
 
 

@@ -91,6 +91,7 @@ def decide(comparison: Comparison, *, dataset_digest: Digest, before_use: bool =
 
 def main(arguments: list[str]) -> int:
     """Score the sealed test with candidate and champion and decide, as a job directory describes."""
+    job.hide_pandas()
     return job.run(arguments, work=_work)
 
 

@@ -16,16 +16,17 @@ FILLING: Any = deterministic
 @contextmanager
 def on(threads: int, *, device: torch.device) -> Iterator[None]:
     """Ask torch for repeatable sums on this many threads, and put its global settings back afterwards."""
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    before = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     filling = FILLING.fill_uninitialized_memory
     torch.set_num_threads(threads)
-    # On CUDA a few layers have no deterministic form; torch then warns instead of stopping the run.
-    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    # On CUDA a few layers have no deterministic form; torch then warns instead of stopping the run. What sets the same
+    # by the name of use_deterministic_algorithms imports torch's compiler for it: two seconds of a processor.
+    torch.set_deterministic_debug_mode("warn" if device.type == "cuda" else "error")
     FILLING.fill_uninitialized_memory = False  # a guard for code that reads it; 6 % of a step
     with torch.random.fork_rng(devices=[]):
         try:
             yield
         finally:
             torch.set_num_threads(before[0])
-            torch.use_deterministic_algorithms(before[1])
+            torch.set_deterministic_debug_mode(before[1])
             FILLING.fill_uninitialized_memory = filling

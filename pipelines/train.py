@@ -294,6 +294,7 @@ def weights_of(version: DatasetVersion, *, protocol: Protocol) -> NDArray[np.flo
 def main(arguments: list[str]) -> int:
     """Run the training that a job directory describes."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it to be deterministic on CUDA
+    job.hide_pandas()
     with together.joined() as group:
         return job.run(arguments, work=partial(_work, group=group), writes=group.first)
 

@@ -123,6 +123,7 @@ def label_of(said: Sequence[Confirmation], *, asked: Protocol) -> int:
 
 def main(arguments: list[str]) -> int:
     """Look at the champion that a job directory describes."""
+    job.hide_pandas()
     return job.run(arguments, work=_work)
 
 

@@ -101,6 +101,7 @@ def rank(pool: Pool, *, blind_fraction: float, shares: Shares) -> Ranking:
 def main(arguments: list[str]) -> int:
     """Rank the pool that a job directory describes."""
     os.nice(NICENESS)
+    job.hide_pandas()
     return job.run(arguments, work=_work)
 
 

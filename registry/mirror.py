@@ -19,16 +19,18 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
-import torch
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import RestException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # torch costs two seconds, and aliases are set without it
+    import torch
 
 ALIASES = ("champion", "previous", "challenger")
 """The roles MLflow shows. Stages are not used."""
@@ -63,6 +65,8 @@ def log_candidate(
     keeps a dimension of one for ever. `tags` must hold `overread.candidate_id` and `overread.weights_digest`, which
     together name it for good. Raises mlflow's MlflowException.
     """
+    import torch  # noqa: PLC0415 - heavy, and for this function alone
+
     if input_example.shape[0] < 2:
         raise ValueError("the input example needs two images or more, or the exported model takes exactly one")
     mlflow.set_tracking_uri(tracking_uri)
@@ -166,6 +170,8 @@ def _dataset_input(dataset: Mapping[str, Any]) -> DatasetInput:
 
 
 def _signature(module: torch.nn.Module, example: NDArray[np.float32]) -> ModelSignature:
+    import torch  # noqa: PLC0415 - heavy, and for this function alone
+
     with torch.no_grad():
         scores = module(torch.from_numpy(example))
     return ModelSignature(

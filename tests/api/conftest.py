@@ -61,7 +61,7 @@ def service(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
             for process in (api, inference):
                 process.terminate()
             for process in (api, inference):
-                process.wait(timeout=30)
+                process.wait(timeout=120)
 
 
 def _make_people(environment: Mapping[str, str]) -> dict[str, str]:

@@ -8,7 +8,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import IO, Any
 
 import httpx
 import psycopg
-import pytest
 import yaml
 from psycopg import sql
 
 from registry import db
+from tests.waiting import PATIENCE_SECONDS, until
 
 ROOT = Path(__file__).parents[2]
 ROLES = ("submitter", "reviewer", "approver", "operator", "auditor")
@@ -53,7 +52,7 @@ class Service:
     def client(self, user: str | None) -> httpx.Client:
         """A client with the key of `user` (of each role there is one named after it), or without a key."""
         headers = {"Authorization": f"Bearer {self.keys[user]}"} if user else {}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=30, verify=_TLS)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE_SECONDS, verify=_TLS)
 
     def connect(self) -> psycopg.Connection[Any]:
         """A connection to the record."""
@@ -104,11 +103,21 @@ class Service:
         return name
 
 
+_PORTS = itertools.cycle(range(first := 12_000 + os.getpid() % 100 * 200, first + 200))
+"""Below those the system gives to whoever asks for any, and another part of them for each session of tests."""
+
+
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, and that nobody else will take before whoever it is for does."""
+    for port in itertools.islice(_PORTS, 200):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("200 ports are taken")
 
 
 def start(arguments: list[str], *, environment: Mapping[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -118,19 +127,21 @@ def start(arguments: list[str], *, environment: Mapping[str, str], log: IO[bytes
     )
 
 
-def start_api(environment: Mapping[str, str], *, port: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start the API as `overread up` does."""
-    arguments = ["uvicorn", "--factory", "api.app:serve", "--port", str(port), "--timeout-graceful-shutdown", "2"]
-    return start(arguments, environment=environment, log=log)
+def start_api(
+    environment: Mapping[str, str], *, port: int, log: IO[bytes], grace_seconds: int = 2
+) -> subprocess.Popen[bytes]:
+    """Start the API as `overread up` does; told to stop, it waits so long for requests under way."""
+    arguments = ["uvicorn", "--factory", "api.app:serve", "--port", str(port)]
+    return start([*arguments, "--timeout-graceful-shutdown", str(grace_seconds)], environment=environment, log=log)
 
 
-def wait_for(url: str, *, process: subprocess.Popen[bytes], log: Path, seconds: float = 60) -> None:
+def wait_for(url: str, *, process: subprocess.Popen[bytes], log: Path) -> None:
     """Wait until a GET of `url` answers 200; fail with the log where the process ends or takes too long."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and process.poll() is None:
+
+    def answers() -> bool:
         try:
-            if httpx.get(url, timeout=2, verify=_TLS).status_code == 200:
-                return
+            return httpx.get(url, timeout=10, verify=_TLS).status_code == 200
         except httpx.TransportError:
-            time.sleep(0.02)
-    pytest.fail(f"{url} did not answer:\n{log.read_text(errors='replace')[-4000:]}")
+            return False
+
+    until(answers, seconds=300, what=f"an answer of {url}", log=log, process=process)

@@ -128,7 +128,7 @@ def overread(service: Service, user: str, *arguments: str, given: str = "") -> s
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
 
 

@@ -118,7 +118,7 @@ def test_cases_are_listed_in_pages(submitter: httpx.Client, line: str) -> None:
 
 def test_a_body_that_announces_too_much_is_refused_before_it_is_sent(service: Service) -> None:
     address = urlsplit(service.url)
-    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+    with socket.create_connection((address.hostname, address.port), timeout=120) as connection:
         head = f"POST /v1/cases HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {service.keys['submitter']}\r\n"
         connection.sendall(f"{head}Content-Length: {10 * 1024**3}\r\n\r\n".encode())
         answer = connection.recv(4096).decode()
@@ -131,7 +131,7 @@ def test_a_body_that_grows_too_large_is_cut_off_without_gathering_it(service: Se
     address = urlsplit(service.url)
     chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
     sent, answer = 0, b""
-    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+    with socket.create_connection((address.hostname, address.port), timeout=120) as connection:
         head = f"POST /v1/lines HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {service.keys['operator']}\r\n"
         connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
         try:

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -32,6 +31,7 @@ from api.cli.sources import FIELDS
 from pipelines.chest_xrays import SHARED
 from tests.api.pictures import dicom, npy, pixels, png
 from tests.api.service import ROOT, Service, free_port, start_api, wait_for
+from tests.waiting import until
 
 SAID = ("--site", "north", "--evidence", "consensus", "--reader", "radiologist-17")
 
@@ -285,11 +285,9 @@ def test_an_import_that_is_killed_goes_on_where_it_was(
         process = subprocess.Popen(
             command, env=environment(service, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
-        end = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < end and held(service, line).total() < enough:
-            time.sleep(0.01)
+        until(lambda enough=enough: held(service, line).total() >= enough, process=process)  # type: ignore[misc]
         process.send_signal(how)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=120)
         assert process.returncode == (130 if how == signal.SIGINT else -how), said
         assert how == signal.SIGKILL or "run the same command again" in said
     before = held(service, line).total()
@@ -320,16 +318,14 @@ def test_an_import_outlives_a_restart_and_a_service_that_asks_for_patience(
                 [sys.executable, "-m", "api.cli", "import", str(archive), "--line", line, *SAID, "--json"],
                 env=environment(service, tmp_path, url=url), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )  # fmt: skip
-            end = time.monotonic() + 120
-            while process.poll() is None and time.monotonic() < end and held(service, line).total() < 10:
-                time.sleep(0.01)
+            until(lambda: held(service, line).total() >= 10, process=process)
             api.kill()
-            api.wait(timeout=30)
+            api.wait(timeout=120)
             api = start_api(slow, port=port, log=output)
-            said, complained = process.communicate(timeout=180)
+            said, complained = process.communicate(timeout=400)
         finally:
             api.kill()
-            api.wait(timeout=30)
+            api.wait(timeout=120)
     assert process.returncode == 0, complained
     answer = json.loads(said)
     assert answer["confirmed"] + answer["already_confirmed"] == count

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 
 import httpx
 import pytest
@@ -15,6 +14,7 @@ from registry import blobs, candidates, lines, predictions, reads
 from tests import factories
 from tests.api.pictures import dicom, npy, png
 from tests.api.service import Service
+from tests.waiting import until
 
 
 def crown(service: Service, line: str) -> str:
@@ -57,9 +57,8 @@ def served(service: Service) -> tuple[str, str]:
     line = service.new_line()
     digest = crown(service, line)
     with service.client("submitter") as client:
-        end = time.monotonic() + 30
-        while (answer := predict(client, line, png())).status_code == 409 and time.monotonic() < end:
-            time.sleep(0.1)
+        until(lambda: predict(client, line, png()).status_code != 409, what="the first prediction")
+        answer = predict(client, line, png())
     assert answer.status_code == 200, answer.text
     return line, digest
 

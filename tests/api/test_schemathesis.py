@@ -46,7 +46,7 @@ def url(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=120)
 
 
 @pytest.mark.parametrize("role", [*ROLES, None])

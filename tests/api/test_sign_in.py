@@ -41,7 +41,7 @@ def token_of(answer: httpx.Response) -> str:
 
 def browser(service: Service, token: str, **headers: str) -> httpx.Client:
     """A client that sends the cookie; httpx keeps Secure cookies from plain HTTP, where browsers trust localhost."""
-    return httpx.Client(base_url=service.url, headers={"Cookie": f"{COOKIE}={token}", **headers}, timeout=30)
+    return httpx.Client(base_url=service.url, headers={"Cookie": f"{COOKIE}={token}", **headers}, timeout=120)
 
 
 def age(service: Service, token: str, seconds: int) -> None:
@@ -243,7 +243,7 @@ def test_the_command_line_signs_with_a_password_from_standard_input(service: Ser
         arguments = ["candidate", "approve", path.split("/")[3], "--reason", "I read the report", "--password-stdin"]
         return subprocess.run(
             [sys.executable, "-m", "api.cli", *arguments],
-            cwd=ROOT, env=os.environ | settings, input=text, capture_output=True, text=True, check=False, timeout=120,
+            cwd=ROOT, env=os.environ | settings, input=text, capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
 
     wrong, right = approve("not the password\n"), approve(f"{PASSWORD}\n")

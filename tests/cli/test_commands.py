@@ -41,7 +41,7 @@ def overread(*arguments: str, home: Path, **environment: str) -> subprocess.Comp
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
 
 

@@ -193,7 +193,7 @@ def test_what_the_record_refuses_is_said_without_a_stack_trace(record: str, tmp_
 def _overread(*arguments: str, home: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OVERREAD_HOME": str(home)}
     command = [sys.executable, "-m", "api.cli", *arguments]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert run.returncode == code, run.stderr
     return run
 

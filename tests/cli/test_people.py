@@ -36,7 +36,7 @@ def with_input(text: str, *arguments: str, url: str, home: Path) -> subprocess.C
     environment = os.environ | {"OVERREAD_DATABASE_URL": url, "OVERREAD_HOME": str(home), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "api.cli", *arguments]
     return subprocess.run(
-        command, input=text, env=environment, capture_output=True, text=True, check=False, timeout=120
+        command, input=text, env=environment, capture_output=True, text=True, check=False, timeout=300
     )
 
 
@@ -87,7 +87,7 @@ def test_at_a_terminal_it_is_asked_for_twice_and_not_shown(fresh_database: str, 
     except OSError:  # Linux says so when the last writer has gone
         pass
     os.close(ours)
-    assert process.wait(timeout=60) == 0, shown
+    assert process.wait(timeout=300) == 0, shown
     assert WORDS.encode() not in shown
     assert fits(fresh_database, "ben", WORDS)
 

@@ -36,7 +36,7 @@ class Service:
         environment |= {"OVERREAD_HOME": str(self.home), "OVERREAD_MLFLOW_URL": "http://127.0.0.1:9"}
         environment |= {"OVERREAD_DATABASE_URL": url} if url else {}
         command = [sys.executable, "-m", "api.cli", *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
     def verify(self, *arguments: str) -> tuple[int, dict[str, tuple[str, str]]]:
         done = self.run("verify", "--json", *arguments)

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,6 +26,7 @@ from api.cli.stack import Stack
 from api.cli.store import BackupDamaged, Store
 from api.cli.streaming import follow, streams
 from registry import audit, blobs, db, erasures, lines, users
+from tests.waiting import PATIENCE_SECONDS, until
 from tests.workers.conftest import make_settings
 from tests.workers.lines import confirm_cases, make_line
 from workers import notary
@@ -86,19 +87,12 @@ def following(places: Places, store: Store, **options: float) -> Iterator[list[s
     )
     thread.start()
     try:
-        wait_for(lambda: bool(said) or not thread.is_alive(), "the base")
+        until(lambda: bool(said) or not thread.is_alive(), what="the base")
         assert "follows from now on" in said[0]
         yield said
     finally:
         stopping.set()
-        thread.join(60)
-
-
-def wait_for(ready: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + 120
-    while not ready():
-        assert time.monotonic() < end, f"waited for {what}"
-        time.sleep(0.05)
+        thread.join(PATIENCE_SECONDS)
 
 
 def confirmations_in(record: db.Connection) -> list[tuple[object, ...]]:
@@ -122,14 +116,14 @@ def test_what_was_confirmed_just_before_the_loss_comes_back(folder: Path) -> Non
         hospital.confirm()
         with following(hospital.places, store):
             hospital.confirm()
-            wait_for(lambda: count_of(store) == 6, "the second round of images")
+            until(lambda: count_of(store) == 6, what="the second round of images")
             assert notary.sign_once(hospital.settings)
             with hospital.record() as record:
                 middle: datetime = db.fetch_value(record, "SELECT clock_timestamp()")
             time.sleep(1.1)
             hospital.confirm()
             acknowledged = hospital.confirmations()
-            wait_for(lambda: count_of(store) == 9, "the third")
+            until(lambda: count_of(store) == 9, what="the third")
             with hospital.record() as record:
                 digest = erasures.digest_of_patient("patient-1-0")
                 made = erasures.erase(record, patient_digest=digest, line=None, reason="asked for it", actor="olga")
@@ -137,7 +131,7 @@ def test_what_was_confirmed_just_before_the_loss_comes_back(folder: Path) -> Non
                     item.subject_id for item in erasures.concerned(record, made.erasure_id) if item.subject == "case"
                 )
                 record.commit()
-            wait_for(lambda: len(store.erasures()) == 1, "the erasure")
+            until(lambda: len(store.erasures()) == 1, what="the erasure")
     shutil.rmtree(folder / "home")
 
     home = home_at(folder / "back")
@@ -171,10 +165,10 @@ def test_a_server_that_dies_meanwhile_is_followed_again(folder: Path) -> None:
         with following(hospital.places, store):
             killed = stack.pids["postgres"]
             os.kill(killed, signal.SIGKILL)
-            wait_for(lambda: stack.pids.get("postgres", killed) != killed and hospital.answers(), "its return")
+            until(lambda: stack.pids.get("postgres", killed) != killed and hospital.answers(), what="its return")
             hospital.confirm()
             acknowledged = hospital.confirmations()
-            wait_for(lambda: count_of(store) == 3, "the images")
+            until(lambda: count_of(store) == 3, what="the images")
     replay(store, choose(store, None), home_at(folder / "back"), tell=quietly)
     with restored_record(home_at(folder / "back")), db.connect(owner_url(home_at(folder / "back"))) as record:
         assert confirmations_in(record) == acknowledged
@@ -187,7 +181,7 @@ def test_a_new_base_takes_the_place_of_the_old_one(folder: Path) -> None:
         hospital.confirm()
         with following(hospital.places, store, base_seconds=3.0):
             (first,) = streams(store)
-            wait_for(lambda: streams(store) != [] and first not in streams(store), "another base")
+            until(lambda: streams(store) != [] and first not in streams(store), what="another base")
             hospital.confirm()
             acknowledged = hospital.confirmations()
         store.keep_newest(1)  # what a stream names is not swept away with old backups
@@ -235,7 +229,7 @@ def test_a_copy_torn_away_while_people_confirm_has_what_they_were_told_is_safe(f
             busy = threading.Thread(target=work)
             busy.start()
             try:
-                wait_for(lambda: len(told) >= 20, "people at work")
+                until(lambda: len(told) >= 20, what="people at work")
                 safe, torn_at = list(told), datetime.now(UTC)
                 subprocess.run(["cp", "-r", str(store.root), str(folder / "torn")], check=False)  # and no more came
             finally:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from registry import passwords, sign_in_links, users
 from tests.api.conftest import database_url, environment, line, service, submitter
 from tests.api.service import PASSWORD, Service
 from tests.console.scene import PEOPLE, Scene, make_scene
+from tests.waiting import PATIENCE_SECONDS
 
 __all__ = ["database_url", "environment", "line", "service", "submitter"]
 
@@ -30,6 +31,7 @@ def browser() -> Iterator[Browser]:
         pytest.skip("NO CHROMIUM: the console is not tested in a browser; install it with `make servers`")
     with sync_playwright() as playwright:
         # Root may not use the sandbox; what it shows is our own.
+        expect.set_options(timeout=PATIENCE_SECONDS * 1000)
         launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield launched
         launched.close()
@@ -63,14 +65,14 @@ def enter(browser: Browser, service: Service, staff: None) -> Iterator[Enter]:
 
     def open_as(name: str | None, path: str = "/console", **options: object) -> Page:
         context = browser.new_context(base_url=service.url, **options)  # type: ignore[arg-type]
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(PATIENCE_SECONDS * 1000)
         opened.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("console", lambda said: wrong.append(said.text) if "Content Security Policy" in said.text else None)
         if name is not None:
             with service.connect() as connection:
-                token = sign_in_links.make(connection, user=users.by_name(connection, name), seconds=60)
+                token = sign_in_links.make(connection, user=users.by_name(connection, name), seconds=600)
                 connection.commit()
             page.goto(f"/console/link/{token}")
             page.get_by_role("button", name="Sign in as").click()

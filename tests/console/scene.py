@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from tests import factories
 from tests.api.service import Service
 from tests.api.test_predictions import crown
 from tests.pipelines.test_evidence import comparison
+from tests.waiting import until
 
 PEOPLE: dict[str, tuple[str, tuple[Role, ...]]] = {
     "clara": ("Dr Clara Clinician, radiology", ("submitter",)),
@@ -200,11 +200,6 @@ def results(verdict: str) -> list[dict[str, Any]]:
 
 def wait_for_champion(service: Service, scene: Scene) -> None:
     """Wait until the inference process serves the scene's champion."""
-    end = time.monotonic() + 30
+    path = f"/v1/cases/{scene.worklist[-1]}/predictions"
     with service.client("operator") as client:
-        while time.monotonic() < end:
-            answer = client.post(f"/v1/cases/{scene.worklist[-1]}/predictions", params={"shown": False})
-            if answer.status_code == 200:
-                return
-            time.sleep(0.1)
-    raise AssertionError(answer.text)
+        until(lambda: client.post(path, params={"shown": False}).status_code == 200, what="the champion")

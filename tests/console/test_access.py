@@ -24,7 +24,7 @@ OPEN = {
 
 def session(service: Service, name: str) -> str:
     """The cookie of somebody who signed in."""
-    answer = httpx.post(f"{service.url}/console/sign-in", data={"name": name, "password": PASSWORD})
+    answer = httpx.post(f"{service.url}/console/sign-in", data={"name": name, "password": PASSWORD}, timeout=120)
     found = re.match(rf"{COOKIE}=([^;]+);", answer.headers["set-cookie"])
     assert found
     return f"{COOKIE}={found[1]}"
@@ -48,7 +48,7 @@ def test_looking_is_a_get_and_changing_a_post() -> None:
 @pytest.mark.parametrize("entry", GUARDED, ids=str)
 def test_a_page_leads_a_stranger_to_sign_in(service: Service, entry: Entry) -> None:
     for headers in ({}, {"Cookie": f"{COOKIE}=guess"}):
-        answer = httpx.request(entry.method, service.url + entry.filled(), headers=headers)
+        answer = httpx.request(entry.method, service.url + entry.filled(), headers=headers, timeout=120)
         assert answer.status_code == 303, answer.text
         assert answer.headers["location"].startswith("/console/sign-in")
 
@@ -78,7 +78,9 @@ def test_nothing_is_changed_for_a_page_of_another_site(service: Service, staff: 
             {"Sec-Fetch-Site": "same-site"},
         ):
             sent = {**headers, **({"Cookie": cookie} if cookie else {})}
-            answer = httpx.post(service.url + entry.filled(), headers=sent, data={"key": "k", "reason": "x"})
+            answer = httpx.post(
+                service.url + entry.filled(), headers=sent, data={"key": "k", "reason": "x"}, timeout=120
+            )
             assert answer.status_code == 403, answer.text
             assert "this service&#39;s own pages" in answer.text
             assert "set-cookie" not in answer.headers

@@ -51,7 +51,7 @@ def test_a_demo_is_stopped_in_order_when_the_photographer_is_interrupted(
         home = Path(process.stdout.readline().strip())
         assert home.parent.is_dir()
         os.kill(process.pid, number)
-        assert process.wait(timeout=30) != 0
+        assert process.wait(timeout=120) != 0
     assert said.read_text() == "stopped in order"
     assert not home.parent.exists()
 
@@ -66,5 +66,5 @@ def test_a_demo_that_is_told_twice_to_stop_still_stops_in_order(tmp_path: Path) 
         process.send_signal(signal.SIGINT)
         time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
+        process.wait(timeout=120)
     assert said.read_text() == "stopped in order"

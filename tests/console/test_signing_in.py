@@ -9,6 +9,7 @@ from registry import sign_in_links, users
 from tests.api.service import PASSWORD, Service
 from tests.console.conftest import Enter
 from tests.console.scene import Scene
+from tests.waiting import PATIENCE_SECONDS
 
 
 def test_a_person_signs_in_where_they_wanted_to_go_and_signing_out_ends_it(scene: Scene, enter: Enter) -> None:
@@ -34,18 +35,19 @@ def test_a_link_works_once_and_proves_no_password(service: Service, scene: Scene
     with service.connect() as connection:
         token = sign_in_links.make(connection, user=users.by_name(connection, "anna"), seconds=60)
         connection.commit()
-    page = enter(None, f"/console/link/{token}")
+    page = enter(None, f"/console/link/{token}", timeout=PATIENCE_SECONDS)
     page.reload()  # looking does not use it up
     page.get_by_role("button", name="Sign in as Dr Anna Approver").click()
     expect(page.get_by_role("heading", name="Good to see you, Dr Anna Approver")).to_be_visible()
     cookie = next(one for one in page.context.cookies() if one["name"].startswith("__Host-"))
     assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
-    again = httpx.get(f"{service.url}/console/link/{token}")
+    again = httpx.get(f"{service.url}/console/link/{token}", timeout=120)
     assert (again.status_code, "was used, or ran out" in again.text) == (404, True)
     signed = httpx.post(
         f"{service.url}/v1/candidates/{scene.candidate.candidate_id}/approvals",
         json={"decision": "approve", "reason": "within a minute of the link"},
         headers={"Cookie": f"{cookie['name']}={cookie['value']}"},
+        timeout=120,
     )
     assert (signed.status_code, signed.json()["type"]) == (403, "/problems/sign-in-again")
 
@@ -59,12 +61,14 @@ def test_a_link_that_ran_out_or_of_somebody_shut_out_opens_nothing(service: Serv
         connection.commit()
     for token in (late, shut, "guess"):
         for method in ("GET", "POST"):
-            assert httpx.request(method, f"{service.url}/console/link/{token}").status_code == 404
+            assert httpx.request(method, f"{service.url}/console/link/{token}", timeout=120).status_code == 404
 
 
 def test_signing_in_leads_nowhere_outside(service: Service, staff: None) -> None:
     for back in ("https://elsewhere.example/", "//elsewhere.example", "/\\elsewhere.example", "/docs", "javascript:1"):
         answer = httpx.post(
-            f"{service.url}/console/sign-in", data={"name": "clara", "password": PASSWORD, "back": back}
+            f"{service.url}/console/sign-in",
+            data={"name": "clara", "password": PASSWORD, "back": back},
+            timeout=120,
         )
         assert (answer.status_code, answer.headers["location"]) == (303, "/console")

@@ -38,11 +38,11 @@ def inference_url(shared_database: str, tmp_path_factory: pytest.TempPathFactory
     with (home / "log").open("wb") as log:
         process = start(["workers.inference"], environment=environment, log=log)
         try:
-            wait_for(f"http://127.0.0.1:{port}/health", process=process, log=home / "log", seconds=180)
+            wait_for(f"http://127.0.0.1:{port}/health", process=process, log=home / "log")
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=120)
 
 
 @pytest.fixture(scope="session")

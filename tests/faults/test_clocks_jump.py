@@ -7,8 +7,6 @@ import datetime
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,6 +16,7 @@ import pytest
 from registry import db, jobs, runs, users
 from tests import factories
 from tests.api.service import ROOT, free_port, wait_for
+from tests.waiting import until
 from tests.workers.lines import confirm_cases, make_line
 from workers.settings import WorkerSettings
 
@@ -25,15 +24,6 @@ DAY = 86_400
 READ = {"finding": "pneumonia", "evidence": "single_read", "ai_exposure": "blind", "reader": "radiologist-17"}
 CELERY = ("celery", "-A", "workers.app")
 INFO = ("--loglevel", "INFO")
-
-
-def until(condition: Callable[[], bool], *, record: db.Connection, log: Path, seconds: float = 180.0) -> None:
-    """Wait for something in the record."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, log.read_text(errors="replace")[-5000:]
-        record.rollback()
-        time.sleep(0.2)
 
 
 @pytest.mark.parametrize("jump", [DAY, -DAY], ids=["a day ahead", "a day back"])

@@ -55,7 +55,7 @@ def api_of(place: dict[str, Any], **more: str) -> Iterator[httpx.Client]:
     with log.open("wb") as output:
         process = start_api(environment, port=port, log=output)
         try:
-            wait_for(f"http://127.0.0.1:{port}/health/live", process=process, log=log, seconds=180)
+            wait_for(f"http://127.0.0.1:{port}/health/live", process=process, log=log)
             headers = {"Authorization": f"Bearer {place['key']}"}
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=120) as client:
                 yield client

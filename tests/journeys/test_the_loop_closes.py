@@ -1,4 +1,4 @@
-"""Confirmed chest X-rays in, an approved better model out: the journey everything else stands on."""
+"""Confirmed chest X-rays in, an approved better model out, and back again: the journey everything else stands on."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def test_the_loop_closes(tell: Callable[..., Story], tmp_path: Path) -> None:
     anyone_can_load_the_champion(story, better.candidate)
     an_outsider_gets_the_same_dataset_version(story, tmp_path)
     the_record_tells_the_story(story, better.candidate["candidate_id"])
+    a_promotion_is_undone_in_one_step(story, wrong=better.candidate, before=first.candidate)
 
 
 def anyone_can_load_the_champion(story: Story, champion: dict[str, Any]) -> None:
@@ -83,3 +84,17 @@ def the_record_tells_the_story(story: Story, champion_id: int) -> None:
         "Dr Anna Approver, clinical safety",
         "Dr Ben Approver, radiology",
     }
+
+
+def a_promotion_is_undone_in_one_step(story: Story, *, wrong: dict[str, Any], before: dict[str, Any]) -> None:
+    path = f"/v1/lines/{story.line}/roll-back"
+    stale = {"expected_champion": before["candidate_id"], "reason": "stale page"}
+    assert story.doors["anna"].request("POST", path, json=stale).status_code == 409
+
+    meant = {"expected_champion": wrong["candidate_id"], "reason": "false positives reported at Hospital South"}
+    story.doors["anna"].post(path, json=meant)
+
+    story.wait("the first model to serve again", lambda: story.serves(before))
+    story.wait("MLflow's alias to go back", lambda: story.alias_follows(before))
+    kinds = [promotion["kind"] for promotion in story.doors["rita"].get(f"/v1/lines/{story.line}/promotions")]
+    assert sorted(kinds) == ["promotion", "promotion", "roll_back"]

@@ -79,7 +79,7 @@ def test_what_is_repeated_until_it_is_answered_is_recorded_once_however_often_th
         draw = random.Random(number)
         headers = {"Authorization": f"Bearer {key}"}
         last: dict[int, int] = {}  # case -> this client's latest confirmation of it
-        with httpx.Client(base_url=f"http://127.0.0.1:{api.port}", headers=headers, timeout=30) as http:
+        with httpx.Client(base_url=f"http://127.0.0.1:{api.port}", headers=headers, timeout=PATIENCE_SECONDS) as http:
             count = 0
             while not over.is_set():
                 count += 1

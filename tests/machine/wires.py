@@ -22,7 +22,7 @@ Ending = Literal["committed", "rolled back", "killed", "answer lost", "hung up"]
 ENDINGS: tuple[Ending, ...] = ("committed", "rolled back", "killed", "answer lost", "hung up")
 CUT = "cut"
 """What came of a step whose session ended in the middle of it."""
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 
 
 class _Cursor(psycopg.Cursor[TupleRow]):

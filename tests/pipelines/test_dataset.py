@@ -24,6 +24,7 @@ from pipelines.erase import erase
 from pipelines.protocol import InputSpec, from_document, parse
 from pipelines.types import CaseId, digest_of
 from tests.pipelines.hospital import LINE, PROTOCOL, PROTOCOL_TEXT, ROOT, Hospital, moved, start
+from tests.waiting import until
 
 SPEC = InputSpec(channels=1, rows=28, columns=28)
 
@@ -329,14 +330,12 @@ def test_a_freeze_whose_parent_is_gone_stops(tmp_path: Path) -> None:
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as parent:
         await_stage(directory, "waiting", parent)
         parent.kill()
-        parent.communicate(timeout=30)  # until the last of the family has let go of the pipe
+        parent.communicate(timeout=120)  # until the last of the family has let go of the pipe
     assert not (directory / "result.json").exists()
 
 
 def await_stage(job: Path, stage: str, process: subprocess.Popen[Any]) -> None:
-    while stage not in _text(job / "progress.jsonl"):
-        assert process.poll() is None, "it ended before it got so far"
-        time.sleep(0.005)
+    until(lambda: stage in _text(job / "progress.jsonl"), what=f"the stage {stage!r}", process=process)
 
 
 def _text(file: Path) -> str:

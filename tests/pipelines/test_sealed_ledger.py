@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.metrics import MetricError
@@ -40,6 +40,7 @@ def test_the_last_test_gets_all_that_is_left() -> None:
     assert _level(False, True, uses=3) == pytest.approx(0.016)
 
 
+@settings(deadline=None)
 @given(uses=st.integers(1, 9), rho=st.floats(0.05, 0.95))
 def test_failing_all_the_way_spends_alpha_exactly(uses: int, rho: float) -> None:
     plan = Plan(alpha=0.05, uses=uses, success_weight=rho)
@@ -58,6 +59,7 @@ def test_after_any_history_what_is_left_to_fail_with_is_what_the_last_success_ha
         assert sum(left) == pytest.approx(weight)
 
 
+@settings(deadline=None)
 @given(history=st.lists(st.booleans(), max_size=7), uses=st.integers(1, 8), rho=st.floats(0.05, 0.95))
 def test_the_level_that_follows_from_what_is_left_is_that_of_the_graph(
     history: list[bool], uses: int, rho: float

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import dataset, job, network, suspects, train
@@ -31,6 +31,7 @@ def fitted() -> suspects.CrossFit:
     return suspects.cross_fit(GIVEN, PATIENTS, protocol=PROTOCOL, epochs=6)
 
 
+@settings(deadline=None)
 @given(
     sizes=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4)), min_size=1, max_size=60),
     hands=st.integers(2, 5),

@@ -28,6 +28,7 @@ from registry.lines import Line
 from registry.users import User
 from tests import factories
 from tests.conftest import as_superuser
+from tests.waiting import PATIENCE_SECONDS, until
 
 STRICTER = {"title": "Pneumonia, more strictly"}
 
@@ -278,10 +279,10 @@ def test_confirming_and_amending_do_not_wait_for_each_other_in_a_circle(fresh_da
             watcher.autocommit = True
             meanwhile = pool.submit(amend)
             waits = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid)))"
-            while watcher.execute(waits, (db.info.backend_pid,)).fetchone() != (True,):
-                assert not meanwhile.done()
+            until(lambda: meanwhile.done() or watcher.execute(waits, (db.info.backend_pid,)).fetchone() == (True,))
+            assert not meanwhile.done()
             factories.confirmation(db, case, actor=people[1], finding="pneumonia", reader="r2")
             db.commit()
-            meanwhile.result(timeout=30)
+            meanwhile.result(timeout=PATIENCE_SECONDS)
         assert version(db, line) == 2
         assert db.execute("SELECT count(*) FROM discordances WHERE line_id = %s", (line.line_id,)).fetchone() == (1,)

@@ -180,7 +180,7 @@ def test_a_committed_job_wakes_whoever_listens(fresh_database: str) -> None:
         factories.job(conn)
         assert list(listener.notifies(timeout=0.05)) == []
         conn.commit()
-        (notice,) = listener.notifies(timeout=5.0, stop_after=1)
+        (notice,) = listener.notifies(timeout=120.0, stop_after=1)
     assert notice.channel == "overread_jobs"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from registry.merkle import CompactRange, Tree, leaf_hash, root_by_proof
@@ -41,6 +41,7 @@ def test_the_roots_are_those_of_certificate_transparency() -> None:
         assert grown.root().hex() == root
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=4), max_size=70))
 def test_a_root_that_grew_is_the_root_by_definition(leaves: list[bytes]) -> None:
     grown = CompactRange()
@@ -50,6 +51,7 @@ def test_a_root_that_grew_is_the_root_by_definition(leaves: list[bytes]) -> None
     assert len(grown.hashes) == len(leaves).bit_count()
 
 
+@settings(deadline=None)
 @given(st.integers(1, 70), st.data())
 def test_a_proof_leads_to_the_root_for_its_own_leaf_and_place_only(size: int, data: st.DataObject) -> None:
     hashes = [leaf_hash(bytes([number])) for number in range(size)]

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +15,7 @@ import pytest
 import torch
 
 from registry import mirror
+from tests.api.service import free_port, wait_for
 
 LINE = "cxr-pneumonia"
 
@@ -43,9 +40,7 @@ class _Tiny(torch.nn.Module):
 @pytest.fixture(scope="module")
 def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += [
         "--backend-store-uri",
@@ -57,11 +52,11 @@ def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
     try:
-        _wait_until_healthy(f"http://127.0.0.1:{port}/health", server, folder / "log")
+        wait_for(f"http://127.0.0.1:{port}/health", process=server, log=folder / "log")
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
-        server.wait(timeout=30)
+        server.wait(timeout=120)
 
 
 @pytest.fixture(autouse=True)
@@ -184,15 +179,3 @@ def test_a_lost_candidate_of_the_same_id_is_not_taken_for_the_one_of_now(trackin
     restored = _log(tracking_uri, tmp_path, candidate=71, module=_Tiny().eval(), digest="b" * 64)
     assert restored != lost
     assert _log(tracking_uri, tmp_path, candidate=71, module=_Tiny().eval(), digest="b" * 64) == restored
-
-
-def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(600):
-        if server.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(url, timeout=1):  # noqa: S310 - our own server on loopback
-                return
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            time.sleep(0.2)
-    pytest.fail(f"MLflow did not start:\n{log.read_text()[-4000:]}")

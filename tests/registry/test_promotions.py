@@ -22,6 +22,7 @@ from registry.errors import (
 )
 from registry.users import User
 from tests import factories
+from tests.waiting import PATIENCE_SECONDS, until
 
 
 def _promote(db: Connection, candidate: Candidate, expected: int | None, actor: User | None = None) -> None:
@@ -128,7 +129,9 @@ def test_a_second_champion_is_refused_even_to_one_who_takes_no_lock(fresh_databa
         started.wait()
         _wait_until_blocked(fresh_database)
         rude.commit()
-        assert "came first" in outcome.result(timeout=30)  # the unique index spoke, not the check before it
+        assert "came first" in outcome.result(
+            timeout=PATIENCE_SECONDS
+        )  # the unique index spoke, not the check before it
 
 
 def test_promotions_of_one_line_take_turns(fresh_database: str) -> None:
@@ -288,11 +291,5 @@ def test_a_line_without_champion_has_nothing_to_roll_back_to(db: Connection) -> 
 def _wait_until_blocked(url: str) -> None:
     with connect(url) as conn:
         conn.autocommit = True
-        for _ in range(2000):
-            waiting = conn.execute(
-                "SELECT pg_sleep(0.01), count(*) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-            ).fetchone()
-            if waiting is not None and waiting[1]:
-                return
-    pytest.fail("the second promotion never reached the index")
+        waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        until(lambda: conn.execute(waiting).fetchall(), what="the second promotion at the index")

@@ -14,6 +14,7 @@ import pytest
 from registry import audit, reads, verify
 from registry.db import Connection, connect
 from tests import factories
+from tests.waiting import PATIENCE_SECONDS, until
 
 
 def looked(db: Connection, count: int) -> None:
@@ -103,10 +104,10 @@ def test_a_read_that_was_slow_to_commit_is_waited_for(fresh_database: str) -> No
             quick.commit()
             sealing = pool.submit(reads.seal, conn)
             waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-            while quick.execute(waiting).fetchone() == (0,):
-                assert not sealing.done(), "sealed without the read that has an id already"
+            until(lambda: sealing.done() or quick.execute(waiting).fetchone() != (0,), record=quick)
+            assert not sealing.done(), "sealed without the read that has an id already"
             slow.commit()
-            assert sealing.result(timeout=60) == 2
+            assert sealing.result(timeout=PATIENCE_SECONDS) == 2
         assert reads.first_broken(conn) is None
 
 
@@ -115,6 +116,6 @@ def test_reads_do_not_wait_for_writes(fresh_database: str) -> None:
         user = factories.user(writer)
         writer.commit()
         audit.take_turn(writer)  # a bulk upload holds the audit chain
-        reader.execute("SET lock_timeout = '5s'")
+        reader.execute("SET lock_timeout = '60s'")
         reads.record(reader, user_id=user.user_id, action="case:read")
         reader.commit()

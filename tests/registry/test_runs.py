@@ -14,6 +14,7 @@ from registry.db import Connection, connect, fetch_value
 from registry.errors import GateNotPassed, Invalid, RegistryError, RunInProgress, StateMoved
 from registry.lines import Line
 from tests import factories
+from tests.waiting import PATIENCE_SECONDS, until
 
 
 def _asked(db: Connection, line: Line) -> list[tuple[str, dict[str, int]]]:
@@ -301,12 +302,12 @@ def _at_once(url: str, first: Callable[[Connection], str], second: Callable[[Con
 
     with connect(url) as conn, connect(url) as watcher, ThreadPoolExecutor(1) as other:
         said = first(conn)
-        ending, pid = other.submit(later), pids.get(timeout=60)
+        ending, pid = other.submit(later), pids.get(timeout=PATIENCE_SECONDS)
         watcher.autocommit = True
-        while not (ending.done() or fetch_value(watcher, "SELECT pg_blocking_pids(%s) <> '{}'", (pid,))):
-            pass
+        waits = "SELECT pg_blocking_pids(%s) <> '{}'"
+        until(lambda: ending.done() or fetch_value(watcher, waits, (pid,)), what="its end or its turn to wait")
         conn.commit()
-        return said, ending.result(timeout=60)
+        return said, ending.result(timeout=PATIENCE_SECONDS)
 
 
 def _next_strategy(db: Connection, line: Line) -> tuple[str, str]:

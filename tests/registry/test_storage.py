@@ -6,7 +6,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from registry.errors import (
 )
 from tests import factories
 from tests.conftest import as_service, as_superuser
+from tests.waiting import until
 
 
 def test_a_stored_file_comes_back_by_its_digest(db: Connection, tmp_path: Path) -> None:
@@ -222,8 +222,4 @@ def test_schema_sql_is_what_the_migrations_add_up_to(template: str) -> None:
 def _set_fsync(conn: Connection, value: str) -> None:
     conn.execute("ALTER SYSTEM SET fsync = off" if value == "off" else "ALTER SYSTEM SET fsync = on")
     conn.execute("SELECT pg_reload_conf()")
-    for _ in range(100):
-        if conn.execute("SHOW fsync").fetchone() == (value,):
-            return
-        time.sleep(0.05)
-    pytest.fail(f"fsync never became {value}")
+    until(lambda: conn.execute("SHOW fsync").fetchone() == (value,), what=f"fsync = {value}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 
 import psycopg
@@ -32,6 +31,7 @@ from registry import (
 )
 from registry.errors import Forbidden, NotFound, NotGuarded
 from tests import factories
+from tests.waiting import PATIENCE_SECONDS, until
 from workers.lease import Workshop
 from workers.settings import WorkerSettings
 from workers.verify import check_datasets
@@ -111,11 +111,7 @@ def test_an_erasure_while_a_model_is_learning_leaves_no_bytes_no_key_and_no_link
     record.commit()
     work(workshop, record, "freeze_dataset")
     training = in_thread(workshop, only(record, "train_candidate"))
-    end = time.monotonic() + 120
-    while not runs.get(record, second.run_id).history:
-        assert time.monotonic() < end, "it never began to learn"
-        record.rollback()
-        time.sleep(0.1)
+    until(lambda: runs.get(record, second.run_id).history, what="a first epoch", record=record)
     assert len(holding(settings.home, pixels)) > 3  # blob, shard in repository, cache, remote, checkout
     assert naming(settings.home, patient)
     submitted = record.execute("SELECT count(*) FROM confirmations").fetchone()
@@ -137,7 +133,7 @@ def test_an_erasure_while_a_model_is_learning_leaves_no_bytes_no_key_and_no_link
     stopped = runs.get(record, second.run_id)
     assert stopped.state == "cancelled"
     assert f"erasure {erasure.erasure_id}" in (stopped.outcome or "")
-    training.join(60)
+    training.join(PATIENCE_SECONDS)
     assert not training.is_alive()
 
     # The bytes: gone from every file of the service, and gone from what later versions are made of.
@@ -265,13 +261,11 @@ def test_an_image_sent_again_just_now_is_not_removed(
             target=lambda: removed.append(erasures.remove_bytes(worker, settings.blob_root, digests=[digest]))
         )
         remover.start()
-        end = time.monotonic() + 60
-        while not record.execute("SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").fetchall():
-            assert time.monotonic() < end, "it does not wait for the intake"
-            record.rollback()
+        waits = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        until(lambda: record.execute(waits).fetchall(), what="the remover's turn to wait", record=record)
         factories.case(intake, line, image_digest=digest, patient="two")
         intake.commit()
-        remover.join(60)
+        remover.join(PATIENCE_SECONDS)
     assert removed == [0]
     assert blobs.read(settings.blob_root, digest) == b"a picture"
 

@@ -7,7 +7,6 @@ waiting for each other and throw one of them out (DeadlockDetected).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -16,6 +15,7 @@ import pytest
 
 from registry import datasets, db, erasures, jobs, runs
 from tests import factories
+from tests.waiting import PATIENCE_SECONDS, until
 from workers.lease import Workshop, claimed
 from workers.relay import put_back
 from workers.settings import WorkerSettings
@@ -35,14 +35,12 @@ def cancel_meanwhile(url: str, run_id: int, other: Callable[[], object]) -> None
         _until_it_waits(watcher, first.info.backend_pid, meanwhile)
         runs.cancel(first, run_id=run_id, actor=None)
         first.commit()
-        meanwhile.result(timeout=60)
+        meanwhile.result(timeout=PATIENCE_SECONDS)
 
 
 def _until_it_waits(watcher: db.Connection, pid: int, meanwhile: Future[object]) -> None:
     waiting = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid)))"
-    end = time.monotonic() + 60
-    while not (meanwhile.done() or db.fetch_value(watcher, waiting, (pid,))):
-        assert time.monotonic() < end, "it neither ended nor waited"
+    until(lambda: meanwhile.done() or db.fetch_value(watcher, waiting, (pid,)), what="its end or its turn to wait")
 
 
 def test_the_reaper_takes_no_job_whose_run_is_being_cancelled(record: db.Connection, fresh_database: str) -> None:

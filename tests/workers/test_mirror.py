@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +15,8 @@ import pytest
 
 from registry import audit, candidates, db, promotions, verify
 from tests import factories
+from tests.api.service import free_port
+from tests.waiting import PATIENCE_SECONDS, until
 from workers import drift
 from workers import verify as workers_verify
 from workers.lease import Workshop
@@ -31,9 +31,7 @@ from .lines import crown, make_line, waiting, work
 def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of an MLflow server of these tests' own."""
     tmp_path = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     url, log = f"http://127.0.0.1:{port}", tmp_path / "mlflow.log"
     places = [
         "--backend-store-uri",
@@ -48,26 +46,23 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             command, cwd=tmp_path, env=environment, stdout=stream, stderr=stream, start_new_session=True
         )
     try:
-        end = time.monotonic() + 180
-        while not answers(url):
-            assert time.monotonic() < end, log.read_text()[-3000:]
-            time.sleep(0.1)
+        until(lambda: answers(url), seconds=300, what="an answer of MLflow", log=log, process=process)
         yield url
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=PATIENCE_SECONDS)
 
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health", trust_env=False, timeout=2).status_code == 200
+        return httpx.get(f"{url}/health", trust_env=False, timeout=10).status_code == 200
     except httpx.TransportError:
         return False
 
 
 def shown(url: str, *, line: str, alias: str) -> dict[str, Any]:
     path = f"{url}/api/2.0/mlflow/registered-models/alias"
-    answer = httpx.get(path, params={"name": line, "alias": alias}, trust_env=False)
+    answer = httpx.get(path, params={"name": line, "alias": alias}, trust_env=False, timeout=120)
     return dict(answer.json().get("model_version", {}))
 
 
@@ -115,7 +110,9 @@ def test_mlflow_shows_who_is_champion_though_it_missed_everything_before(
 
 
 def told(url: str, path: str, **document: Any) -> None:
-    httpx.post(f"{url}/api/2.0/mlflow/{path}", json=document, trust_env=False).raise_for_status()
+    httpx.post(
+        f"{url}/api/2.0/mlflow/{path}", json=document, trust_env=False, timeout=PATIENCE_SECONDS
+    ).raise_for_status()
 
 
 def test_an_alias_moved_behind_our_back_is_audited_once_and_set_right(

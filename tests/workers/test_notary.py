@@ -5,24 +5,16 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-import time
-from collections.abc import Callable
 
 import pytest
 
 from registry import audit, checkpoints, db, notes
 from tests.conftest import as_superuser
+from tests.waiting import until
 from workers import notary
 from workers.settings import WorkerSettings
 
 from .lines import make_line
-
-
-def wait_until(condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def sizes(settings: WorkerSettings) -> list[int]:
@@ -43,14 +35,14 @@ def test_checkpoints_are_signed_at_the_start_by_the_clock_and_at_the_end(
     stopping = threading.Event()
     often = dataclasses.replace(settings, checkpoint_seconds=0.2)
     with notary.signing(often, stopping=stopping):
-        wait_until(lambda: sizes(settings) == [before])  # what a killed one left unsigned
+        until(lambda: sizes(settings) == [before])  # what a killed one left unsigned
         view(record)
-        wait_until(lambda: sizes(settings) == [before, before + 1])
+        until(lambda: sizes(settings) == [before, before + 1])
     seldom = dataclasses.replace(settings, checkpoint_seconds=3600)
     stopping = threading.Event()
     with notary.signing(seldom, stopping=stopping):
         view(record)
-    wait_until(lambda: sizes(settings)[-1] == before + 2)
+    until(lambda: sizes(settings)[-1] == before + 2)
     verifier = notes.signer_at(settings.checkpoint_key).verifier
     assert [checkpoints.read(file, verifier).size for file in checkpoints.files(settings.checkpoints)] == sizes(
         settings

@@ -10,6 +10,7 @@ import pytest
 
 from registry import db, jobs, runs
 from tests import factories
+from tests.waiting import PATIENCE_SECONDS
 from workers.app import make_celery
 from workers.relay import put_back, relay, send_unsent
 from workers.settings import WorkerSettings
@@ -35,7 +36,7 @@ def test_jobs_wait_in_the_record_while_the_broker_is_away(
     assert job.sent_at is None
     assert thread.is_alive()
     stopping.set()
-    thread.join(timeout=15)
+    thread.join(timeout=PATIENCE_SECONDS)
     assert not thread.is_alive()
 
 

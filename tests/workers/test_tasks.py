@@ -5,13 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from registry import audit, candidates, datasets, db, jobs, runs
 from registry.jobs import JOB_KINDS
+from tests.faults.arming import armed
+from tests.waiting import PATIENCE_SECONDS, command_of, descendants, until
 from workers.lease import Workshop
 from workers.settings import WorkerSettings
 from workers.tasks import TASKS
@@ -21,18 +23,13 @@ from .lines import as_holder, confirm_cases, in_thread, make_line, only, start_r
 
 
 def science_of(job_directory: str) -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if process.status() != psutil.STATUS_ZOMBIE and any(job_directory in part for part in process.cmdline())
-    ]
+    return [process for process in descendants() if any(job_directory in part for part in command_of(process))]
 
 
-def wait_for(condition: object, *, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
+def stop_in_science(monkeypatch: pytest.MonkeyPatch, point: str) -> None:
+    """Have the science of this worker stop at a point, as if it took for ever."""
+    for name, value in armed(f"{point}:stop").items():
+        monkeypatch.setenv(name, value)
 
 
 def test_every_kind_of_job_has_a_task() -> None:
@@ -110,11 +107,10 @@ def test_a_warm_stop_gives_the_job_back_uncounted_and_training_resumes(
         record.rollback()
         return runs.get(record, run.run_id).progress.get("epoch", 0) >= 2
 
-    wait_for(some_epochs)
-    began = time.monotonic()
+    until(some_epochs)
     workshop.stopping.set()
-    thread.join()
-    assert time.monotonic() - began < 5
+    thread.join(timeout=PATIENCE_SECONDS)
+    assert not thread.is_alive()
     assert not science_of("train_candidate-")
     assert state_of(record, "jobs", job_id=job.job_id) == "queued"
     assert jobs.get_job(record, job.job_id).attempts == 0
@@ -125,18 +121,20 @@ def test_a_warm_stop_gives_the_job_back_uncounted_and_training_resumes(
     assert [row["epoch"] for row in runs.get(record, run.run_id).history] == list(range(1, 31))
 
 
-def test_a_cancelled_run_kills_its_science(workshop: Workshop, record: db.Connection, settings: WorkerSettings) -> None:
-    slow = {"network": "small_cnn", "epochs": 900, "update_epochs": 1, "threads": 1}
-    line, person = make_line(record, recipe=slow)
+def test_a_cancelled_run_kills_its_science(
+    workshop: Workshop, record: db.Connection, settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_in_science(monkeypatch, "training.step.before:1")  # by itself it never ends
+    line, person = make_line(record)
     confirm_cases(record, settings, line=line, person=person, count=120)
     run = start_run(record, line)
     work(workshop, record, "freeze_dataset")
     job = only(record, "train_candidate")
     thread = in_thread(workshop, job)
-    wait_for(lambda: science_of("train_candidate-"))
+    until(lambda: science_of("train_candidate-"))
     runs.cancel(record, run_id=run.run_id, actor=person)
     record.commit()
-    thread.join(timeout=10)
+    thread.join(timeout=PATIENCE_SECONDS)
     assert not thread.is_alive()
     assert not science_of("train_candidate-")
     assert state_of(record, "jobs", job_id=job.job_id) == "cancelled"
@@ -144,17 +142,18 @@ def test_a_cancelled_run_kills_its_science(workshop: Workshop, record: db.Connec
 
 
 def test_a_lease_taken_over_changes_nothing(
-    workshop: Workshop, record: db.Connection, settings: WorkerSettings
+    workshop: Workshop, record: db.Connection, settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stop_in_science(monkeypatch, "shard.rename.before:1")  # or it might be done before it is taken over
     line, person = make_line(record)
     confirm_cases(record, settings, line=line, person=person, count=120)
     start_run(record, line)
     job = only(record)
     thread = in_thread(workshop, job)
-    wait_for(lambda: state_of(record, "jobs", job_id=job.job_id) == "running")
+    until(lambda: state_of(record, "jobs", job_id=job.job_id) == "running")
     record.execute("UPDATE jobs SET fence = fence + 1, lease_owner = 'another' WHERE job_id = %s", (job.job_id,))
     record.commit()
-    thread.join(timeout=30)
+    thread.join(timeout=PATIENCE_SECONDS)
     assert not thread.is_alive()
     assert state_of(record, "jobs", job_id=job.job_id) == "running"  # the other one's
     assert datasets.latest(record, line.line_id) is None

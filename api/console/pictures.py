@@ -21,6 +21,10 @@ SMALL = 128
 """Pixels of a thumbnail's longer side, at most."""
 
 
+NARROWEST = 8
+"""Pixels a side of a volume's slices, at least (`pipelines.images`)."""
+
+
 class NotPixels(ValueError):
     """A stored file is not what the decoder writes."""
 
@@ -100,6 +104,8 @@ def _read(stored: bytes, *, at: int | None = None) -> tuple[_Shape, bytes]:
     if header["fortran_order"] or len(shape) not in {2, 3} or 0 in shape:
         raise NotPixels(f"an array of shape {shape}")
     slices = shape[0] if len(shape) == 3 and shape[2] != 3 else 0
+    if slices and min(shape[1:]) < NARROWEST:
+        raise NotPixels(f"an array of shape {shape}")
     shape = shape[1:] if slices else shape
     found = _Shape(rows=shape[0], columns=shape[1], channels=3 if len(shape) == 3 else 1, bytes_each=size)
     size = found.rows * found.stride

@@ -7,8 +7,9 @@ inference process's refusals become `Refusal`s under the same slugs; not reachin
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, Literal
 from urllib.parse import quote
 
 import httpx
@@ -17,6 +18,8 @@ from api.errors import Refusal
 from api.settings import ApiSettings
 
 NPY_MEDIA_TYPE = "application/x-npy"
+Kind = Literal["image", "volume"]
+"""What a line reads."""
 _PASSED_ON = frozenset({"no-champion", "unknown-finding"})
 """Codes of the inference process that are the API's slugs as they stand; other refusals of it are of the image."""
 _TIMEOUT = httpx.Timeout(30.0, connect=2.0)
@@ -54,6 +57,11 @@ class Compared:
     changes: list[str]
 
 
+def kind_of(protocol: Mapping[str, Any]) -> Kind:
+    """Say what a line reads, from its protocol's document."""
+    return "volume" if protocol["input"].get("depth") else "image"
+
+
 class InferenceClient:
     """One connection pool to the inference process; safe to share between threads."""
 
@@ -76,9 +84,12 @@ class InferenceClient:
         except httpx.HTTPError:
             return False
 
-    def decode(self, image: IO[bytes], *, media_type: str) -> DecodedImage:
-        """Have an image file decoded in the jail. Raises Refusal: image-refused, body-too-large."""
-        response = self._post("/decode", content=image, headers={"Content-Type": media_type})
+    def decode(self, image: IO[bytes], *, media_type: str, kind: Kind = "image") -> DecodedImage:
+        """Have an image file decoded in the jail; `kind` is what the line reads.
+
+        Raises Refusal: image-refused, body-too-large.
+        """
+        response = self._post("/decode", content=image, params={"kind": kind}, headers={"Content-Type": media_type})
         return DecodedImage(
             pixels=response.content, attributes=json.loads(response.headers.get("x-overread-attributes", "{}"))
         )
@@ -92,12 +103,14 @@ class InferenceClient:
         answer = self._post(path, content=pixels, params=where, headers={"Content-Type": NPY_MEDIA_TYPE}).json()
         return Scored(**{name: answer[name] for name in Scored.__slots__})
 
-    def heat_map(self, line: str, *, pixels: bytes, finding: str) -> bytes:
-        """Have the champion's reasons drawn over an image: PNG bytes. Raises Refusal as `predict` does."""
-        path = f"/lines/{quote(line, safe='')}/heat-map"
-        return self._post(
-            path, content=pixels, params={"finding": finding}, headers={"Content-Type": NPY_MEDIA_TYPE}
-        ).content
+    def heat_map(self, line: str, *, pixels: bytes, finding: str, at: int | None = None) -> bytes:
+        """Have the champion's reasons drawn over an image: PNG bytes; of a volume over slice `at`, or the middle one.
+
+        Raises Refusal as `predict` does.
+        """
+        path, asked = f"/lines/{quote(line, safe='')}/heat-map", {"finding": finding}
+        asked |= {} if at is None else {"slice": str(at)}
+        return self._post(path, content=pixels, params=asked, headers={"Content-Type": NPY_MEDIA_TYPE}).content
 
     def check_protocol(self, text: bytes) -> tuple[dict[str, Any], str]:
         """Have a protocol checked: its normalised document and digest. Raises Refusal: protocol-invalid."""

@@ -9,12 +9,15 @@ References: WiSE-FT, Wortsman et al., CVPR 2022 (interpolation keeps what fine-t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from pipelines.predict import BATCH_VOXELS
 
 BATCH = 128
 
@@ -78,7 +81,9 @@ def measure_batch_norm(module: nn.Module, images: NDArray[np.float32]) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over all batches
     module.train()
-    for part in np.array_split(images, max(1, round(len(images) / BATCH))):
+    size = BATCH if images.ndim == 4 else max(2, min(BATCH, BATCH_VOXELS // math.prod(images.shape[1:])))
+    parts = max(1, round(len(images) / size))
+    for part in np.array_split(images, parts):
         module(torch.from_numpy(np.array(part)).to(device))
     module.eval()
     for norm, momentum in zip(norms, momenta, strict=True):

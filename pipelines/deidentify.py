@@ -29,9 +29,12 @@ CODES: dict[str, str] = {
 MAKERS = ("Manufacturer", "ManufacturerModelName")
 """Short free text about the machine: kept, without anything that could be a date or a number of many digits."""
 
-COUNTS = ("Rows", "Columns", "BitsStored")
+COUNTS = ("Rows", "Columns", "NumberOfFrames", "BitsStored")
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing")
 """Distance of rows and of columns in mm; kept as two numbers, `…Rows` and `…Columns`, with the suffix `_mm`."""
+
+BETWEEN_SLICES = ("SpacingBetweenSlices", "SliceThickness")
+"""Distances along the depth of a volume in mm."""
 
 AGE_BAND_YEARS = (0, 1, 6, 13, 18, 30, 40, 50, 60, 70, 80)
 """Lower edges. The last band is open, so that no very old person stands out (HIPAA Safe Harbor: 90 and over)."""
@@ -64,6 +67,9 @@ def keep(dataset: Dataset) -> dict[str, str | int | float]:
         count = dataset.get(keyword)
         if isinstance(count, int) and 0 < count < 65536:
             kept[keyword] = count
+    for keyword in BETWEEN_SLICES:
+        if distance := _distance(dataset, keyword):
+            kept[f"{keyword}_mm"] = distance
     for keyword in SPACINGS:
         for side, distance in zip(("Rows", "Columns"), _distances(dataset, keyword), strict=False):
             kept[f"{keyword}{side}_mm"] = distance
@@ -89,6 +95,15 @@ def age_band(age: str) -> str | None:
 def _text(dataset: Dataset, keyword: str) -> str:
     value = dataset.get(keyword)
     return value.strip() if isinstance(value, str) else ""
+
+
+def _distance(dataset: Dataset, keyword: str) -> float | None:
+    """A positive distance, or None."""
+    try:
+        number = float(dataset.get(keyword))
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) and 0.0 < number < 1000.0 else None
 
 
 def _distances(dataset: Dataset, keyword: str) -> list[float]:

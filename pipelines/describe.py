@@ -103,7 +103,7 @@ def bundle(protocol: Protocol, *, version: str) -> dict[str, Any]:
                     "format": "magnitude",
                     "modality": "n/a",
                     "num_channels": spec.channels,
-                    "spatial_shape": [spec.rows, spec.columns],
+                    "spatial_shape": list(spec.shape),
                     "dtype": "float32",
                     "value_range": [0, 1],
                     "is_patch_data": False,

@@ -1,6 +1,10 @@
-"""Single-frame uncompressed DICOM into pixels: what the header promises is checked before it is believed.
+"""Uncompressed DICOM into pixels: what the header promises is checked before it is believed.
 
-References: DICOM PS3.3 C.7.6.3 (pixels), C.11.1 and C.11.2 (rescale, window), PS3.10 (file format).
+One frame is an image; many grey ones are a volume, the frames its depth in the order of the file. All frames go through
+one rescale and one window, else their values could not be compared.
+
+References: DICOM PS3.3 C.7.6.3 (pixels), C.7.6.6 (multi-frame), C.7.6.16 (functional groups), C.11.1 and C.11.2
+(rescale, window), PS3.10 (file format).
 """
 
 from __future__ import annotations
@@ -15,20 +19,24 @@ from numpy.typing import NDArray
 from pydicom.filereader import read_dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from pipelines import deidentify
-from pipelines.images import Decoded, ImageRefused, Pixels, check_size
+from pipelines import deidentify, functional_groups
+from pipelines.images import Decoded, ImageRefused, Pixels, check_size, check_volume
 
 TRANSFER_SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
 """No compressed syntax: each brings a decoder written in C. No deflate: 400 kB of it can fill a gigabyte."""
 
 
 def decode(data: bytes) -> Decoded:
-    """Turn a single-frame DICOM file into pixels and allow-listed attributes. Raises ImageRefused."""
+    """Turn a DICOM file into pixels, (H, W), (H, W, 3) or (D, H, W), and allow-listed attributes.
+
+    Raises ImageRefused.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd but readable values are common; what we keep is checked below
             _check_transfer_syntax(data)
             dataset = pydicom.dcmread(io.BytesIO(data))
+            functional_groups.flatten(dataset)
             attributes = deidentify.keep(dataset)
             pixels = _pixels(dataset)
     except ImageRefused:
@@ -60,13 +68,17 @@ def _check_transfer_syntax(data: bytes) -> None:
 def _pixels(dataset: pydicom.Dataset) -> Pixels:
     if "PixelData" not in dataset:
         raise ImageRefused("no-pixels", "this DICOM object holds no pixel data; send an image")
-    if int(dataset.get("NumberOfFrames") or 1) != 1:
-        raise ImageRefused("not-single-frame", "this DICOM object has many frames; send them one by one")
+    frames = int(dataset.get("NumberOfFrames") or 1)
     rows, columns = int(dataset.Rows), int(dataset.Columns)
-    check_size(rows=rows, columns=columns)
+    if frames == 1:
+        check_size(rows=rows, columns=columns)
+    else:
+        check_volume(depth=frames, rows=rows, columns=columns)
     photometric, samples = str(dataset.PhotometricInterpretation), int(dataset.SamplesPerPixel)
     allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
     colour = photometric == "RGB"
+    if colour and frames > 1:
+        raise ImageRefused("photometric", "a volume is grey: send MONOCHROME1 or MONOCHROME2, or one colour frame")
     if photometric not in {"MONOCHROME1", "MONOCHROME2", "RGB"} or samples != (3 if colour else 1):
         raise ImageRefused("photometric", f"{photometric}, {samples} samples a pixel: send MONOCHROME1, 2 or RGB")
     if (
@@ -78,7 +90,7 @@ def _pixels(dataset: pydicom.Dataset) -> Pixels:
     if "ModalityLUTSequence" in dataset:
         raise ImageRefused("unsupported-pixels", "a Modality LUT is not applied here; send rescaled pixels")
     raw = bytes(dataset.PixelData)
-    expected = rows * columns * samples * allocated // 8
+    expected = frames * rows * columns * samples * allocated // 8
     if len(raw) < expected:
         raise ImageRefused("truncated", f"{len(raw)} bytes of pixels where the header promises {expected}")
     values = np.frombuffer(raw[:expected], dtype="<u2" if allocated == 16 else "u1")
@@ -86,7 +98,15 @@ def _pixels(dataset: pydicom.Dataset) -> Pixels:
         by_plane = int(dataset.get("PlanarConfiguration") or 0) == 1
         image = values.reshape((3, rows, columns) if by_plane else (rows, columns, 3))
         return np.ascontiguousarray(np.moveaxis(image, 0, -1) if by_plane else image, dtype=np.uint8)
-    return _grey(values.reshape(rows, columns), dataset, bits=stored, inverted=photometric == "MONOCHROME1")
+    inverted = photometric == "MONOCHROME1"
+    if frames == 1:
+        return _grey(values.reshape(rows, columns), dataset, bits=stored, inverted=inverted)
+    volume: NDArray[Any] = np.empty((frames, rows, columns), dtype=np.uint8 if stored <= 8 else np.uint16)
+    for into, frame in zip(
+        volume, values.reshape(frames, rows, columns), strict=True
+    ):  # one at a time: memory is short
+        into[:] = _grey(frame, dataset, bits=stored, inverted=inverted)
+    return volume
 
 
 def _grey(values: NDArray[Any], dataset: pydicom.Dataset, *, bits: int, inverted: bool) -> Pixels:

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from pipelines.data_repository import VersionDamaged
 from pipelines.images import to_network_input
 from pipelines.predict import BATCH, Model
-from pipelines.protocol import InputSpec
 from pipelines.shards import read_blob
 
 WIDTH = 64
@@ -54,8 +53,7 @@ def look_at_stored(
     model: Model, digests: Sequence[str], *, blobs: Path, keep_going: Callable[[], None] = lambda: None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Have a model look at images of the blob store: scores (N, K), embeddings (N, d), NaN where one cannot be read."""
-    seen = model.architecture
-    spec = InputSpec(channels=1 if seen.in_channels == 1 else 3, rows=seen.rows, columns=seen.columns)
+    spec = model.architecture.input
     scores = np.full((len(digests), len(model.classes)), np.nan, dtype=np.float32)
     embeddings = np.full((len(digests), width_of(model)), np.nan, dtype=np.float32)
     for start in range(0, len(digests), BATCH):

@@ -1,9 +1,10 @@
 """Bytes from outside into pixels, and pixels into what a network sees.
 
-Accepts PNG, NPY and single-frame uncompressed DICOM, told apart by their first bytes and never by what the sender
-claims. Headers are checked against the caps before anything is allocated, metadata other than an allow-list is gone,
-and whatever cannot be read with certainty is refused with a stable code. A stored image is the NPY form of an array
-(H, W) or (H, W, 3), uint8 or uint16; its name is the SHA-256 of those bytes.
+Accepts PNG, NPY and uncompressed DICOM of one frame or many, told apart by their first bytes and never by what the
+sender claims. Headers are checked against the caps before anything is allocated, metadata other than an allow-list is
+gone, and whatever cannot be read with certainty is refused with a stable code. A stored image is the NPY form of an
+array (H, W), (H, W, 3) or, of a volume, (D, H, W), uint8 or uint16; its name is the SHA-256 of those bytes. Three axes
+of which the last is 3 are always colour: a volume is at least `NARROWEST` voxels wide.
 
 References: PNG 3rd edition (W3C); NEP 1 (NPY).
 Decode bytes from outside only in a process with memory and time limits.
@@ -32,6 +33,9 @@ Attribute = str | int | float
 
 MAX_SIDE = 8192
 MAX_PIXELS = 40_000_000
+"""Of an image, and voxels of a volume."""
+NARROWEST = 8
+"""Voxels along each side of a slice, at least; a volume has two slices, or more."""
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Colour to grey, ITU-R BT.601."""
 
@@ -51,7 +55,7 @@ class ImageRefused(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """Pixels (H, W) or (H, W, 3), uint8 or uint16, brighter is denser; and the attributes that survived."""
+    """Pixels (H, W), (H, W, 3) or (D, H, W), uint8 or uint16, brighter is denser; and attributes that survived."""
 
     pixels: Pixels
     attributes: dict[str, Attribute] = field(default_factory=dict)
@@ -96,9 +100,12 @@ def from_npy(data: bytes) -> Pixels:
     dtype = np.dtype(descr)
     if len(shape) == 3 and shape[2] == 1:
         shape = shape[:2]
-    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] != 3):
-        raise ImageRefused("not-single-frame", f"shape {shape}: send one image, (H, W) or (H, W, 3)")
-    check_size(rows=shape[0], columns=shape[1])
+    if len(shape) not in (2, 3):
+        raise ImageRefused("not-single-frame", f"shape {shape}: send (H, W), (H, W, 3) or a volume (D, H, W)")
+    if len(shape) == 3 and shape[2] != 3:
+        check_volume(depth=shape[0], rows=shape[1], columns=shape[2])
+    else:
+        check_size(rows=shape[0], columns=shape[1])
     count = int(np.prod(shape, dtype=np.int64))
     body = memoryview(data)[start:]
     if len(body) != count * dtype.itemsize:
@@ -111,19 +118,25 @@ def to_network_input(pixels: Sequence[Pixels] | Pixels, spec: InputSpec) -> NDAr
     """Resample and scale images for a network: (N, C, rows, columns) float32 in [0, 1].
 
     Grey and colour are converted into each other as `spec.channels` asks; the aspect ratio is not kept. Shrinking
-    averages over the area each new pixel covers, enlarging is bilinear. A stack of equal images may be one array.
+    averages over the area each new pixel covers, enlarging is bilinear. A stack of equal images may be one array. Where
+    `spec` has a depth, (N, 1, depth, rows, columns) of volumes, resampled along all three in the same way. Raises
+    ImageRefused for a volume where images are read, and the other way round.
     """
-    if isinstance(pixels, np.ndarray) and pixels.shape[1:] == (spec.rows, spec.columns):  # nothing to resample
+    if isinstance(pixels, np.ndarray) and pixels.shape[1:] == spec.shape:  # nothing to resample
         scaled = pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
         return np.repeat(scaled[:, None], spec.channels, axis=1)
-    batch = np.empty((len(pixels), spec.channels, spec.rows, spec.columns), dtype=np.float32)
+    batch = np.empty((len(pixels), spec.channels, *spec.shape), dtype=np.float32)
     for index, image in enumerate(pixels):
+        check_kind(image, volume=spec.depth is not None)
         scaled = image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
+        if spec.depth is not None:
+            batch[index, 0] = _resample_volume(scaled, spec, depth=spec.depth)
+            continue
         planes = scaled[None] if scaled.ndim == 2 else np.moveaxis(scaled, -1, 0)  # (C, H, W)
         if spec.channels == 1 and planes.shape[0] == 3:
             planes = np.tensordot(LUMA, planes, axes=1)[None]
         for channel in range(spec.channels):
-            batch[index, channel] = _resample(planes[min(channel, len(planes) - 1)], spec)
+            batch[index, channel] = _resample(planes[min(channel, len(planes) - 1)], spec.rows, spec.columns)
     return np.clip(batch, 0.0, 1.0, out=batch)
 
 
@@ -138,13 +151,34 @@ def png_bytes(array: NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _resample(plane: NDArray[np.float32], spec: InputSpec) -> NDArray[np.float32]:
-    if plane.shape == (spec.rows, spec.columns):
+def _resample(plane: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.float32]:
+    if plane.shape == (rows, columns):
         return plane
-    shrinks = plane.shape[0] >= spec.rows and plane.shape[1] >= spec.columns
+    shrinks = plane.shape[0] >= rows and plane.shape[1] >= columns
     method = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
-    resized = Image.fromarray(np.ascontiguousarray(plane)).resize((spec.columns, spec.rows), method)
+    resized = Image.fromarray(np.ascontiguousarray(plane)).resize((columns, rows), method)
     return np.asarray(resized, dtype=np.float32)
+
+
+def _resample_volume(volume: NDArray[np.float32], spec: InputSpec, *, depth: int) -> NDArray[np.float32]:
+    """(D, H, W) -> (depth, rows, columns): slice by slice, then along the depth, where each slice is one long row."""
+    slices = np.stack([_resample(plane, spec.rows, spec.columns) for plane in volume])
+    return _resample(slices.reshape(len(slices), -1), depth, spec.rows * spec.columns).reshape(spec.shape)
+
+
+def is_volume(pixels: Pixels) -> bool:
+    """Whether pixels are a volume (D, H, W) and no image (H, W) or (H, W, 3)."""
+    return pixels.ndim == 3 and pixels.shape[2] != 3
+
+
+def check_kind(pixels: Pixels, *, volume: bool) -> None:
+    """Refuse a volume where images are read, and an image where volumes are. Raises ImageRefused."""
+    if volume and not is_volume(pixels):
+        message = "this line reads volumes, and this is one image; send a multi-frame DICOM or an NPY (D, H, W)"
+        raise ImageRefused("not-a-volume", message)
+    if not volume and is_volume(pixels):
+        message = f"this line reads images, and this is a volume of {len(pixels)} slices; send one image"
+        raise ImageRefused("not-single-frame", message)
 
 
 def check_size(*, rows: int, columns: int) -> None:
@@ -154,6 +188,17 @@ def check_size(*, rows: int, columns: int) -> None:
     if max(rows, columns) > MAX_SIDE or rows * columns > MAX_PIXELS:
         limit = f"{MAX_SIDE} a side and {MAX_PIXELS // 1_000_000} million in all"
         raise ImageRefused("too-many-pixels", f"{rows} × {columns} pixels; the most is {limit}")
+
+
+def check_volume(*, depth: int, rows: int, columns: int) -> None:
+    """Refuse a volume that is none, or larger than the caps. Raises ImageRefused."""
+    size = f"{depth} slices of {rows} × {columns}"
+    if depth < 2 or min(rows, columns) < NARROWEST:
+        least = f"2 slices of {NARROWEST} × {NARROWEST}"
+        raise ImageRefused("empty", f"{size}: the least is {least}; one slice is an image, (H, W)")
+    if max(depth, rows, columns) > MAX_SIDE or depth * rows * columns > MAX_PIXELS:
+        limit = f"{MAX_SIDE} a side and {MAX_PIXELS // 1_000_000} million voxels in all"
+        raise ImageRefused("too-many-pixels", f"{size}; the most is {limit}: send a smaller region, or resample it")
 
 
 def _npy_header(data: bytes) -> tuple[str, bool, tuple[int, ...], int]:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -28,7 +28,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from pipelines.protocol import Protocol
+from pipelines.protocol import InputSpec, Protocol
 from pipelines.types import Digest
 
 
@@ -53,15 +53,30 @@ class Architecture:
     classes: tuple[str, ...]
     rows: int
     columns: int
+    depth: int | None = None
+    """Slices of the volumes that it sees; None: it sees images."""
     gradcam_layer: str
     """Dotted name of the layer whose activations a heat map shows, in each member."""
     members: int = 1
     """Networks that answer as one (`Ensemble`); 1: there is but the one."""
 
     def document(self) -> dict[str, Any]:
-        """The architecture as plain JSON values; `members` only where there are several."""
+        """The architecture as plain JSON values; `members` only where there are several, `depth` only of volumes."""
         document = {**asdict(self), "classes": list(self.classes)}
-        return document if self.members > 1 else {name: document[name] for name in document if name != "members"}
+        usual = {"members": 1, "depth": None}
+        return {name: value for name, value in document.items() if name not in usual or value != usual[name]}
+
+    @property
+    def input(self) -> InputSpec:
+        """What it sees, as a protocol says it."""
+        channels: Literal[1, 3] = 1 if self.in_channels == 1 else 3
+        return InputSpec(channels=channels, depth=self.depth, rows=self.rows, columns=self.columns)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sides of what it sees: (rows, columns) or (depth, rows, columns)."""
+        plane = (self.rows, self.columns)
+        return plane if self.depth is None else (self.depth, *plane)
 
 
 class Ensemble(nn.Module):
@@ -80,7 +95,7 @@ class Ensemble(nn.Module):
 class PatchMean(nn.Module):
     """A transformer over patches, the mean of them, and a linear layer; `plane` is where its heat maps look."""
 
-    def __init__(self, patches: nn.Module, *, grid: tuple[int, int], width: int, classes: int) -> None:
+    def __init__(self, patches: nn.Module, *, grid: tuple[int, ...], width: int, classes: int) -> None:
         super().__init__()
         self.patches = patches
         self.plane = nn.Unflatten(2, grid)
@@ -90,7 +105,7 @@ class PatchMean(nn.Module):
         """Return (N, classes) logits."""
         found, _every_layer = self.patches(images)  # (N, patches, width)
         plane: Tensor = self.plane(found.transpose(1, 2))  # (N, width, *grid)
-        return self.head(plane.mean(dim=(2, 3)))  # type: ignore[no-any-return]
+        return self.head(plane.mean(dim=tuple(range(2, plane.ndim))))  # type: ignore[no-any-return]
 
 
 MONAI_TRIES = (
@@ -100,7 +115,7 @@ MONAI_TRIES = (
 )
 
 PATCHES = (16, 14, 8, 7, 4, 2)
-"""Sides of a ViT's patches: the largest that divides both sides of the image and leaves seven of them, or more."""
+"""Sides of a ViT's patches: the largest that divides all sides of the image and leaves seven of them, or more."""
 VIT_WIDTH = 192
 
 Builder = Callable[[Architecture], nn.Module]
@@ -114,6 +129,7 @@ def architecture_for(protocol: Protocol) -> Architecture:
         classes=protocol.classes,
         rows=protocol.input.rows,
         columns=protocol.input.columns,
+        depth=protocol.input.depth,
         gradcam_layer=_entry(protocol.recipe.network)[1],
         members=protocol.recipe.members,
     )
@@ -128,6 +144,7 @@ def from_document(document: Mapping[str, Any]) -> Architecture:
             classes=tuple(document["classes"]),
             rows=int(document["rows"]),
             columns=int(document["columns"]),
+            depth=None if document.get("depth") is None else int(document["depth"]),
             gradcam_layer=document["gradcam_layer"],
             members=int(document.get("members", 1)),
         )
@@ -138,6 +155,7 @@ def from_document(document: Mapping[str, Any]) -> Architecture:
 def build(architecture: Architecture | Mapping[str, Any]) -> nn.Module:
     """Build the network, (N, in_channels, rows, columns) float32 in [0, 1] -> (N, classes) logits, with new weights.
 
+    One that sees volumes takes (N, 1, depth, rows, columns), and convolves and pools along all three.
     The weights come from torch's global generator: seed it first. Raises UnknownNetwork.
     """
     wanted = architecture if isinstance(architecture, Architecture) else from_document(architecture)
@@ -227,7 +245,7 @@ def monai(part: str) -> ModuleType:
 def _small_cnn(architecture: Architecture) -> nn.Module:
     """About 97,000 parameters at 28 x 28: three residual stages that halve the image each; for a CPU, up to 64 px."""
     return monai("networks.nets").Classifier(  # type: ignore[no-any-return]
-        in_shape=(architecture.in_channels, architecture.rows, architecture.columns),
+        in_shape=(architecture.in_channels, *architecture.shape),
         classes=len(architecture.classes),
         channels=(16, 32, 64),
         strides=(2, 2, 2),
@@ -241,19 +259,25 @@ def _small_cnn(architecture: Architecture) -> nn.Module:
 
 def _resnet18(architecture: Architecture) -> nn.Module:
     return monai("networks.nets").resnet18(  # type: ignore[no-any-return]
-        spatial_dims=2, n_input_channels=architecture.in_channels, num_classes=len(architecture.classes)
+        spatial_dims=len(architecture.shape),
+        n_input_channels=architecture.in_channels,
+        num_classes=len(architecture.classes),
     )
 
 
 def _densenet121(architecture: Architecture) -> nn.Module:
     return monai("networks.nets").DenseNet121(  # type: ignore[no-any-return]
-        spatial_dims=2, in_channels=architecture.in_channels, out_channels=len(architecture.classes)
+        spatial_dims=len(architecture.shape),
+        in_channels=architecture.in_channels,
+        out_channels=len(architecture.classes),
     )
 
 
 def _seresnet50(architecture: Architecture) -> nn.Module:
     return monai("networks.nets").SEResNet50(  # type: ignore[no-any-return]
-        spatial_dims=2, in_channels=architecture.in_channels, num_classes=len(architecture.classes)
+        spatial_dims=len(architecture.shape),
+        in_channels=architecture.in_channels,
+        num_classes=len(architecture.classes),
     )
 
 
@@ -261,7 +285,7 @@ def _efficientnet_b0(architecture: Architecture) -> nn.Module:
     return monai("networks.nets").EfficientNetBN(  # type: ignore[no-any-return]
         "efficientnet-b0",
         pretrained=False,
-        spatial_dims=2,
+        spatial_dims=len(architecture.shape),
         in_channels=architecture.in_channels,
         num_classes=len(architecture.classes),
     )
@@ -269,7 +293,7 @@ def _efficientnet_b0(architecture: Architecture) -> nn.Module:
 
 def _vit_tiny(architecture: Architecture) -> nn.Module:
     """About 5.4 million parameters: twelve layers of width 192, on patches that divide the image evenly."""
-    sides = architecture.rows, architecture.columns
+    sides = architecture.shape
     patch = next((size for size in PATCHES if all(side % size == 0 and side >= 7 * size for side in sides)), None)
     if patch is None:
         raise NetworkError(f"vit_tiny needs an image that can be cut into patches, such as 28 x 28, not {sides}")
@@ -281,10 +305,10 @@ def _vit_tiny(architecture: Architecture) -> nn.Module:
         mlp_dim=4 * VIT_WIDTH,
         num_layers=12,
         num_heads=3,
-        spatial_dims=2,
+        spatial_dims=len(sides),
         qkv_bias=True,
     )
-    grid = (sides[0] // patch, sides[1] // patch)
+    grid = tuple(side // patch for side in sides)
     return PatchMean(patches, grid=grid, width=VIT_WIDTH, classes=len(architecture.classes))
 
 

@@ -9,6 +9,7 @@ Reference: Selvaraju et al., ICCV 2017 (GradCAM, by MONAI).
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from pipelines import network, ordinal
 from pipelines.network import Architecture, from_document, load_model
 
 BATCH = 256
+BATCH_VOXELS = 2**23
+"""Most voxels in a batch of volumes."""
 
 
 class Probabilities(nn.Module):
@@ -117,15 +120,15 @@ class Model:
     def heat_map(self, image: NDArray[np.float32], class_index: int) -> NDArray[np.float32]:
         """Return where `image` (C, H, W) speaks for a class: (H, W) float32 in [0, 1], 1 where most; GradCAM.
 
-        All 0 where nothing in the image speaks for the class.
+        Of a volume (1, D, H, W), (D, H, W). All 0 where nothing in the image speaks for the class.
         """
         if not self._explainers:
             members, layer = network.members_of(self.module), self.architecture.gradcam_layer
             self._explainers = [_explainer(member, layer=layer) for member in members]
         shown = torch.from_numpy(np.array(image[None], dtype=np.float32))
         heats = [explain(shown, class_idx=class_index)[0, 0].detach().numpy() for explain in self._explainers]
-        plane = np.asarray(sum(heats), dtype=np.float32)
-        return plane / plane.max() if plane.max() > 0.0 else plane
+        heat = np.asarray(sum(heats), dtype=np.float32)
+        return heat / heat.max() if heat.max() > 0.0 else heat
 
 
 def export(model: Model) -> nn.Module:
@@ -134,12 +137,13 @@ def export(model: Model) -> nn.Module:
 
 
 def in_batches(module: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return `module` applied to `images` (N, C, H, W) batch by batch, (N, classes) float32."""
+    """Return `module` applied to `images` (N, C, H, W) or (N, 1, D, H, W) batch by batch, (N, classes) float32."""
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     parts = []
+    size = BATCH if len(images.shape) == 4 else max(1, min(BATCH, BATCH_VOXELS // math.prod(images.shape[1:])))
     with torch.inference_mode():
-        for start in range(0, len(images), BATCH):
-            batch = torch.from_numpy(np.array(images[start : start + BATCH], dtype=np.float32))
+        for start in range(0, len(images), size):
+            batch = torch.from_numpy(np.array(images[start : start + size], dtype=np.float32))
             parts.append(module(batch.to(device)).cpu().numpy())
     if not parts:
         return np.empty((0, 0), dtype=np.float32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,10 @@ CHUNK_IMAGES = 4096
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """Images as the network sees them: behaves like a read-only (N, C, rows, columns) float32 array in [0, 1]."""
+    """Images as the network sees them: behaves like a read-only (N, C, rows, columns) float32 array in [0, 1].
+
+    Of volumes it is (N, 1, depth, rows, columns).
+    """
 
     array: NDArray[np.float32]
     """(M, C, rows, columns) of all segments, memory-mapped."""
@@ -68,7 +72,7 @@ def prepare(
     Raises VersionDamaged where a shard does not match its digest.
     """
     held = list(held)
-    home = folder / f"{spec.channels}x{spec.rows}x{spec.columns}"
+    home = folder / "x".join(map(str, (spec.channels, *spec.shape)))
     home.mkdir(parents=True, exist_ok=True)
     with (home / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -81,9 +85,7 @@ def prepare(
                 segments[shard.digest] = rows
                 rows += shard.images
                 job.write_atomically(index, json.dumps({**segments, "": rows}).encode())
-        array = np.memmap(
-            home / "images.f32", dtype=np.float32, mode="r", shape=(rows, spec.channels, spec.rows, spec.columns)
-        )
+        array = np.memmap(home / "images.f32", dtype=np.float32, mode="r", shape=(rows, spec.channels, *spec.shape))
     first = {shard.id: segments[shard.digest] for shard in held}
     bases = np.zeros(max(first, default=0) + 1, dtype=np.int64)
     bases[list(first)] = list(first.values())
@@ -94,7 +96,7 @@ def _append(file: Path, source: Path, *, shard: Shard, spec: InputSpec, first: i
     """Write a shard's segment; what a killed writer left behind the last segment is written over."""
     if sha256_of(source) != shard.digest:
         raise VersionDamaged(f"{source} does not match its digest; check the version out anew")
-    size = spec.channels * spec.rows * spec.columns * 4
+    size = spec.channels * math.prod(spec.shape) * 4
     with file.open("r+b" if file.exists() else "w+b") as stream:
         stream.truncate(first * size)
         stream.truncate((first + shard.images) * size)  # rows without an image stay black

@@ -9,6 +9,7 @@ is filled in before digesting, so that a later change of a default cannot change
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +40,35 @@ class ProtocolError(ValueError):
         super().__init__("; ".join(f"{error.field}: {error.message}" for error in errors))
 
 
+MAX_VOXELS = 2**23
+"""Most voxels of a volume that a network sees: 128 slices of 256 x 256."""
+
+
 class InputSpec(Section):
-    """What the network sees: images are resampled to (rows, columns) and scaled to [0, 1]."""
+    """What the network sees: images are resampled to (rows, columns) and scaled to [0, 1].
+
+    With a `depth`, the cases are volumes and are resampled to (depth, rows, columns).
+    """
 
     channels: Literal[1, 3] = 1
+    depth: Annotated[int | None, Field(ge=8, le=512, exclude_if=lambda slices: slices is None)] = None
+    """Slices of a volume; None: the line reads images, and its document says nothing of slices."""
     rows: Annotated[int, Field(ge=16, le=1024)]
     columns: Annotated[int, Field(ge=16, le=1024)]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sides of what the network sees: (rows, columns), of a volume (depth, rows, columns)."""
+        plane = (self.rows, self.columns)
+        return plane if self.depth is None else (self.depth, *plane)
+
+    @model_validator(mode="after")
+    def _volumes_are_grey_and_fit(self) -> InputSpec:
+        if self.depth is not None and self.channels != 1:
+            raise ValueError("channels: volumes are grey; leave it out, or leave out `depth`")
+        if self.depth is not None and math.prod(self.shape) > MAX_VOXELS:
+            raise ValueError(f"depth: depth x rows x columns is {math.prod(self.shape)}, and {MAX_VOXELS} is the most")
+        return self
 
 
 class ReferenceStandardRule(Section):

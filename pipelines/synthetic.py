@@ -4,6 +4,9 @@ A picture is a sum of optical densities as a projection makes them: soft tissue,
 heart and diaphragm, vessels, quantum noise. Pneumonia adds one to three soft opacities inside a lung field; vessels,
 uneven exposure and a varying heart imitate them a little, so that no single pixel and no mean brightness tells. They
 look like radiographs from afar and prove nothing about real ones.
+
+A volume is noise with vessels, faint rods that run through it, and in half of them a nodule, a bright ball. It proves
+even less.
 """
 
 from __future__ import annotations
@@ -27,6 +30,33 @@ def radiographs(n: int, *, rng: np.random.Generator, size: int = 28) -> tuple[ND
     for index, label in enumerate(labels):
         pictures[index] = _radiograph(y, x, pneumonia=bool(label), rng=rng)
     return pictures, labels
+
+
+def volumes(
+    n: int, *, rng: np.random.Generator, shape: tuple[int, int, int] = (12, 16, 16)
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Draw n volumes: (n, D, H, W) uint8, and (n,) labels, 1 where there is a nodule, 0 where only vessels are."""
+    if n < 0 or min(shape) < 8:
+        raise ValueError("n must be 0 or more and each side 8 or more")
+    labels = np.arange(n, dtype=np.int64) % 2
+    rng.shuffle(labels)
+    drawn = np.empty((n, *shape), dtype=np.uint8)
+    places = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1).astype(np.float64)  # (D, H, W, 3)
+    thick = min(shape) / 6.0
+    for index, label in enumerate(labels):
+        bright = np.zeros(shape)
+        for _ in range(int(rng.integers(1, 3))):
+            away = places - rng.uniform(0.25, 0.75, 3) * shape
+            along = np.array([1.0, *rng.normal(0.0, 0.25, 2)])
+            along /= np.linalg.norm(along)
+            away -= (away @ along)[..., None] * along  # how far along a vessel a voxel lies does not matter
+            bright += 0.25 * _step(thick / 2.0 - np.linalg.norm(away, axis=-1), width=0.5)
+        if label:
+            away = places - rng.uniform(0.25, 0.75, 3) * shape
+            bright += rng.uniform(0.5, 0.7) * _step(thick - np.linalg.norm(away, axis=-1), width=0.5)
+        picture = rng.uniform(0.15, 0.25) + bright + rng.normal(0.0, 0.06, shape)
+        drawn[index] = np.round(np.clip(picture, 0.0, 1.0) * 255.0)
+    return drawn, labels
 
 
 def _radiograph(y: _Plane, x: _Plane, *, pneumonia: bool, rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -67,7 +67,7 @@ class Cases:
     """Cases of one split: what the network sees, and what is known of each."""
 
     images: NDArray[np.float32]
-    """(N, C, rows, columns) in [0, 1]."""
+    """(N, C, rows, columns) in [0, 1]; volumes (N, 1, depth, rows, columns)."""
     labels: NDArray[np.int64]
     """(N,) index into the protocol's classes."""
     sites: NDArray[Any]
@@ -139,7 +139,8 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
         module = champion.first_weights(architecture, plan=plan, base=base, seed=seed).to(device)
         if plan.start == "nothing":
             notes += initial.fill(module, recipe.initial_weights, folder=weights_folder)
-        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on a CPU
+        layout = torch.channels_last if architecture.depth is None else torch.channels_last_3d
+        module = module.to(memory_format=layout)  # type: ignore[call-overload]  # a third faster on a CPU
         average = champion.first_weights(architecture, plan=plan, base=base, seed=seed).to(device).eval()
         average.load_state_dict(module.state_dict())
         teacher = None if plan.teaching is None or base is None else champion.as_it_is(base).to(device)
@@ -190,7 +191,7 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                     images = augment.acquisition(images, generator=generator)
                 if recipe.randomise > 0.0:
                     images = augment.another_scanner(images, generator=generator, share=recipe.randomise)
-                images = images.to(device, memory_format=torch.channels_last)
+                images = images.to(device, memory_format=layout)
                 step = epoch * plan.batches + k
                 for settings in optimiser.param_groups:
                     settings["lr"] = plan.learning_rate(step)

@@ -93,7 +93,7 @@ def explain(asked: Protocol) -> str:
     classes = " or ".join(asked.classes)
     question = (
         f"A model answers {classes}, {decisions} (rule {asked.operating_point.rule}, chosen on the tune split), on "
-        f"images of {asked.input.rows} x {asked.input.columns} pixels."
+        f"{'images' if asked.input.depth is None else 'volumes'} of {' x '.join(map(str, asked.input.shape))} pixels."
     )
     tier = asked.reference_standard.minimum_evidence.replace("_", " ")
     evidence = (

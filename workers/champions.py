@@ -194,10 +194,9 @@ class Champions:
     def _load(self, line: str, candidate: candidates.Candidate) -> Serving:
         weights = blobs.path_of(self._settings.blob_root, candidate.weights_digest)
         model = Model.from_files(weights, metadata=candidate.metadata, expected_digest=candidate.weights_digest)
-        seen = model.architecture
-        spec = InputSpec(channels=seen.in_channels, rows=seen.rows, columns=seen.columns)
+        spec = model.architecture.input
         for size in (1, LARGEST_BATCH):  # the first pass of each size pays for allocations
-            model.scores(np.zeros((size, spec.channels, spec.rows, spec.columns), dtype=np.float32))
+            model.scores(np.zeros((size, spec.channels, *spec.shape), dtype=np.float32))
         return Serving(
             line=line,
             candidate=candidate,

@@ -63,7 +63,7 @@ def mirror_candidate(_directory: Path, config: dict[str, Any]) -> dict[str, Any]
             metrics_history=config["history"],
             dataset=config["dataset"],
             module=predict.export(model),
-            input_example=np.zeros((2, seen.in_channels, seen.rows, seen.columns), dtype=np.float32),
+            input_example=np.zeros((2, seen.in_channels, *seen.shape), dtype=np.float32),
             weights=Path(config["weights"]),
             metadata=config["metadata"],
             tags=config["tags"],

@@ -16,13 +16,13 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import psycopg
 import torch
 import uvicorn
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
@@ -95,12 +95,16 @@ async def health(request: Request) -> dict[str, Any]:
 
 
 @_guarded.post("/decode")
-async def decode(request: Request) -> Response:
-    """Turn bytes from outside into NPY bytes, and the attributes that survive into a header."""
+async def decode(request: Request, kind: Literal["image", "volume"] = "image") -> Response:
+    """Turn bytes from outside into NPY bytes, and the attributes that survive into a header.
+
+    `kind` is what the line reads; the other one is refused.
+    """
     data = await _body(request)
     decoders: DecoderPool = request.app.state.decoders
     try:
         decoded = await run_in_threadpool(decoders.decode, data, request.headers.get("content-type"))
+        images.check_kind(images.from_npy(decoded.npy), volume=kind == "volume")
     except images.ImageRefused as refusal:
         raise Problem(422, refusal.code, str(refusal)) from None
     except DecoderError as error:
@@ -120,14 +124,22 @@ async def predict(line: str, request: Request, site: str | None = None) -> dict[
 
 
 @_guarded.post("/lines/{line}/heat-map")
-async def heat_map(line: str, finding: str, request: Request) -> Response:
-    """Picture where the champion looked for a finding: PNG of the network's input size, brighter is more."""
+async def heat_map(
+    line: str, finding: str, request: Request, at: Annotated[int | None, Query(alias="slice", ge=0)] = None
+) -> Response:
+    """Picture where the champion looked for a finding: PNG of the network's input size, brighter is more.
+
+    Of a volume it is the slice of the heat map that lies where `slice` of the volume does, the middle one if None.
+    """
     pixels = _pixels(await _body(request))
     champions: Champions = request.app.state.champions
     serving = await _asking(champions.serving, line)
     if finding not in serving.model.classes:
         raise Problem(422, "unknown-finding", f"{finding!r} is not one of {', '.join(serving.model.classes)}")
-    picture = await run_in_threadpool(serving.heat_map, pixels, finding=finding)
+    picture = await _asking(serving.heat_map, pixels, finding=finding)
+    if picture.ndim == 3:
+        place = len(pixels) // 2 if at is None else min(at, len(pixels) - 1)
+        picture = picture[place * len(picture) // len(pixels)]
     headers = {"X-Overread-Weights-Digest": serving.candidate.weights_digest}
     return Response(images.png_bytes(picture), media_type="image/png", headers=headers)
 
@@ -198,6 +210,8 @@ async def _asking(question: Callable[P, T], *arguments: P.args, **named: P.kwarg
         raise Problem(404, "unknown-line", str(error)) from None
     except NoChampion as error:
         raise Problem(409, "no-champion", str(error)) from None
+    except images.ImageRefused as refusal:  # the line reads volumes now and read images before, or the other way round
+        raise Problem(422, refusal.code, str(refusal)) from None
     except psycopg.Error:
         raise Problem(503, "record-unavailable", "the record cannot be asked about this line now; try again") from None
 

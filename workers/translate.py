@@ -83,12 +83,19 @@ def confirmed_cases(rows: Iterable[confirmations.StandingConfirmation]) -> Itera
         )
 
 
-def _spacing(attributes: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Distance of rows and of columns, from what DICOM calls PixelSpacing or, of a projection, ImagerPixelSpacing."""
+def _spacing(attributes: Mapping[str, Any]) -> tuple[float, ...] | None:
+    """Distance of rows and of columns, from what DICOM calls PixelSpacing or, of a projection, ImagerPixelSpacing.
+
+    Of a volume that of its slices comes first, from SpacingBetweenSlices or else SliceThickness.
+    """
+    along = attributes.get("SpacingBetweenSlices_mm") or attributes.get("SliceThickness_mm")
+    volume = int(attributes.get("NumberOfFrames") or 1) > 1
     for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
         sides = [attributes.get(f"{keyword}{side}_mm") for side in ("Rows", "Columns")]
+        if volume:
+            sides = [along, *sides]
         if None not in sides:
-            return float(sides[0]), float(sides[1])  # type: ignore[arg-type] # neither is None
+            return tuple(float(side) for side in sides)  # type: ignore[arg-type] # none is None
     return None
 
 

@@ -187,8 +187,9 @@ class Npz(Source):
             raise SetupError(
                 f"images of {self.path.name} are {dtype}, fortran order {fortran_order}: need uint8 or uint16"
             )
-        if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] != 3):
-            raise SetupError(f"images of {self.path.name} have shape {shape}: need (N, H, W) or (N, H, W, 3)")
+        if len(shape) not in (3, 4):
+            known = "(N, H, W), (N, H, W, 3) or, of volumes, (N, D, H, W)"
+            raise SetupError(f"images of {self.path.name} have shape {shape}: need {known}")
         return tuple(shape), dtype
 
     def _images(self, archive: zipfile.ZipFile, split: str) -> Iterator[bytes]:

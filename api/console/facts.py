@@ -68,7 +68,7 @@ def _facts(found: Sources) -> list[tuple[str, ...]]:
         ("Answers", f"{', '.join(asked['classes'])}; positive: {asked.get('positive') or 'by arg-max'}"),
         (
             "Sees",
-            f"images of {asked['input']['rows']} × {asked['input']['columns']}, {asked['input']['channels']} channel",
+            f"{_size(asked['input'])}, {asked['input']['channels']} channel",
         ),
         ("State", found.candidate["state"].replace("_", " ")),
         ("Network", f"{asked['recipe']['network']}, {made.get('parameters', 'unknown')} parameters"),
@@ -85,6 +85,11 @@ def _facts(found: Sources) -> list[tuple[str, ...]]:
         ("Weights, SHA-256", found.candidate["weights_digest"]),
         ("Erasures since", str(found.candidate["erasures"] or "none")),
     ]
+
+
+def _size(asked: Mapping[str, Any]) -> str:
+    sides = [asked[name] for name in ("depth", "rows", "columns") if asked.get(name)]
+    return f"{'images' if len(sides) == 2 else 'volumes'} of {' × '.join(map(str, sides))}"
 
 
 def _by_site(made: Mapping[str, Any]) -> str:
@@ -164,7 +169,7 @@ def _claim(found: Sources) -> list[tuple[str, ...]]:
     answers = {
         3: asked["intended_use"].strip(),
         7: f"dataset version {found.version['number']}, SHA-256 {found.version['digest'][:16]}",
-        9: f"resampled to {asked['input']['rows']} × {asked['input']['columns']}, scaled to [0, 1]",
+        9: f"resampled to {_size(asked['input'])}, scaled to [0, 1]",
         12: "pixels and allow-listed attributes only; patients by keyed pseudonym",
         13: f"cases that did not enter: {dict(found.version['waiting']) or 'none'}",
         14: f"strongest evidence decides, at least {asked['reference_standard']['minimum_evidence']}",

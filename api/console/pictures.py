@@ -21,6 +21,10 @@ SMALL = 128
 """Pixels of a thumbnail's longer side, at most."""
 
 
+NARROWEST = 8
+"""Pixels a side of a volume's slices, at least (`pipelines.images`)."""
+
+
 class NotPixels(ValueError):
     """A stored file is not what the decoder writes."""
 
@@ -37,9 +41,12 @@ class _Shape:
         return self.columns * self.channels * self.bytes_each
 
 
-def png(stored: bytes) -> bytes:
-    """Write stored pixels, (H, W) or (H, W, 3) uint8 or uint16, as PNG. Raises NotPixels."""
-    shape, pixels = _read(stored)
+def png(stored: bytes, *, at: int | None = None) -> bytes:
+    """Write stored pixels, (H, W) or (H, W, 3) uint8 or uint16, as PNG.
+
+    Of a volume (D, H, W), slice `at` or the last there is; the middle one where None. Raises NotPixels.
+    """
+    shape, pixels = _read(stored, at=at)
     if shape.bytes_each == 2 and sys.byteorder == "little":  # PNG is big endian
         values = array("H", pixels)
         values.byteswap()
@@ -52,7 +59,8 @@ def png(stored: bytes) -> bytes:
 def thumbnail(stored: bytes) -> bytes:
     """Write stored pixels small, as PNG of 8 bits a channel, from their darkest to their brightest value.
 
-    At most `SMALL` pixels a side; each is the mean of four of those it stands for. Raises NotPixels.
+    At most `SMALL` pixels a side; each is the mean of four of those it stands for. Of a volume, its middle slice.
+    Raises NotPixels.
     """
     shape, pixels = _read(stored)
     step = max(1, -(-max(shape.rows, shape.columns) // SMALL))
@@ -84,7 +92,7 @@ def _row(values: memoryview | array[int], shape: _Shape, *, row: int, step: int,
     return made
 
 
-def _read(stored: bytes) -> tuple[_Shape, bytes]:
+def _read(stored: bytes, *, at: int | None = None) -> tuple[_Shape, bytes]:
     if not stored.startswith(_MAGIC):
         raise NotPixels("not NPY 1.0")
     start = 10 + int.from_bytes(stored[8:10], "little")
@@ -93,13 +101,19 @@ def _read(stored: bytes) -> tuple[_Shape, bytes]:
         size, shape = _BYTES[header["descr"]], tuple(header["shape"])
     except (ValueError, SyntaxError, KeyError, TypeError) as error:
         raise NotPixels("a header that the decoder does not write") from error
-    if header["fortran_order"] or len(shape) not in {2, 3} or shape[2:] not in {(), (3,)} or 0 in shape:
+    if header["fortran_order"] or len(shape) not in {2, 3} or 0 in shape:
         raise NotPixels(f"an array of shape {shape}")
+    slices = shape[0] if len(shape) == 3 and shape[2] != 3 else 0
+    if slices and min(shape[1:]) < NARROWEST:
+        raise NotPixels(f"an array of shape {shape}")
+    shape = shape[1:] if slices else shape
     found = _Shape(rows=shape[0], columns=shape[1], channels=3 if len(shape) == 3 else 1, bytes_each=size)
-    pixels = stored[start:]
-    if len(pixels) != found.rows * found.stride:
+    size = found.rows * found.stride
+    if len(stored) - start != size * max(slices, 1):
         raise NotPixels("fewer or more pixels than the header says")
-    return found, pixels
+    if slices:
+        start += size * (slices // 2 if at is None else min(at, slices - 1))
+    return found, stored[start : start + size]
 
 
 def _written(pixels: bytes, *, rows: int, columns: int, channels: int, bytes_each: int) -> bytes:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from api.auth import ANYONE, allow, guarded_router
 from api.dependencies import After, CurrentReader, CurrentUser, Id, Inference, Limit, LineName, Pool, Settings
-from api.inference import NPY_MEDIA_TYPE
+from api.inference import NPY_MEDIA_TYPE, kind_of
 from api.v1 import examples
 from api.v1.confirmations import ConfirmationView
 from api.v1.views import Digest, View, shown_as
@@ -83,7 +83,9 @@ def submit_case(
     inference: Inference,
     settings: Settings,
     response: Response,
-    image: Annotated[UploadFile, File(description="PNG, NPY or single-frame DICOM, at most 64 MiB")],
+    image: Annotated[
+        UploadFile, File(description="PNG, NPY or DICOM, at most 64 MiB; a volume as multi-frame DICOM or NPY")
+    ],
     line: Annotated[str, Form(description="Name of the line", examples=["cxr-pneumonia"])],
     site: Annotated[
         str,
@@ -121,13 +123,15 @@ def submit_case(
     ] = None,
 ) -> CaseView:
     """Send one image as multipart/form-data: a PNG, a NumPy array (NPY) or a single-frame DICOM instance.
+    Where the line's protocol names a depth, a volume: a grey multi-frame DICOM instance, or an NPY (D, H, W).
 
     It is decoded in a jailed process. Kept are the pixels and an allow-list of technical attributes; the file, its name
     and any patient data inside it are not. To send an image again safely after a time-out, give it an `external_id`.
     """
     with db.transaction(pool) as connection:
         row = lines.get_line(connection, line)
-    decoded = inference.decode(image.file, media_type=image.content_type or "application/octet-stream")
+        kind = kind_of(lines.current_protocol(connection, row.line_id).document)
+    decoded = inference.decode(image.file, media_type=image.content_type or "application/octet-stream", kind=kind)
     with db.transaction(pool) as connection:
         if external_id is not None:  # before the file is written: nothing is left of an image that is refused
             cases.sent_before(

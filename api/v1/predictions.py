@@ -13,7 +13,7 @@ from pydantic import Field
 
 from api.auth import allow, guarded_router
 from api.dependencies import CurrentReader, Id, Image, Inference, LineName, Pool, Reader, Settings
-from api.inference import InferenceClient
+from api.inference import InferenceClient, kind_of
 from api.settings import ApiSettings
 from api.v1 import examples
 from api.v1.views import Digest, View, shown_as
@@ -67,9 +67,7 @@ _REQUEST_BODY = {
             "schema": {
                 "type": "object",
                 "required": ["image"],
-                "properties": {
-                    "image": {"type": "string", "format": "binary", "description": "PNG, NPY or single-frame DICOM"}
-                },
+                "properties": {"image": {"type": "string", "format": "binary", "description": "PNG, NPY or DICOM"}},
             }
         },
         "image/png": {"schema": {"type": "string", "format": "binary"}},
@@ -78,6 +76,15 @@ _REQUEST_BODY = {
     },
 }
 
+Slice = Annotated[
+    int | None,
+    Query(
+        alias="slice",
+        ge=0,
+        le=65535,
+        description="Of a volume: over which of its slices, from 0. Left out: the middle one",
+    ),
+]
 Finding = Annotated[str, Query(max_length=60, description="One of the line's classes", examples=["pneumonia"])]
 _PNG = {"description": "The heat map", "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 
@@ -101,7 +108,8 @@ def predict_image(
     """
     with db.transaction(pool) as connection:
         row = lines.get_line(connection, line)
-    decoded = inference.decode(image.file, media_type=image.media_type)
+        kind = kind_of(lines.current_protocol(connection, row.line_id).document)
+    decoded = inference.decode(image.file, media_type=image.media_type, kind=kind)
     return _predict(pool, inference, reader=reader, line=row, pixels=decoded.pixels, case=None, shown=shown)
 
 
@@ -117,14 +125,22 @@ def predict_image(
     ),
 )
 def heat_map_of_image(
-    *, reader: CurrentReader, pool: Pool, inference: Inference, line: LineName, finding: Finding, image: Image
+    *,
+    reader: CurrentReader,
+    pool: Pool,
+    inference: Inference,
+    line: LineName,
+    finding: Finding,
+    image: Image,
+    at: Slice = None,
 ) -> Response:
     """Draw the champion's GradCAM for one finding over an image, as PNG; the image is sent and forgotten as above."""
     with db.transaction(pool) as connection:
         row = lines.get_line(connection, line)
-    decoded = inference.decode(image.file, media_type=image.media_type)
+        kind = kind_of(lines.current_protocol(connection, row.line_id).document)
+    decoded = inference.decode(image.file, media_type=image.media_type, kind=kind)
     _refuse_if_blind(pool, line=row, pixels=decoded.pixels)
-    picture = inference.heat_map(line, pixels=decoded.pixels, finding=finding)
+    picture = inference.heat_map(line, pixels=decoded.pixels, finding=finding, at=at)
     with db.transaction(pool) as connection:
         reader.sees(connection, "heat_map:draw", line_id=row.line_id, finding=finding)
     return Response(picture, media_type="image/png")
@@ -162,6 +178,7 @@ def heat_map(
     settings: Settings,
     case_id: Id,
     finding: Finding,
+    at: Slice = None,
 ) -> Response:
     """Draw the champion's GradCAM for one finding over the stored image, as PNG.
 
@@ -169,7 +186,7 @@ def heat_map(
     """
     line, _, pixels = _stored(pool, settings, case_id)
     _refuse_if_blind(pool, line=line, pixels=pixels)
-    picture = inference.heat_map(line.name, pixels=pixels, finding=finding)
+    picture = inference.heat_map(line.name, pixels=pixels, finding=finding, at=at)
     with db.transaction(pool) as connection:
         reader.sees(connection, "heat_map:draw", case_id=case_id, line_id=line.line_id, finding=finding)
     return Response(picture, media_type="image/png")

@@ -17,6 +17,7 @@ from api.console.frame import live, page
 from api.console.pictures import png
 from api.console.route import pages_router, people, see
 from api.dependencies import CurrentReader, Id, Inference, Pool, Reader, Settings
+from api.inference import kind_of
 from api.v1 import adjudications, predictions, worklist
 from api.v1 import rejections as rejections_api
 from api.v1.confirmations import NewConfirmation, confirm
@@ -71,6 +72,8 @@ class Seen:
     rejected: Rejection | None
     blind: bool
     discordant: bool
+    volume: bool
+    """Whether the line reads volumes; their middle slice is shown."""
 
     @property
     def exposure(self) -> AiExposure:
@@ -267,14 +270,16 @@ def reject(
 
 
 @router.get("/cases/{case_id}/image.png", **people(*LOOKERS))
-def image(reader: CurrentReader, pool: Pool, settings: Settings, case_id: Id) -> Response:
-    """Give the stored pixels, all bits of them."""
+def image(
+    *, reader: CurrentReader, pool: Pool, settings: Settings, case_id: Id, at: predictions.Slice = None
+) -> Response:
+    """Give the stored pixels, all bits of them; of a volume those of one slice."""
     with db.transaction(pool) as connection:
         case = cases.get_case(connection, case_id)
         if case.erasure_id is not None:
             raise NotFound(f"the image of case {case_id} has been erased at its patient's request")
         reader.sees(connection, "image:read", case_id=case_id, line_id=case.line_id)
-    picture = png(blobs.read(settings.blob_root, case.image_digest))
+    picture = png(blobs.read(settings.blob_root, case.image_digest), at=at)
     return Response(picture, media_type="image/png", headers={"Cache-Control": "no-store"})
 
 
@@ -305,12 +310,13 @@ def look(connection: db.Connection, case_id: int, *, reader: User) -> Seen:
     line = lines.line_by_id(connection, case.line_id)
     answers = confirmations.list_for_case(connection, case_id)
     shown = _shown_to(connection, case_id, reader)
+    protocol = lines.current_protocol(connection, line.line_id)
     rejected = rejections.of_case(connection, case_id)
     mine = [row for row in answers if row.submitted_by == reader.user_id and _stands(row)]
     return Seen(
         case=case,
         line=line,
-        classes=lines.current_protocol(connection, line.line_id).classes,
+        classes=protocol.classes,
         answers=answers,
         mine=mine[-1] if mine else None,
         shown=shown,
@@ -318,6 +324,7 @@ def look(connection: db.Connection, case_id: int, *, reader: User) -> Seen:
         rejected=next((one for one in rejected if shown and _is_of(one, shown, reader)), None),
         blind=worklists.is_blind(connection, line=line, image_digest=case.image_digest),
         discordant=discordances.is_discordant(connection, case_id),
+        volume=kind_of(protocol.document) == "volume",
     )
 
 

@@ -56,6 +56,17 @@ def png(stored: bytes, *, at: int | None = None) -> bytes:
     )
 
 
+def slices(stored: bytes) -> int:
+    """Return how many slices a stored volume has, 0 of an image. Raises NotPixels."""
+    return _opened(stored)[1]
+
+
+def place(stored: bytes, *, at: int | None) -> int:
+    """Return which slice of a stored volume is meant by `at`: the last there is if beyond, the middle one if None."""
+    count = slices(stored)
+    return count // 2 if at is None else min(at, count - 1)
+
+
 def thumbnail(stored: bytes) -> bytes:
     """Write stored pixels small, as PNG of 8 bits a channel, from their darkest to their brightest value.
 
@@ -93,6 +104,14 @@ def _row(values: memoryview | array[int], shape: _Shape, *, row: int, step: int,
 
 
 def _read(stored: bytes, *, at: int | None = None) -> tuple[_Shape, bytes]:
+    found, slices, start = _opened(stored)
+    size = found.rows * found.stride
+    start += size * place(stored, at=at) if slices else 0
+    return found, stored[start : start + size]
+
+
+def _opened(stored: bytes) -> tuple[_Shape, int, int]:
+    """Shape of the image, or of each slice; how many slices, 0 where it is an image; where the pixels begin."""
     if not stored.startswith(_MAGIC):
         raise NotPixels("not NPY 1.0")
     start = 10 + int.from_bytes(stored[8:10], "little")
@@ -108,12 +127,9 @@ def _read(stored: bytes, *, at: int | None = None) -> tuple[_Shape, bytes]:
         raise NotPixels(f"an array of shape {shape}")
     shape = shape[1:] if slices else shape
     found = _Shape(rows=shape[0], columns=shape[1], channels=3 if len(shape) == 3 else 1, bytes_each=size)
-    size = found.rows * found.stride
-    if len(stored) - start != size * max(slices, 1):
+    if len(stored) - start != found.rows * found.stride * max(slices, 1):
         raise NotPixels("fewer or more pixels than the header says")
-    if slices:
-        start += size * (slices // 2 if at is None else min(at, slices - 1))
-    return found, stored[start : start + size]
+    return found, slices, start
 
 
 def _written(pixels: bytes, *, rows: int, columns: int, channels: int, bytes_each: int) -> bytes:

@@ -14,7 +14,7 @@ from fastapi import Depends, Form, Query, Request, Response
 
 from api.console import forms, words
 from api.console.frame import live, page
-from api.console.pictures import png
+from api.console.pictures import place, png, slices
 from api.console.route import pages_router, people, see
 from api.dependencies import CurrentReader, Id, Inference, Pool, Reader, Settings
 from api.inference import kind_of
@@ -73,7 +73,7 @@ class Seen:
     blind: bool
     discordant: bool
     volume: bool
-    """Whether the line reads volumes; their middle slice is shown."""
+    """Whether the line reads volumes, of which one slice is shown at a time."""
 
     @property
     def exposure(self) -> AiExposure:
@@ -273,14 +273,17 @@ def reject(
 def image(
     *, reader: CurrentReader, pool: Pool, settings: Settings, case_id: Id, at: predictions.Slice = None
 ) -> Response:
-    """Give the stored pixels, all bits of them; of a volume those of one slice."""
+    """Give the stored pixels, all bits of them; of a volume those of one slice, and which of how many it is."""
     with db.transaction(pool) as connection:
         case = cases.get_case(connection, case_id)
         if case.erasure_id is not None:
             raise NotFound(f"the image of case {case_id} has been erased at its patient's request")
         reader.sees(connection, "image:read", case_id=case_id, line_id=case.line_id)
-    picture = png(blobs.read(settings.blob_root, case.image_digest), at=at)
-    return Response(picture, media_type="image/png", headers={"Cache-Control": "no-store"})
+    stored = blobs.read(settings.blob_root, case.image_digest)
+    headers = {"Cache-Control": "no-store"}
+    if count := slices(stored):
+        headers["X-Overread-Slice"] = f"{place(stored, at=at)}/{count}"
+    return Response(png(stored, at=at), media_type="image/png", headers=headers)
 
 
 @router.get("/cases/{case_id}/heat-map.png", **people(*READERS))
@@ -292,13 +295,14 @@ def heat_map(
     settings: Settings,
     case_id: Id,
     finding: Annotated[str, Query(max_length=60)],
+    at: predictions.Slice = None,
 ) -> Response:
-    """Draw what the champion's score rests on, for whoever has been shown the score."""
+    """Draw what the champion's score rests on, for whoever has been shown the score; of a volume over one slice."""
     with db.transaction(pool) as connection:
         if _exposure(connection, case_id, reader.user) == "blind":
             raise Invalid("ask the model first: a heat map shows what it says")
     drawn = predictions.heat_map(
-        reader=reader, pool=pool, inference=inference, settings=settings, case_id=case_id, finding=finding
+        reader=reader, pool=pool, inference=inference, settings=settings, case_id=case_id, finding=finding, at=at
     )
     drawn.headers["Cache-Control"] = "no-store"
     return drawn

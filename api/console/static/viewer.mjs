@@ -1,4 +1,4 @@
-// The image viewer: all 8 or 16 bits of an image, with zoom, pan, window and level, and invert.
+// The image viewer: all 8 or 16 bits of an image, with zoom, pan, window and level, and invert; of a volume slice by slice.
 //
 // A browser's own decoder keeps 8 bits of each channel. So the PNG is read here: `api/console/pictures.py` writes its rows
 // unfiltered, and nothing but that is taken. Window and level are in the image's own values (DICOM PS3.3 C.11.2.1.2).
@@ -8,6 +8,7 @@ const BIG = 12; // as many screen pixels a pixel at most
 async function decoded(url) {
   const answer = await fetch(url);
   if (!answer.ok) throw new Error(answer.status === 401 ? "You are signed out." : "The image cannot be shown.");
+  const [at, count] = (answer.headers.get("X-Overread-Slice") ?? "0/1").split("/").map(Number);
   const bytes = new Uint8Array(await answer.arrayBuffer());
   const view = new DataView(bytes.buffer);
   const packed = [];
@@ -33,7 +34,7 @@ async function decoded(url) {
     if (rows[start] !== 0) throw new Error("The image cannot be shown."); // a filter that we do not write
     for (let at = start + 1; at < start + 1 + stride; at += each) values[to++] = each === 2 ? (rows[at] << 8) | rows[at + 1] : rows[at];
   }
-  return { width, height, channels, values, most: 2 ** depth - 1 };
+  return { width, height, channels, values, most: 2 ** depth - 1, at, count };
 }
 
 // A heat map is grey; over the image it is orange, and the clearer the less the network looked there.
@@ -62,6 +63,14 @@ function extent(values) {
 class Viewer {
   constructor(section, image) {
     this.image = image;
+    this.sources = section.dataset;
+    this.at = image.at;
+    this.slices = new Map([[image.at, Promise.resolve(image)]]);
+    this.heats = new Map();
+    this.slider = section.querySelector(".slices input");
+    this.slider.max = image.count - 1;
+    this.slider.value = image.at;
+    this.slider.parentElement.hidden = image.count === 1;
     this.canvas = section.querySelector("canvas");
     this.says = section.querySelector(".says");
     this.inputs = Object.fromEntries([...section.querySelectorAll("[data-set]")].map((input) => [input.dataset.set, input]));
@@ -80,13 +89,16 @@ class Viewer {
   listen() {
     const { canvas } = this;
     for (const input of Object.values(this.inputs)) input.addEventListener("input", () => this.paint());
+    this.slider.addEventListener("input", () => this.turn(Number(this.slider.value)));
     this.buttons.in.addEventListener("click", () => this.zoom(1.25));
     this.buttons.out.addEventListener("click", () => this.zoom(0.8));
     this.buttons.fit.addEventListener("click", () => this.reset());
     this.buttons.invert.addEventListener("click", () => this.invert());
     canvas.addEventListener("wheel", (event) => {
       event.preventDefault();
-      this.zoom(event.deltaY < 0 ? 1.1 : 1 / 1.1, event.offsetX * devicePixelRatio, event.offsetY * devicePixelRatio);
+      // Through a volume, as on a PACS; with Ctrl it zooms there too.
+      if (this.image.count > 1 && !event.ctrlKey) this.turn(this.at + Math.sign(event.deltaY));
+      else this.zoom(event.deltaY < 0 ? 1.1 : 1 / 1.1, event.offsetX * devicePixelRatio, event.offsetY * devicePixelRatio);
     }, { passive: false });
     canvas.addEventListener("pointerdown", (event) => {
       canvas.setPointerCapture(event.pointerId);
@@ -108,6 +120,8 @@ class Viewer {
     const step = 40 * devicePixelRatio;
     const moves = { ArrowLeft: [step, 0], ArrowRight: [-step, 0], ArrowUp: [0, step], ArrowDown: [0, -step] };
     if (event.key in moves && event.target === this.canvas) this.pan(...moves[event.key]);
+    else if (event.key === ",") this.turn(this.at - 1);
+    else if (event.key === ".") this.turn(this.at + 1);
     else if (event.key === "+" || event.key === "=") this.zoom(1.25);
     else if (event.key === "-") this.zoom(0.8);
     else if (event.key === "0") this.reset();
@@ -118,6 +132,32 @@ class Viewer {
     else if (event.key === "}") this.adjust(0, 10);
     else return;
     event.preventDefault();
+  }
+
+  // Show another slice, and the heat map's with it; each is fetched once, and the one asked for last is shown.
+  async turn(to) {
+    this.at = Math.min(Math.max(to, 0), this.image.count - 1);
+    this.slider.value = this.at;
+    const at = this.at;
+    try {
+      const [image, heat] = await Promise.all([this.slice(at), this.warmth(at)]);
+      if (this.at !== at) return;
+      [this.image, this.heat] = [image, heat];
+      this.paint();
+    } catch (error) {
+      this.says.textContent = error.message;
+    }
+  }
+
+  slice(at) {
+    if (!this.slices.has(at)) this.slices.set(at, decoded(`${this.sources.viewer}?slice=${at}`));
+    return this.slices.get(at);
+  }
+
+  warmth(at) {
+    if (!this.sources.heat) return null;
+    if (!this.heats.has(at)) this.heats.set(at, warmed(`${this.sources.heat}&slice=${at}`));
+    return this.heats.get(at);
   }
 
   reset() {
@@ -167,7 +207,7 @@ class Viewer {
 
   // Values through window, level and inversion into the 8 bits that a screen shows, by a table of all values there are.
   paint() {
-    const { width, height, channels, values, most } = this.image;
+    const { width, height, channels, values, most, at, count } = this.image;
     const [window, level] = [Number(this.inputs.window.value), Number(this.inputs.level.value)];
     const shown = new Uint8ClampedArray(most + 1);
     for (let value = 0; value <= most; value++) {
@@ -182,7 +222,8 @@ class Viewer {
       made.data[pixel * 4 + 3] = 255;
     }
     this.picture.getContext("2d").putImageData(made, 0, 0);
-    this.says.textContent = `${width} × ${height}, window ${Math.round(window)}, level ${Math.round(level)}${this.inverted ? ", inverted" : ""}`;
+    const place = count > 1 ? `slice ${at + 1} of ${count}, ` : "";
+    this.says.textContent = `${place}${width} × ${height}, window ${Math.round(window)}, level ${Math.round(level)}${this.inverted ? ", inverted" : ""}`;
     this.draw();
   }
 
@@ -205,9 +246,8 @@ for (const section of document.querySelectorAll("[data-viewer]")) {
     .then(async (image) => {
       const viewer = new Viewer(section, image);
       if (!section.dataset.heat) return;
-      viewer.heat = await warmed(section.dataset.heat);
-      viewer.draw();
-      viewer.canvas.dataset.heat = "yes";
+      await viewer.turn(image.at);
+      if (viewer.heat) viewer.canvas.dataset.heat = "yes";
     })
     .catch((error) => (section.querySelector(".says").textContent = error.message));
 }

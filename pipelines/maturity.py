@@ -115,7 +115,9 @@ def verification_weights(
     than `minimum` verified cases: nothing can stand for what was never looked at.
     """
     seen, score, site = np.asarray(verified).astype(bool), np.asarray(scores, dtype=np.float64), np.asarray(sites)
-    if not seen.shape == score.shape == site.shape or not ((score >= 0.0) & (score <= 1.0)).all() or not len(seen):
+    if not len(score):
+        raise MetricError("there is no case yet")
+    if not seen.shape == score.shape == site.shape or not ((score >= 0.0) & (score <= 1.0)).all():
         raise MetricError("each case needs its score in [0, 1], its site, and whether it was verified")
     bin_of = np.minimum((score * bins).astype(int), bins - 1)
     names, site_of = np.unique(site, return_inverse=True)

@@ -88,9 +88,12 @@ def test_a_stratum_nobody_looked_at_is_named() -> None:
     assert rare.share == 1.0
 
 
-@pytest.mark.parametrize("scores", [[1.1], [float("nan")], [], [0.1, 0.2]])
-def test_verification_without_scores_is_refused(scores: list[float]) -> None:
-    with pytest.raises(MetricError, match="each case needs"):
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [([1.1], "each case needs"), ([float("nan")], "each case needs"), ([0.1, 0.2], "each case needs"), ([], "no case")],
+)
+def test_verification_without_scores_is_refused(scores: list[float], words: str) -> None:
+    with pytest.raises(MetricError, match=words):
         maturity.verification_weights(np.ones(len(scores) % 2), np.array(scores), np.ones(len(scores) % 2))
 
 

@@ -56,6 +56,7 @@ quick: setup ## the tests that need no whole system (about two minutes)
 
 soak: setup servers ## the long versions of the tests (about an hour)
 	@$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
+	@SCHEMATHESIS_EXAMPLES=50 $(BIN)/python -m pytest tests/pipelines tests/registry tests/api/test_schemathesis.py --hypothesis-profile searching
 
 bench: setup ## measure: official PneumoniaMNIST test, prediction latency
 	@$(BIN)/python -m benchmarks.pneumonia

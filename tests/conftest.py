@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import uuid
 import warnings
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 from psycopg import sql
 from xdist.scheduler import LoadFileScheduling
 
@@ -61,6 +63,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         folders = {name: place for place, name in enumerate(_LONGEST)}
         items.sort(key=lambda item: folders.get(item.path.relative_to(_HERE).parts[0], len(folders)))
+
+
+unhurried = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("repeatable", derandomize=True, **unhurried)  # type: ignore[arg-type]
+settings.register_profile("searching", **unhurried)  # type: ignore[arg-type]
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _the_same_draws() -> None:
+    """Let torch draw the same weights in a test each time, whatever came before it."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 def as_service(url: str) -> str:

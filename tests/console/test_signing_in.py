@@ -9,7 +9,6 @@ from registry import sign_in_links, users
 from tests.api.service import PASSWORD, Service
 from tests.console.conftest import Enter
 from tests.console.scene import Scene
-from tests.waiting import PATIENCE_SECONDS
 
 
 def test_a_person_signs_in_where_they_wanted_to_go_and_signing_out_ends_it(scene: Scene, enter: Enter) -> None:
@@ -35,7 +34,7 @@ def test_a_link_works_once_and_proves_no_password(service: Service, scene: Scene
     with service.connect() as connection:
         token = sign_in_links.make(connection, user=users.by_name(connection, "anna"), seconds=60)
         connection.commit()
-    page = enter(None, f"/console/link/{token}", timeout=PATIENCE_SECONDS)
+    page = enter(None, f"/console/link/{token}")
     page.reload()  # looking does not use it up
     page.get_by_role("button", name="Sign in as Dr Anna Approver").click()
     expect(page.get_by_role("heading", name="Good to see you, Dr Anna Approver")).to_be_visible()

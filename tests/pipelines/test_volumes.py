@@ -194,9 +194,12 @@ def test_nodules_are_told_from_vessels_and_the_heat_map_is_hottest_at_the_nodule
     middle = np.indices(SHAPE)[:, heat > 0.5].mean(axis=1)
     assert (np.abs(middle - [4.0, 11.0, 5.0]) < [3.0, 4.0, 4.0]).all()
 
-    drawn_anew = predict.Model(network.build(model.architecture), trained.metadata)
-    other = drawn_anew.heat_map(volume[None], 1)
-    assert np.corrcoef(heat.ravel(), other.ravel())[0, 1] < 0.5 or other.max() == 0.0
+    alike = []
+    for seed in range(5):  # one draw may look there by chance
+        torch.manual_seed(seed)
+        other = predict.Model(network.build(model.architecture), trained.metadata).heat_map(volume[None], 1)
+        alike.append(np.corrcoef(heat.ravel(), other.ravel())[0, 1] if other.max() > 0.0 else 0.0)
+    assert np.median(alike) < 0.5, alike
 
 
 @pytest.mark.parametrize(

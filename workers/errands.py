@@ -17,8 +17,6 @@ from typing import Any
 
 from pipelines import job
 
-MIRROR_NICENESS = 10
-"""People wait for a gate report and for nothing that MLflow shows."""
 MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
 """By itself MLflow's client asks a dead server for five minutes; here the record tries again, after a pause."""
 
@@ -99,8 +97,7 @@ def main(arguments: list[str]) -> int:
         os.environ.setdefault(name, value)
 
     def work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
-        if config["errand"] in {"mirror_candidate", "set_aliases"}:
-            os.nice(MIRROR_NICENESS)
+        os.nice(config.get("niceness", 0))
         return ERRANDS[config["errand"]](directory, config)
 
     return job.run(arguments, work=work)

@@ -37,6 +37,8 @@ class WorkerSettings:
     trigger_seconds: float
     """How often the schedule asks whether a line is due to learn."""
     worker_concurrency: int
+    mirror_niceness: int
+    """By how much showing a candidate in MLflow stands back for gates and predictions (`nice`, 0 to 19)."""
     checkpoints: Path
     """Folder of the signed checkpoints of the audit trail."""
     checkpoint_key: Path
@@ -82,6 +84,7 @@ class WorkerSettings:
             resend_seconds=_number(given, "OVERREAD_RESEND_SECONDS", default=20, least=1),
             trigger_seconds=_number(given, "OVERREAD_TRIGGER_SECONDS", default=5, least=0.1),
             worker_concurrency=int(_number(given, "OVERREAD_WORKER_CONCURRENCY", default=4, least=1)),
+            mirror_niceness=min(19, int(_number(given, "OVERREAD_MIRROR_NICENESS", default=10, least=0))),
             checkpoints=Path(given.get("OVERREAD_CHECKPOINTS") or home / "checkpoints").expanduser(),
             checkpoint_key=Path(given.get("OVERREAD_CHECKPOINT_KEY") or home / "checkpoint.key").expanduser(),
             checkpoint_seconds=_number(given, "OVERREAD_CHECKPOINT_SECONDS", default=60, least=0.1),

@@ -354,6 +354,7 @@ def mirror_config(connection: db.Connection, *, candidate_id: int, settings: Wor
         **model_files(candidate, settings=settings),
         "tracking_uri": settings.mlflow_url,
         "lock": str(settings.jobs / f"mirror_candidate-{candidate_id}.lock"),
+        "niceness": settings.mirror_niceness,
         "line": line.name,
         "number": candidate.number,
         "run_name": f"{line.name} candidate {candidate.number}",

@@ -22,6 +22,7 @@ def stack() -> Iterator[Stack]:
     """Every process of the service, embedded, with short leases so that recovery is seen in seconds."""
     with tempfile.TemporaryDirectory(prefix="ovr-", ignore_cleanup_errors=True) as folder:
         hurry = {"OVERREAD_LEASE_SECONDS": "6", "OVERREAD_HEARTBEAT_SECONDS": "1", "OVERREAD_TRIGGER_SECONDS": "1"}
+        hurry["OVERREAD_MIRROR_NICENESS"] = "0"  # the journeys wait for it, beside others that hold the processors
         any_port = {f"OVERREAD_{service}_PORT": "0" for service in ("API", "INFERENCE", "MLFLOW")}
         with Stack(Path(folder), settings=hurry | any_port, report=print) as running:
             yield running

@@ -22,6 +22,7 @@ def make_settings(database_url: str, home: Path) -> WorkerSettings:
         "OVERREAD_BROKER_URL": "memory://",
         "OVERREAD_MLFLOW_URL": "http://127.0.0.1:9",  # the discard port: nobody answers
         "OVERREAD_INFERENCE_TOKEN": "for-tests-only",
+        "OVERREAD_MIRROR_NICENESS": "0",  # the tests do wait for it, beside others that hold the processors
     }
     made = WorkerSettings.from_environment(given)
     return dataclasses.replace(made, lease_seconds=3.0, heartbeat_seconds=0.2, resend_seconds=1.0)

@@ -52,6 +52,7 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneServiceForTheJourneys:
     """Deal the tests out in the order in which they are collected. Called by xdist."""
     config.option.loadscopereorder = False

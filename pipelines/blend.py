@@ -29,11 +29,9 @@ def following(average: nn.Module, *, towards: nn.Module) -> Callable[[int, int],
     They look back over a twentieth of the run. The tensors are found once: walking a small network for them at every
     step would cost a fiftieth of the step. Both keep their tensors, whatever is loaded into them.
     """
-    tensors = zip(_tensors(average), _tensors(towards), strict=True)
-    weights, counters = [], []
-    for mine, theirs in tensors:
-        (weights if mine.is_floating_point() else counters).append((mine, theirs))
-    averaged, learnt = [mine for mine, _ in weights], [theirs for _, theirs in weights]
+    pairs = list(zip(_tensors(average), _tensors(towards), strict=True))
+    counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+    averaged, learnt = ([pair[side] for pair in pairs if pair[0].is_floating_point()] for side in (0, 1))
 
     @torch.no_grad()
     def move(step: int, steps: int) -> None:

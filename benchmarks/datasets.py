@@ -342,7 +342,7 @@ def run(arguments: list[str]) -> float:
     while child.poll() is None:
         with contextlib.suppress(psutil.Error):
             peak = max([peak, *map(_high_water, [child, *child.children(recursive=True)])])
-        time.sleep(0.05)
+        time.sleep(0.25)
     if child.returncode:
         raise SystemExit(f"{arguments} failed")
     return peak

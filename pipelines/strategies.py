@@ -47,7 +47,7 @@ LARGEST_COST = 0.5
 """An update costs at most this share of a training from nothing, in sample-gradients."""
 FEWEST_STEPS = 16
 """Batches an epoch, as far as batches of 16 allow: small data sets get smaller batches rather than too few steps."""
-UPDATE_STEPS = 128
+UPDATE_STEPS = 80
 """Batches of a whole update, in the same sense: few long epochs are no reason for fewer steps."""
 WARM_EPOCHS = 3
 FORWARD_ONLY = 1.0 / 3.0

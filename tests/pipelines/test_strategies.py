@@ -105,7 +105,7 @@ def test_auto_is_a_third_new_and_costs_a_fifth_of_a_training_from_nothing() -> N
 @pytest.mark.parametrize("strategy", ["auto", "warm"])
 def test_few_epochs_of_a_small_update_are_made_of_smaller_batches_and_not_of_fewer_steps(strategy: Any) -> None:
     small, large = _plan(strategy), _plan(strategy, new=5000, old=45_000)
-    assert small.batches * small.epochs >= 126  # a batch is a whole number of cases
+    assert small.batches * small.epochs >= 80
     assert small.batch_size < RECIPE.batch_size
     assert large.batch_size == RECIPE.batch_size
 

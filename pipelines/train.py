@@ -167,6 +167,7 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                 "cases": [len(train.labels), len(tune.labels)],
             }
         )
+        follow = blend.following(average, towards=module)
         state = checkpoint.State(module=module, average=average, optimiser=optimiser)
         if checkpoints is not None:
             state = checkpoint.load(state, directory=checkpoints, identity=identity)
@@ -213,7 +214,7 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                 if plan.elastic is not None:
                     consolidate.pull(module, back_to=held_to, fisher=fisher, weight=plan.elastic)
                 optimiser.step(learning_rate=plan.learning_rate(step))
-                blend.follow(average, towards=module, step=step, steps=plan.batches * plan.epochs)
+                follow(step, plan.batches * plan.epochs)
 
             answers = predict.in_batches(average, tune.images)  # (N, K)
             if not np.isfinite(answers).all():

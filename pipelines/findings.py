@@ -45,14 +45,14 @@ def matrix(answers: Sequence[str], classes: Sequence[str]) -> Present:
     return np.array([rows[answer] for answer in answers], dtype=np.bool_).reshape(-1, len(classes))
 
 
-def side_of(name: str, present: Any) -> str:
+def side_of(name: str, *, present: Any) -> str:
     """Name the side of a finding that a case is on: `effusion`, or `no effusion`."""
     return name if present else f"no {name}"
 
 
 def sides(classes: Sequence[str]) -> tuple[str, ...]:
     """Name both sides of each finding, (2 K,): those with it, those without."""
-    return tuple(side_of(name, there) for name in classes for there in (True, False))
+    return tuple(side_of(name, present=there) for name in classes for there in (True, False))
 
 
 def counted(present: Present, classes: Sequence[str]) -> dict[str, int]:

@@ -87,8 +87,11 @@ class Model:
     def point(self, site: str | None = None) -> Mapping[str, Any] | None:
         """Return the operating point that decides at a site (None: not known which), None where there is none at all.
 
-        It is the line's, unless the model decides by site and a threshold met the rule at this one.
+        It is the line's, unless the model decides by site and a threshold met the rule at this one. Of several findings
+        it is that of each, by name.
         """
+        if self.several:
+            return self.metadata["operating_points"]  # type: ignore[no-any-return]
         own = self.points.get(site)
         if self.threshold is None or own is None or own["threshold"] is None:
             return self.metadata["operating_point"]  # type: ignore[no-any-return]

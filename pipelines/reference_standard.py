@@ -107,7 +107,7 @@ def _each_by_majority(
     present = matrix([str(item.finding) for item in votes], findings)  # (readers, K)
     settled: list[Settled] = []
     for name, there in zip(findings, present.T, strict=True):
-        own = [replace(vote, finding=side_of(name, is_so)) for vote, is_so in zip(votes, there, strict=True)]
+        own = [replace(vote, finding=side_of(name, present=is_so)) for vote, is_so in zip(votes, there, strict=True)]
         found = _by_majority(own, rule=rule)
         if isinstance(found, str):
             return f"{found}, for {name}"

@@ -59,7 +59,9 @@ def _by_side(by_answer: Counter[tuple[Any, ...]], classes: Sequence[str]) -> Cou
     found: Counter[tuple[Any, ...]] = Counter()
     for (split, answer), count in by_answer.items():
         (present,) = matrix([answer], classes)
-        found.update({(split, side_of(name, there)): count for name, there in zip(classes, present, strict=True)})
+        found.update(
+            {(split, side_of(name, present=there)): count for name, there in zip(classes, present, strict=True)}
+        )
     return found
 
 

@@ -87,7 +87,6 @@ def refusals(asked: Protocol) -> list[str]:
         "operating_point.second_look: there is no band about several thresholds; leave it out": (
             point.second_look is not None
         ),
-        "data_quality: shares of several findings are not followed yet; leave it out": asked.data_quality is not None,
         "monitoring: a champion of several findings is not watched yet; leave it out": asked.monitoring is not None,
     }
     return [words for words, is_so in wrong.items() if is_so]

@@ -96,7 +96,6 @@ def test_an_answer_that_the_science_does_not_know_is_an_error(answer: str, words
         ({"operating_point": {"by_site": True}}, "operating_point.by_site"),
         ({"operating_point": {"second_look": 0.1}}, "operating_point.second_look"),
         ({"gates": {"kappa": {"floor": 0.5, "margin": 0.1}}}, "gates.kappa"),
-        ({"data_quality": {}}, "data_quality"),
         ({"monitoring": {}}, "monitoring"),
     ],
 )

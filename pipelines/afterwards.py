@@ -118,7 +118,7 @@ def decisions(
     where the protocol asks for none, or no threshold met the rule. Of several findings each has a point of its own.
     """
     index, rule = protocol.positive_index, protocol.operating_point
-    nothing = {"operating_point": None, "operating_points_by_site": {}, "second_look": None}
+    nothing: dict[str, Any] = {"operating_point": None, "operating_points_by_site": {}, "second_look": None}
     if protocol.several:
         return nothing | {"operating_points": several.operating_points(scores, labels, protocol=protocol)}
     if index is None:

@@ -41,7 +41,7 @@ def rarest(labels: Present) -> NDArray[np.int64]:
     """
     order = np.argsort(labels.sum(axis=0), kind="stable")  # rarest first
     first = order[labels[:, order].argmax(axis=1)]
-    return np.where(labels.any(axis=1), first, labels.shape[1]).astype(np.int64)
+    return np.asarray(np.where(labels.any(axis=1), first, labels.shape[1]), dtype=np.int64)
 
 
 def balanced_log_loss(logits: NDArray[Any], labels: Present) -> float:
@@ -128,4 +128,5 @@ def _offsets(scaled: Floats, labels: Present) -> Floats:
 
 def _losses(logits: NDArray[Any], labels: Present) -> Floats:
     """(N, K) nats; the sign of a logit is turned where the finding is present."""
-    return np.logaddexp(0.0, np.where(labels, -1.0, 1.0) * np.asarray(logits, dtype=np.float64))
+    turned = np.where(labels, -1.0, 1.0) * np.asarray(logits, dtype=np.float64)
+    return np.asarray(np.logaddexp(0.0, turned), dtype=np.float64)

@@ -37,13 +37,13 @@ def summary(contents: Contents, *, classes: Sequence[str], number: int, several:
             fresh = table.filter(pc.equal(table.column("label_since"), number))
             new += fresh.num_rows
             _add(submitters, tally(pa.table({"submitter": pc.list_flatten(fresh.column("submitters"))}), "submitter"))
-    counts = _nested(by_class, SPLITS, classes)
+    by_split = _nested(by_class, SPLITS, classes)
     if several:
-        counts = _nested(_by_side(by_class, classes), SPLITS, sides(classes))
+        by_split = _nested(_by_side(by_class, classes), SPLITS, sides(classes))
     return {
         "examples": sum(by_class.values()),
         "new_examples": new,
-        "counts": counts,
+        "counts": by_split,
         "sites": _nested(by_site, sorted({str(site) for site, _ in by_site}), SPLITS),
         "months": _nested(by_month, sorted({str(month) for month, _ in by_month}), SPLITS),
         "new_cases": {str(name): count for (name,), count in sorted(submitters.items())},

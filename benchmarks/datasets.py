@@ -13,10 +13,12 @@ push`, `git commit` and `git tag` of a folder of files and a CSV of labels, whic
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -30,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from pipelines import dataset
 from pipelines.difference import difference
@@ -330,12 +333,28 @@ def seconds(work: Callable[[], float]) -> tuple[float, float]:
 
 
 def run(arguments: list[str]) -> float:
-    """Run Python; returns its peak memory in MiB."""
-    pid = os.posix_spawn(sys.executable, [sys.executable, *arguments], os.environ | {"PYTHONPATH": str(ROOT)})
-    _, status, usage = os.wait4(pid, 0)
-    if status:
+    """Run Python; returns its peak memory in MiB, or that of the largest process it starts.
+
+    What the system says of a child at its end would also count what this process held when it started it.
+    """
+    child = psutil.Popen([sys.executable, *arguments], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    peak = 0.0
+    while child.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            peak = max([peak, *map(_high_water, [child, *child.children(recursive=True)])])
+        time.sleep(0.25)
+    if child.returncode:
         raise SystemExit(f"{arguments} failed")
-    return usage.ru_maxrss / (1024.0 if sys.platform != "darwin" else 2.0**20)
+    return peak
+
+
+def _high_water(process: psutil.Process) -> float:
+    """The most resident memory in MiB that a process has had; what it has now where the system does not say."""
+    status = Path(f"/proc/{process.pid}/status")
+    with contextlib.suppress(OSError):
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(encoding="utf-8"), re.MULTILINE)
+        return float(found[1]) / 1024.0 if found else 0.0
+    return float(process.memory_info().rss) / 2.0**20
 
 
 def timed(work: Callable[[], Any]) -> float:

@@ -9,8 +9,9 @@ References: WiSE-FT, Wortsman et al., CVPR 2022 (interpolation keeps what fine-t
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,15 +23,29 @@ from pipelines.predict import BATCH_VOXELS
 BATCH = 128
 
 
-@torch.no_grad()
-def follow(average: nn.Module, *, towards: nn.Module, step: int, steps: int) -> None:
-    """Move averaged weights towards the network's at `step` of `steps`; they look back over a twentieth of the run."""
-    share = max(1.0 / max(1.0, 0.05 * steps), 9.0 / (10.0 + step))
-    for mine, theirs in zip(average.state_dict().values(), towards.state_dict().values(), strict=True):
-        if mine.is_floating_point():
-            mine.lerp_(theirs, min(1.0, share))
-        else:
+def following(average: nn.Module, *, towards: nn.Module) -> Callable[[int, int], None]:
+    """Return what moves averaged weights towards the network's at a step (from 0) of so many steps in all.
+
+    They look back over a twentieth of the run. The tensors are found once: walking a small network for them at every
+    step would cost a fiftieth of the step. Both keep their tensors, whatever is loaded into them.
+    """
+    pairs = list(zip(_tensors(average), _tensors(towards), strict=True))
+    counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+    averaged, learnt = ([pair[side] for pair in pairs if pair[0].is_floating_point()] for side in (0, 1))
+
+    @torch.no_grad()
+    def move(step: int, steps: int) -> None:
+        share = max(1.0 / max(1.0, 0.05 * steps), 9.0 / (10.0 + step))
+        torch._foreach_lerp_(averaged, learnt, min(1.0, share))
+        for mine, theirs in counters:
             mine.copy_(theirs)
+
+    return move
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers, in the order of the network."""
+    return itertools.chain(module.parameters(), module.buffers())
 
 
 def choose(

@@ -29,8 +29,10 @@ FARTHEST = 30.0
 """An intercept beyond this changes no probability any more."""
 
 
-def missing(labels: Present, classes: Sequence[str]) -> list[str]:
-    """Name the sides of findings of which `labels` (N, K) have no case."""
+def missing(labels: NDArray[Any], classes: Sequence[str]) -> list[str]:
+    """Name the classes of which `labels` (N,) have no case, or the sides of findings of which (N, K) bool have none."""
+    if labels.ndim == 1:
+        return [name for index, name in enumerate(classes) if not (labels == index).any()]
     return [side for side, count in findings.counted(labels, classes).items() if count == 0]
 
 

@@ -48,6 +48,8 @@ LARGEST_COST = 0.5
 """An update costs at most this share of a training from nothing, in sample-gradients."""
 FEWEST_STEPS = 16
 """Batches an epoch, as far as batches of 16 allow: small data sets get smaller batches rather than too few steps."""
+UPDATE_STEPS = 80
+"""Batches of a whole update, in the same sense: few long epochs are no reason for fewer steps."""
 WARM_EPOCHS = 3
 FORWARD_ONLY = 1.0 / 3.0
 """What a case costs that is only looked at, in sample-gradients: a backward pass costs about two forward passes."""
@@ -322,11 +324,12 @@ def _update(pools: tuple[Pool, ...], *, epochs: int, known: Known) -> Plan:
     wanted = epochs * sum(pool.draws for pool in pools)
     affordable = LARGEST_COST * recipe.epochs * len(known.labels) / wanted
     pools = tuple(replace(pool, draws=max(1, int(pool.draws * min(1.0, affordable)))) for pool in pools)
+    drawn = sum(pool.draws for pool in pools)
     return Plan(
         start="champion",
         pools=pools,
         epochs=epochs,
-        batch_size=_batch_size(sum(pool.draws for pool in pools), recipe=recipe),
+        batch_size=_batch_size(drawn, epochs * drawn / UPDATE_STEPS, recipe=recipe),
         peak_learning_rate=recipe.learning_rate / 2.0,
     )
 
@@ -375,5 +378,5 @@ def _pool(rows: Rows, *, strata: Rows, draws: int, known: Known) -> Pool:
     return Pool(rows=rows, weights=weights / np.maximum(mass, SMALLEST_STRATUM)[inverse], draws=draws)
 
 
-def _batch_size(draws: int, *, recipe: Recipe) -> int:
-    return min(recipe.batch_size, max(16, draws // FEWEST_STEPS))
+def _batch_size(draws: int, most: float = math.inf, *, recipe: Recipe) -> int:
+    return int(min(recipe.batch_size, max(16, min(draws // FEWEST_STEPS, most))))

@@ -170,6 +170,7 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                 "cases": [len(train.labels), len(tune.labels)],
             }
         )
+        follow = blend.following(average, towards=module)
         state = checkpoint.State(module=module, average=average, optimiser=optimiser)
         if checkpoints is not None:
             state = checkpoint.load(state, directory=checkpoints, identity=identity)
@@ -218,7 +219,7 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                 if plan.elastic is not None:
                     consolidate.pull(module, back_to=held_to, fisher=fisher, weight=plan.elastic)
                 optimiser.step()
-                blend.follow(average, towards=module, step=step, steps=plan.batches * plan.epochs)
+                follow(step, plan.batches * plan.epochs)
 
             answers = predict.in_batches(average, tune.images)  # (N, K)
             if not np.isfinite(answers).all():
@@ -382,10 +383,7 @@ def _quality(version: DatasetVersion, previous: str | None, *, protocol: Protoco
 
 
 def _check(cases: Cases, *, split: str, protocol: Protocol) -> None:
-    if protocol.several:
-        missing = several.missing(cases.labels, protocol.classes)
-    else:
-        missing = [name for index, name in enumerate(protocol.classes) if not (cases.labels == index).any()]
+    missing = several.missing(cases.labels, protocol.classes)
     if missing:
         raise TrainingRefused(f"the {split} split has no case of {', '.join(missing)}: confirm more cases first")
     if not np.isfinite(cases.images).all():

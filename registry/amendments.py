@@ -85,8 +85,9 @@ def propose(
 ) -> Amendment:
     """Propose a protocol in the place of `protocol_id`; nothing changes until enough others have signed.
 
-    Raises Forbidden, Invalid (without a reason or a change, or with other findings than those of a multilabel line),
-    WrongLine, EvidenceMismatch if `digest` is not the document's, ProtocolMoved where another is in force, NotFound.
+    Raises Forbidden, Invalid (without a reason or a change, where images would become volumes, or with other findings
+    than those of a multilabel line), WrongLine, EvidenceMismatch if `digest` is not the document's, ProtocolMoved where
+    another protocol is in force, NotFound.
     """
     actor.require("operator", "reviewer")
     if not reason.strip():
@@ -101,6 +102,11 @@ def propose(
     if before.digest == digest or not changes:
         raise Invalid(f"this is the protocol that is in force already (version {before.version}); nothing would change")
     _refuse_other_findings(before.document, document)
+    if _reads_volumes(document) != _reads_volumes(before.document):
+        raise Invalid(
+            "input.depth: a line of images cannot become one of volumes, nor the other way round, since all its cases "
+            "are of one kind; create a line of its own for the others"
+        )
     amendment_id = fetch_value(
         conn,
         "INSERT INTO amendments (line_id, protocol_id, document, digest, changes, reason, proposed_by)"
@@ -245,6 +251,10 @@ def _put_in_force(
         replaces=f"protocols/{before.protocol_id}",
     )
     return protocol
+
+
+def _reads_volumes(document: Mapping[str, Any]) -> bool:
+    return "depth" in document.get("input", {})
 
 
 _AMENDMENTS: LiteralString = (

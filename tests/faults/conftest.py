@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 # Before they are imported: their assertions are those of the tests.
-pytest.register_assert_rewrite("tests.faults.scenarios", "tests.faults.science", "tests.faults.whole")
+pytest.register_assert_rewrite(*(f"tests.faults.{name}" for name in ("doors", "glue", "science", "whole")))
 
 from tests.api.service import free_port, start, wait_for  # noqa: E402
-from tests.faults.scenarios import TOKEN  # noqa: E402
+from tests.faults.places import TOKEN  # noqa: E402
 from tests.faults.zygote import Zygote  # noqa: E402
 
 

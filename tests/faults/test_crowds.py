@@ -16,7 +16,7 @@ from registry.db import connect
 from registry.errors import ChampionMoved, RunInProgress, StateMoved
 from tests import factories
 from tests.faults.conftest import MakePlace
-from tests.faults.scenarios import worker_settings
+from tests.faults.places import worker_settings
 from tests.faults.test_every_faultpoint import labels_in
 from tests.faults.whole import assert_record_whole, imagined_files
 from tests.faults.zygote import ROOT, Zygote

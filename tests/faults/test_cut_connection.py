@@ -15,7 +15,8 @@ import pytest
 from registry import confirmations
 from registry.db import connect
 from tests.faults.conftest import MakePlace
-from tests.faults.scenarios import READ, SCENARIOS
+from tests.faults.places import READ
+from tests.faults.scenarios import SCENARIOS
 from tests.faults.test_full_disk import api_of
 
 

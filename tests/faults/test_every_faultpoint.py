@@ -19,7 +19,8 @@ import pytest
 from registry.db import connect
 from tests.faults.conftest import MakePlace
 from tests.faults.mutation import Mutation
-from tests.faults.scenarios import SCENARIOS, blob_root
+from tests.faults.places import blob_root
+from tests.faults.scenarios import SCENARIOS
 from tests.faults.whole import assert_record_whole, imagined_files
 from tests.faults.zygote import ROOT, Zygote
 

@@ -20,7 +20,8 @@ from tests.api.pictures import npy
 from tests.api.service import free_port, start_api, wait_for
 from tests.conftest import as_superuser
 from tests.faults.conftest import MakePlace
-from tests.faults.scenarios import READ, SCENARIOS, TOKEN, blob_root
+from tests.faults.places import READ, TOKEN, blob_root
+from tests.faults.scenarios import SCENARIOS
 from tests.faults.whole import assert_record_whole, imagined_files
 
 HOOK = Path(__file__).parent / "hook"

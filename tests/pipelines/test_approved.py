@@ -56,7 +56,8 @@ def test_nothing_to_compare_with_is_never_a_pass(
 
 def test_one_endpoint_that_is_better_is_enough_and_none_is_not() -> None:
     better, unsure, worse = _shown(0.01), _shown(-0.01, value=0.005), _shown(-0.05)
-    assert acceptable(GOOD, margins=MARGINS, improvements={"auroc": worse, "worst site": better}).verdict == "pass"
+    judged = acceptable(GOOD, margins=MARGINS, improvements={"auroc": worse, "worst site": better})
+    assert (judged.verdict, judged.reason) == ("pass", "not worse than any of 2 approved models")
     judged = acceptable(GOOD, margins=MARGINS, improvements={"auroc": unsure, "worst site": worse})
     assert judged.verdict == "insufficient"
     assert "auroc looks better than the champion, but 500 cases do not show it" in judged.reason
@@ -73,6 +74,9 @@ def test_few_cases_are_told_from_worse() -> None:
     few = {"sensitivity": {"a": _shown(0.0, n=12)}}
     judged = acceptable(few, margins={"sensitivity": 0.02})
     assert (judged.verdict, judged.reason) == ("insufficient", "sensitivity: only 12 cases, at least 20 are needed")
+    better = {"sensitivity": _shown(0.01, n=20)}
+    assert acceptable(GOOD, margins=MARGINS, improvements=better, minimum=20).verdict == "pass"
+    assert acceptable(GOOD, margins=MARGINS, improvements=better, minimum=21).verdict == "insufficient"
 
 
 def test_the_original_is_never_forgotten() -> None:
@@ -88,8 +92,10 @@ def test_the_level_is_shared_by_the_window_and_the_looks() -> None:
     assert local_level(0.05) == pytest.approx(0.05 / 20)
     assert local_level(0.05, window=1, looks=1) == pytest.approx(0.025)
     assert local_level(0.05, window=10, looks=0) == pytest.approx(0.005)
-    for spoilt in (0.0, 1.0):
+    assert local_level(0.9) == pytest.approx(0.9 / 20)
+    for spoilt in (-0.1, 0.0, 1.0, 1.1):
         with pytest.raises(ValueError, match="alpha"):
             local_level(spoilt)
-    with pytest.raises(ValueError, match="window"):
-        local_level(0.05, window=0)
+    for wrong in ({"window": 0}, {"looks": -1}):
+        with pytest.raises(ValueError, match="window"):
+            local_level(0.05, **wrong)

@@ -27,9 +27,21 @@ def envelope(made: dict[str, Any] | None = None, threshold: float | None = 0.5, 
     return row
 
 
-def test_a_candidate_within_passes() -> None:
-    row = envelope(maximum_parameters=1000, maximum_threshold_change=0.1)
+@pytest.mark.parametrize("most", [1000, 1001])
+@pytest.mark.parametrize("threshold", [0.25, 0.375, 0.5, 0.75])
+def test_a_candidate_within_passes(most: int, threshold: float) -> None:
+    row = envelope(threshold=threshold, maximum_parameters=most, maximum_threshold_change=0.25)
     assert (row.verdict, row.reason) == ("pass", "every change is one that the protocol allows")
+
+
+def test_what_is_asked_names_every_clause_and_no_other() -> None:
+    first = "within the envelope of the protocol: strategies replay, full"
+    clauses = {"maximum_parameters": 1000, "maximum_threshold_change": 0.25}
+    told = {"maximum_parameters": ", at most 1000 parameters", "maximum_threshold_change": ", a threshold within 0.25"}
+    assert envelope().requirement == first
+    assert envelope(**clauses).requirement == first + "".join(told.values()) + " of the champion's"
+    for name, limit in clauses.items():
+        assert envelope(**{name: limit}).requirement.startswith(first + told[name])
 
 
 @pytest.mark.parametrize(

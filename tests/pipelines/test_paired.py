@@ -61,8 +61,11 @@ def test_each_class_is_compared_one_against_the_rest_and_macro_is_their_mean() -
         assert one.value == pytest.approx(expected, abs=1e-12)
     macro = metrics.paired_macro_auroc_difference(labels, first, second)
     assert macro.value == pytest.approx(np.mean([one.value for one in found]), abs=1e-12)
-    with pytest.raises(MetricError, match="shape"):
-        paired.class_auroc_differences(labels, first, second[:, :2])
+    assert {one.level for one in found} == {0.95}
+    assert paired.class_auroc_differences(labels, first, second, level=0.6)[0].level == 0.6
+    for one, other in ((first, second[:, :2]), (first[:, :2], second), (labels, labels), (first[None], second[None])):
+        with pytest.raises(MetricError, match="shape"):
+            paired.class_auroc_differences(labels, one, other)
 
 
 def test_the_mean_difference_of_single_cases_is_the_paired_t_interval_with_normal_quantiles() -> None:
@@ -89,6 +92,23 @@ def test_cases_on_which_nothing_differs_show_no_more_than_so_many_can(n: int, ve
     assert paired.non_inferior(found, margin=0.02).verdict == verdict
 
 
+@pytest.mark.parametrize("mean", [-0.5, 0.0, 0.25, 1.0])
+def test_where_nothing_differs_the_unseen_share_could_be_of_either_kind(mean: float) -> None:
+    found = paired.mean_difference(np.full(10, mean), level=0.9)
+    unseen = 1.0 - 0.05**0.1
+    assert (found.value, found.n, found.level) == (mean, 10, 0.9)
+    assert found.low == pytest.approx(mean - unseen * (1.0 + mean))
+    assert found.high == pytest.approx(mean + unseen * (1.0 - mean))
+
+
+def test_two_patients_are_enough_and_no_interval_leaves_what_is_possible() -> None:
+    found = paired.mean_difference(np.array([1.0, -0.9]))
+    assert (found.low, found.high) == (-1.0, 1.0)
+    shown = paired.mean_difference(np.array([1.0, 1.0, -1.0] * 2))
+    assert shown.low < -0.3
+    assert shown.high > 0.9
+
+
 def test_losing_every_case_is_worse_and_winning_every_case_is_better() -> None:
     lost, won = paired.mean_difference(np.full(50, -1.0)), paired.mean_difference(np.full(50, 1.0))
     assert (lost.low, won.high) == (-1.0, 1.0)
@@ -96,7 +116,7 @@ def test_losing_every_case_is_worse_and_winning_every_case_is_better() -> None:
     assert paired.superior(won).verdict == "pass"
 
 
-@pytest.mark.parametrize("spoilt", [[0.1, float("nan")], [0.1, 1.5], [[0.1, 0.2]], [0.1], []])
+@pytest.mark.parametrize("spoilt", [[0.1, float("nan")], [0.1, 1.5], [[0.1, 0.2]], [[0.1], [0.2]], 0.1, [0.1], []])
 def test_differences_that_are_none_are_refused(spoilt: Any) -> None:
     with pytest.raises(MetricError):
         paired.mean_difference(np.array(spoilt))
@@ -123,9 +143,22 @@ def test_non_inferior_means_that_the_lower_bound_is_above_minus_the_margin(
     assert paired.non_inferior(_estimate(value, low), margin=0.02).verdict == verdict
 
 
+def test_how_much_worse_is_told_without_its_sign() -> None:
+    worse = paired.non_inferior(_estimate(-0.07, -0.09), margin=0.02, against="model 3")
+    assert worse.reason == "worse than model 3 by 0.070"
+    unsure = paired.non_inferior(_estimate(0.0, -0.09), margin=0.02)
+    assert unsure.reason == "on 100 cases it may be 0.090 worse than the champion"
+
+
 @pytest.mark.parametrize(
     ("value", "low", "verdict"),
-    [(0.02, 0.001, "pass"), (0.02, 0.0, "insufficient"), (0.001, -0.1, "insufficient"), (0.0, -0.1, "fail")],
+    [
+        (0.02, 0.001, "pass"),
+        (0.02, 0.0, "insufficient"),
+        (0.001, -0.1, "insufficient"),
+        (0.0, -0.1, "fail"),
+        (-0.05, -0.1, "fail"),
+    ],
 )
 def test_superior_means_that_the_lower_bound_is_above_nothing(value: float, low: float, verdict: str) -> None:
     assert paired.superior(_estimate(value, low)).verdict == verdict
@@ -155,10 +188,25 @@ def test_the_sample_size_has_the_power_it_was_made_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("margin", "better", "discordance"), [(0.02, -0.02, 0.06), (0.02, 0.3, 0.06), (0.02, 0.0, 1.1)]
+    ("true_difference", "power"), [(0.0, 1.0), (-0.019, 1.0), (-0.02, 0.0), (-0.024, 0.0), (-0.1, 0.0), (0.5, 1.0)]
+)
+def test_what_is_known_without_error_is_shown_or_never(true_difference: float, power: float) -> None:
+    known = Estimate(value=0.1, low=0.1, high=0.1, n=100, level=0.9)
+    assert paired.power(known, margin=0.02, true_difference=true_difference) == power
+
+
+def test_a_sample_size_is_made_up_to_the_edges_of_what_can_be() -> None:
+    assert paired.sample_size(discordance=0.05, margin=0.02, true_difference=0.1) == 18
+    assert paired.sample_size(discordance=0.25, margin=0.02, true_difference=0.5) == 0
+    assert paired.sample_size(discordance=1.0, margin=0.02) == 15457
+
+
+@pytest.mark.parametrize(
+    ("margin", "better", "discordance"),
+    [(0.02, -0.02, 0.06), (0.02, -0.05, 0.06), (0.02, 0.3, 0.06), (0.02, 0.0, 1.1)],
 )
 def test_no_sample_size_is_made_up_where_none_would_do(margin: float, better: float, discordance: float) -> None:
-    with pytest.raises(MetricError, match="no number of cases"):
+    with pytest.raises(MetricError, match=rf"no number of cases .* above -{margin:g} "):
         paired.sample_size(discordance=discordance, margin=margin, true_difference=better)
 
 
@@ -201,3 +249,24 @@ def test_a_bootstrap_of_a_class_too_rare_says_so() -> None:
         labels, scores, scores, groups=patients, rng=np.random.default_rng(0), resamples=50
     )
     assert (found.low, found.high) == (0.0, 0.0)
+
+
+def test_a_bootstrap_in_which_no_resample_has_both_classes_says_so() -> None:
+    labels, first, second = np.array([1, 0]), np.array([0.9, 0.1]), np.array([0.1, 0.9])
+    told: set[Any] = set()
+    for seed in range(20):
+        try:
+            found = paired.bootstrap_auroc_difference(
+                labels, first, second, rng=np.random.default_rng(seed), resamples=1, level=0.8
+            )
+            told.add((found.value, found.low, found.high, found.n, found.level))
+        except MetricError as error:
+            told.add(str(error))
+    assert told == {(1.0, 1.0, 1.0, 2, 0.8), "no resample has a value: a class is too rare"}
+
+
+def test_a_bootstrap_says_nothing_else_than_its_level() -> None:
+    labels, candidate, champion = _models(60, seed=1)
+    rng = np.random.default_rng(0)
+    assert paired.bootstrap_auroc_difference(labels, candidate, champion, rng=rng).level == 0.95
+    assert paired.bootstrap_mean_difference(np.arange(30) % 2 - 0.5, rng=rng).level == 0.95

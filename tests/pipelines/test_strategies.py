@@ -102,6 +102,14 @@ def test_auto_is_a_third_new_and_costs_a_fifth_of_a_training_from_nothing() -> N
     assert _share_of_strata(order[order < 3000]) == pytest.approx([0.5, 0.5], abs=0.03)
 
 
+@pytest.mark.parametrize("strategy", ["auto", "warm"])
+def test_few_epochs_of_a_small_update_are_made_of_smaller_batches_and_not_of_fewer_steps(strategy: Any) -> None:
+    small, large = _plan(strategy), _plan(strategy, new=5000, old=45_000)
+    assert small.batches * small.epochs >= 80
+    assert small.batch_size < RECIPE.batch_size
+    assert large.batch_size == RECIPE.batch_size
+
+
 def test_the_cost_of_auto_stops_growing_once_the_archive_is_large() -> None:
     assert _plan("auto", old=900).sample_gradients == _plan("auto", old=90_000).sample_gradients
     assert _plan("auto", old=300).sample_gradients < _plan("auto", old=900).sample_gradients

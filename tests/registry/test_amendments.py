@@ -143,6 +143,8 @@ def test_a_proposal_that_can_never_be_right_is_refused(db: Connection) -> None:
         propose(db, line, document=same)
     with pytest.raises(WrongLine):
         propose(db, line, document={**same, "line": "another"})
+    with pytest.raises(Invalid, match="images cannot become one of volumes"):
+        propose(db, line, document={**same, "input": {**same["input"], "depth": 16}})
     with pytest.raises(EvidenceMismatch):
         propose(db, line, digest="0" * 64)
     with pytest.raises(Forbidden):

@@ -10,12 +10,18 @@ from playwright.sync_api import expect
 from pipelines import images
 from registry import confirmations
 from tests.api.service import Service
+from tests.api.test_predictions import crown
 from tests.console.conftest import Enter
+from tests.waiting import until
 
 
 @pytest.fixture
-def case(service: Service, staff: None, submitter: httpx.Client) -> int:
-    line = service.new_line(task="multilabel", classes=["effusion", "pneumonia", "nodule"])
+def line(service: Service) -> str:
+    return service.new_line(task="multilabel", classes=["effusion", "pneumonia", "nodule"])
+
+
+@pytest.fixture
+def case(line: str, staff: None, submitter: httpx.Client) -> int:
     sent = images.png_bytes(np.full((32, 32), 90, dtype=np.uint8))
     answer = submitter.post("/v1/cases", data={"line": line, "site": "north"}, files={"image": ("file", sent)})
     assert answer.status_code == 201, answer.text
@@ -65,3 +71,22 @@ def test_findings_are_ticked_confirmed_corrected_and_settled(
         ("confirmation", "pneumonia+nodule"),
         ("adjudication", "nodule"),
     ]
+
+
+def test_what_the_model_says_of_each_finding_is_shown_and_accepted_whatever_is_ticked(
+    service: Service, line: str, case: int, enter: Enter
+) -> None:
+    crown(service, line)
+    with service.client("operator") as client:
+        path = f"/v1/cases/{case}/predictions"
+        until(lambda: client.post(path, params={"shown": False}).status_code == 200, what="the champion")
+    page = enter("clara", f"/console/cases/{case}")
+    page.keyboard.press("p")
+    expect(page.get_by_text("At the operating point of each finding it says")).to_be_visible()
+    expect(page.locator("tr.decided")).to_have_count(3)  # a threshold of 0 calls everything
+    page.get_by_role("link", name="pneumonia").click()
+    expect(page.get_by_alt_text("Heat map: where the network looked for pneumonia")).to_be_visible()
+    page.keyboard.press("2")
+    page.keyboard.press("a")
+    expect(page.get_by_text("You answered effusion+pneumonia+nodule")).to_be_visible()
+    expect(page.get_by_text("as you do")).to_be_visible()

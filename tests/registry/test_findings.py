@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from registry import adjudications, audit, confirmations, passwords
+from pipelines.findings import CARRIED
+from registry import adjudications, audit, confirmations, passwords, runs
+from registry import strategy as strategies
 from registry.adjudications import Decision
 from registry.db import Connection
 from registry.errors import Invalid, UnknownFinding
@@ -101,3 +103,12 @@ def test_the_findings_of_a_line_stay_as_they_are_for_nobody_was_asked_about_othe
 def test_a_line_of_classes_does_not_become_one_of_findings(db: Connection) -> None:
     with pytest.raises(Invalid, match="`task` and `classes` stay as they are"):
         factories.amendment(db, factories.line(db), task="multilabel", positive=None)
+
+
+def test_a_run_by_a_strategy_that_cannot_learn_several_findings_is_refused_as_it_is_asked_for(
+    db: Connection, line: Line
+) -> None:
+    with pytest.raises(Invalid, match="lwf cannot learn several findings; there are full, auto"):
+        runs.start_run(db, line_id=line.line_id, requested_by=None, reason="to try it", strategy="lwf")
+    assert runs.start_run(db, line_id=line.line_id, requested_by=None, reason="to try it", strategy="warm").run_id
+    assert strategies.SEVERAL == CARRIED

@@ -24,6 +24,7 @@ from pipelines import (
     synthetic,
     teach,
     train,
+    wording,
 )
 from pipelines.comparison import Comparison, Opinion, Scored, Sealed
 from pipelines.endpoints import decision_difference, share
@@ -113,6 +114,16 @@ def test_two_findings_need_no_positive_and_two_classes_still_have_one() -> None:
     assert from_document(two).positive is None
     assert from_document({**two, "task": "nominal"}).positive == "band"
     assert "task" not in from_document({**two, "task": "nominal"}).document()
+
+
+def test_the_words_of_a_protocol_say_that_each_finding_is_by_itself() -> None:
+    text = " ".join(wording.explain(PROTOCOL).split())
+    assert (
+        "A model answers of each of opacity, ring, band by itself whether it is there, at or above a threshold" in text
+    )
+    assert "AUROC and the margins are of the mean over the findings" in text
+    assert "no finding may be shown to be worse than the champion's" in text
+    assert "arg-max" not in text
 
 
 # The reference standard

@@ -8,7 +8,6 @@ PIP_ARGS ?=
 
 export DVC_NO_ANALYTICS = 1
 export MLFLOW_DISABLE_TELEMETRY = true
-export PYTHONDONTWRITEBYTECODE = 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup servers demo up doctor test check quick soak bench screenshots drill lock clean

@@ -48,6 +48,11 @@ class Shares:
         if min(values) < 0.0 or abs(sum(values) - 1.0) > 1e-9:
             raise ValueError(f"shares are not below 0 and sum to 1, but these are {asdict(self)}")
 
+    @property
+    def ask_models(self) -> bool:
+        """Whether an arm with a share wants to know what the champion says of the cases."""
+        return self.uncertain + self.diverse + self.unlike + self.disagreement > 0.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Opinion:

@@ -25,6 +25,8 @@ from pipelines import job, synthetic
 MD5 = "28209eda62fecd6e6a2d98b1501bb15f"
 """Of the authors' file. MD5 is what they publish; it guards against damage, not against malice."""
 MAX_BYTES = 50_000_000
+SIZES = 4708, 524, 624
+"""Of PneumoniaMNIST's train, val and test, and of synthetic ones in their place."""
 URL_SETTING = "OVERREAD_DEMO_DATA_URL"
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "pneumoniamnist.npz"
 """Beside the checkout, where several projects share data."""
@@ -131,8 +133,9 @@ def _download(target: Path) -> list[str]:
 
 def _synthetic(remarks: list[str], *, seed: int) -> ChestXrays:
     rng = np.random.default_rng(seed)
-    pictures, labels = synthetic.radiographs(4708 + 524 + 624, rng=rng)  # the sizes of PneumoniaMNIST
-    images, truth = np.split(pictures, [4708, 5232]), np.split(labels, [4708, 5232])
+    pictures, labels = synthetic.radiographs(sum(SIZES), rng=rng)
+    ends = np.cumsum(SIZES)[:2]
+    images, truth = np.split(pictures, ends), np.split(labels, ends)
     why = f" ({'; '.join(remarks)})" if remarks else ""
     return ChestXrays(
         train_images=images[0],

@@ -25,11 +25,11 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked of whom. Models are {"weights": path, "weights_digest": hex, "metadata": document}, or None."""
+    """What is asked of whom. Models are {"weights": path, "weights_digest": hex, "metadata": document}."""
 
     shares: Shares
     blind_fraction: float
-    champion: Row | None
+    champion: Row
     challenger: Row | None
     blobs: Path
     keep_going: Callable[[], None] = lambda: None
@@ -66,8 +66,6 @@ def consulted(pool: Pool, *, cases: Sequence[Row], known: Sequence[Row], questio
     Rows whose image cannot be read are left out. Raises Refused where the champion's weights cannot be used.
     """
     shares = question.shares
-    if question.champion is None or shares.uncertain + shares.diverse + shares.unlike + shares.disagreement == 0.0:
-        return pool
     digests = np.array([row["image_digest"] for row in cases], dtype=str)
     champion = View(_model(question.champion), digests, sites=pool.sites, question=question)
     second = _second(digests, sites=pool.sites, champion=champion.model, question=question)

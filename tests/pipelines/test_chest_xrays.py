@@ -27,6 +27,12 @@ def npz(*, side: int = 28) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Synthetic ones by the dozen: a test's own, where thousands tell no more."""
+    monkeypatch.setattr(chest_xrays, "SIZES", (24, 12, 12))
+
+
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -64,6 +70,7 @@ def test_without_any_file_they_are_synthetic_and_it_is_said(tmp_path: Path) -> N
     assert found.test_images.shape == (624, 28, 28)
 
 
+@pytest.mark.usefixtures("few")
 def test_a_file_of_another_kind_is_passed_over_and_it_is_said(tmp_path: Path) -> None:
     shared = tmp_path / "shared.npz"
     shared.write_bytes(npz(side=64))
@@ -74,6 +81,7 @@ def test_a_file_of_another_kind_is_passed_over_and_it_is_said(tmp_path: Path) ->
     assert "passed over" in chest_xrays.find(cache=tmp_path, shared=shared).source
 
 
+@pytest.mark.usefixtures("few")
 def test_a_download_with_the_wrong_checksum_is_thrown_away(
     tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +104,7 @@ def test_a_download_with_the_right_checksum_is_kept_for_the_next_time(
     assert chest_xrays.find(cache=tmp_path / "cache", shared=None).real
 
 
+@pytest.mark.usefixtures("few")
 def test_without_a_url_nothing_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(chest_xrays.URL_SETTING, raising=False)
     assert chest_xrays.URL_SETTING in chest_xrays.find(cache=tmp_path, shared=None, download=True).source

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipelines import network, predict
+from pipelines.adamw import AdamW
 
 ARCHITECTURE = network.Architecture(
     network="small_cnn", in_channels=1, classes=("no", "yes"), rows=28, columns=28, gradcam_layer="net.layer_2"
@@ -129,7 +130,8 @@ def test_a_heat_map_covers_the_image_and_leaves_the_scores_alone(name: str, size
     assert all(not module._forward_hooks for module in model.module.modules())
 
 
-def _bright_squares() -> tuple[Any, Any, Any, predict.Model]:
+@pytest.fixture(scope="module")
+def bright_squares() -> tuple[Any, Any, Any, predict.Model]:
     """Images, labels, the corner of the bright square that a positive one has, and a model that knows it."""
     rng = np.random.default_rng(0)
     labels = np.arange(128) % 2
@@ -140,16 +142,16 @@ def _bright_squares() -> tuple[Any, Any, Any, predict.Model]:
         image[0, row : row + 7, column : column + 7] += 0.6 * label
     torch.manual_seed(0)
     module = network.build(ARCHITECTURE)
-    optimiser = torch.optim.AdamW(module.parameters(), lr=3e-3)
+    optimiser = AdamW(module.parameters(), weight_decay=0.01)
     for _ in range(40):
         optimiser.zero_grad()
         torch.nn.functional.cross_entropy(module(torch.from_numpy(images)), torch.from_numpy(labels)).backward()
-        optimiser.step()
+        optimiser.step(learning_rate=3e-3)
     return images, labels, corners, predict.Model(module, METADATA)
 
 
-def test_a_heat_map_is_hottest_where_the_finding_is() -> None:
-    images, labels, corners, model = _bright_squares()
+def test_a_heat_map_is_hottest_where_the_finding_is(bright_squares: tuple[Any, Any, Any, predict.Model]) -> None:
+    images, labels, corners, model = bright_squares
     found = 0
     for image, corner in zip(images[labels == 1], corners[labels == 1], strict=True):
         heat = model.heat_map(image, 1)
@@ -158,9 +160,11 @@ def test_a_heat_map_is_hottest_where_the_finding_is() -> None:
     assert found / 64 > 0.8
 
 
-def test_a_heat_map_is_the_models_and_another_once_its_weights_are_drawn_anew() -> None:
+def test_a_heat_map_is_the_models_and_another_once_its_weights_are_drawn_anew(
+    bright_squares: tuple[Any, Any, Any, predict.Model],
+) -> None:
     """Adebayo et al., NeurIPS 2018: a map that stays the same shows edges of the image, not what was learned."""
-    images, labels, _, model = _bright_squares()
+    images, labels, _, model = bright_squares
     torch.manual_seed(1)
     strange = predict.Model(network.build(ARCHITECTURE), METADATA)
     alike = [

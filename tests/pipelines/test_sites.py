@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -9,22 +10,25 @@ import pytest
 
 from pipelines import chest_xrays, sites
 
-XRAYS = chest_xrays.find(cache=Path("/nonexistent"), shared=None, seed=3)
-"""Synthetic ones, with the sizes of the real ones; the counts below need 2,666 of pneumonia."""
+
+@cache
+def xrays() -> chest_xrays.ChestXrays:
+    """Synthetic ones, with the sizes of the real ones; the counts below need 2,666 of pneumonia."""
+    return chest_xrays.find(cache=Path("/nonexistent"), shared=None, seed=3)
 
 
 def _enough() -> chest_xrays.ChestXrays:
     """As many of each class as PneumoniaMNIST has to train on."""
-    labels = XRAYS.train_labels.copy()
+    labels = xrays().train_labels.copy()
     labels[:] = 1
     labels[np.random.default_rng(0).permutation(len(labels))[:1214]] = 0
     return chest_xrays.ChestXrays(
-        train_images=XRAYS.train_images,
+        train_images=xrays().train_images,
         train_labels=labels,
-        val_images=XRAYS.val_images,
-        val_labels=XRAYS.val_labels,
-        test_images=XRAYS.test_images,
-        test_labels=XRAYS.test_labels,
+        val_images=xrays().val_images,
+        val_labels=xrays().val_labels,
+        test_images=xrays().test_images,
+        test_labels=xrays().test_labels,
         source="shuffled labels",
         real=False,
     )
@@ -37,7 +41,7 @@ def dealt() -> dict[str, sites.SiteCases]:
 
 @pytest.fixture
 def images() -> sites.Images:
-    return XRAYS.test_images[:64].astype(np.float32) / np.float32(255.0)
+    return xrays().test_images[:64].astype(np.float32) / np.float32(255.0)
 
 
 def test_each_site_brings_what_the_table_says(dealt: dict[str, sites.SiteCases]) -> None:
@@ -59,9 +63,9 @@ def test_no_radiograph_is_in_two_sites(dealt: dict[str, sites.SiteCases]) -> Non
 
 def test_every_site_shows_all_of_val_and_test_in_the_same_order(dealt: dict[str, sites.SiteCases]) -> None:
     for hand in dealt.values():
-        assert (hand.test_labels == XRAYS.test_labels).all()
-        assert (hand.val_labels == XRAYS.val_labels).all()
-        assert hand.test_images.shape == XRAYS.test_images.shape
+        assert (hand.test_labels == xrays().test_labels).all()
+        assert (hand.val_labels == xrays().val_labels).all()
+        assert hand.test_images.shape == xrays().test_images.shape
 
 
 def test_the_same_seed_deals_the_same_and_another_seed_other_training_but_the_same_tests(
@@ -78,17 +82,17 @@ def test_the_same_seed_deals_the_same_and_another_seed_other_training_but_the_sa
 def test_a_share_of_the_stream_has_that_share_of_everything() -> None:
     small = sites.deal(_enough(), seed=0, share=0.25)
     assert np.bincount(small["D"].train_labels).tolist() == [16, 144]
-    assert len(small["D"].test_labels) == pytest.approx(0.25 * len(XRAYS.test_labels), abs=1)
+    assert len(small["D"].test_labels) == pytest.approx(0.25 * len(xrays().test_labels), abs=1)
 
 
 def test_too_few_radiographs_are_refused_with_how_many_are_missing() -> None:
     few = chest_xrays.ChestXrays(
-        train_images=XRAYS.train_images[:700],
+        train_images=xrays().train_images[:700],
         train_labels=np.r_[np.zeros(300, dtype=np.int64), np.ones(400, dtype=np.int64)],
-        val_images=XRAYS.val_images,
-        val_labels=XRAYS.val_labels,
-        test_images=XRAYS.test_images,
-        test_labels=XRAYS.test_labels,
+        val_images=xrays().val_images,
+        val_labels=xrays().val_labels,
+        test_images=xrays().test_images,
+        test_labels=xrays().test_labels,
         source="few",
         real=False,
     )

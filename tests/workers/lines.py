@@ -117,31 +117,67 @@ def approved(
     **changes: Any,
 ) -> candidates.Candidate:
     """Record a model with random weights that passed its gates and is signed for; it only waits for its promotion."""
+    made = _with_random_weights(
+        record,
+        blob_root=blob_root,
+        run=_run_with_data(record, line, learned_up_to=learned_up_to),
+        asked=small_protocol(line.name, **changes),
+        seed=seed,
+    )
+    factories.gate_report(record, made, results=results)
+    factories.signatures(record, made, [factories.user(record, "approver") for _ in range(2)])
+    record.commit()
+    return candidates.get(record, made.candidate_id)
+
+
+def untrained(
+    record: db.Connection, settings: WorkerSettings, line: lines.Line, *, seed: int = 0
+) -> candidates.Candidate:
+    """Record a candidate with random weights of the run that is to train: for what happens after the training."""
+    job = only(record, "train_candidate")
+    asked = protocol.from_document(lines.current_protocol(record, line.line_id).document)
+    run = runs.get(record, int(job.payload["run_id"]))
+    made = _with_random_weights(record, blob_root=settings.blob_root, run=run, asked=asked, seed=seed)
+    jobs.request_cancel(record, job.job_id)
+    record.commit()
+    return made
+
+
+def promote(record: db.Connection, candidate: candidates.Candidate) -> None:
+    """Promote a candidate as if its gates had passed and two people had signed."""
+    for job in waiting(record, "gate_candidate"):
+        jobs.request_cancel(record, job.job_id)
+    factories.gate_report(record, candidate)
+    factories.signatures(record, candidate, [factories.user(record, "approver") for _ in range(2)])
+    factories.promotion(record, candidate)
+    record.commit()
+
+
+def _with_random_weights(
+    record: db.Connection, *, blob_root: Path, run: runs.Run, asked: protocol.Protocol, seed: int
+) -> candidates.Candidate:
     torch.manual_seed(seed)
-    asked = small_protocol(line.name, **changes)
     architecture = network.architecture_for(asked)
     weights = network.save_weights(network.build(architecture))
     metadata: dict[str, Any] = {
         "architecture": architecture.document(),
         "classes": list(asked.classes),
         "positive": asked.positive,
+        "strategy": run.strategy,
+        "started_from": "nothing",
         "temperature": 1.0,
         "log_prior": [0.0, 0.0],
         "operating_point": {"threshold": 0.4, "rule": "youden"},
         "operating_points_by_site": {"east": {"threshold": 0.0, "rule": "youden"}},
         "decides_by_site": True,
     }
-    made = candidates.record_candidate(
+    return candidates.record_candidate(
         record,
-        run_id=_run_with_data(record, line, learned_up_to=learned_up_to).run_id,
+        run_id=run.run_id,
         weights_digest=blobs.put(record, blob_root, weights, media_type="application/x-safetensors"),
         metadata_digest=blobs.put(record, blob_root, str(metadata).encode(), media_type="application/json"),
         metadata=metadata,
     )
-    factories.gate_report(record, made, results=results)
-    factories.signatures(record, made, [factories.user(record, "approver") for _ in range(2)])
-    record.commit()
-    return candidates.get(record, made.candidate_id)
 
 
 def _run_with_data(record: db.Connection, line: lines.Line, *, learned_up_to: int) -> runs.Run:

@@ -20,7 +20,7 @@ from workers.supervise import ScienceRefused
 from workers.tasks import TASKS
 
 from .conftest import state_of
-from .lines import as_holder, confirm_cases, make_line, only, start_run, story, work
+from .lines import as_holder, confirm_cases, make_line, only, promote, start_run, story, untrained, work
 
 STATED = {"success_weight": 0.8, "recipe_share": 0.6, "uses": 50, "smallest_level": 1e-4, "new_epoch_cases": 100}
 PLAN = Plan(alpha=0.05, uses=50)
@@ -203,8 +203,8 @@ def test_a_worn_test_ends_the_run_in_words_and_nothing_is_scored(
     line, person = make_line(record, gates=gates)
     confirm_cases(record, settings, line=line, person=person, count=160)
     run = start_run(record, line)
-    work(workshop, record, "freeze_dataset", "train_candidate")
-    candidate = candidates.list_candidates(record, line.line_id)[0]
+    work(workshop, record, "freeze_dataset")
+    candidate = untrained(record, settings, line)
     as_holder(  # what is left after the only use that this protocol allows
         record,
         "INSERT INTO sealed_test_uses (line_id, epoch, after_version, wallet, place, candidate_id,"
@@ -230,8 +230,9 @@ def test_what_its_data_stop_is_reported_and_spends_nothing(
     if stopping == "submitters":
         contradict(record, line, count=60)
     run = start_run(record, line)
-    work(workshop, record, "freeze_dataset", "train_candidate", "gate_candidate")
-    (candidate,) = candidates.list_candidates(record, line.line_id)
+    work(workshop, record, "freeze_dataset")
+    candidate = untrained(record, settings, line)
+    work(workshop, record, "gate_candidate")
     report = candidates.latest_report(record, candidate.candidate_id)
     assert report is not None, story(record)
     assert (report.verdict, report.sealed_test_use_id) == (verdict, None)
@@ -253,17 +254,15 @@ def test_what_the_screen_stops_is_reported_with_its_numbers_and_spends_nothing(
     floors = {"auroc": anything, "sensitivity": anything, "specificity": anything, "calibration": {"maximum_ece": 1.0}}
     gates = {**floors, "minimum_cases_per_class": 5, "submitters": {"minimum_labels": 1000}, "sealed_test": STATED}
     gates |= {"screen": {"confidence": 1.0 - 1e-12}}
-    line, person = make_line(record, gates=gates, recipe={"epochs": 1, "strategy": "full", "threads": 1})
+    line, person = make_line(record, gates=gates)
     for cases in (160, 20):
         confirm_cases(record, settings, line=line, person=person, count=cases, seed=cases)
         start_run(record, line)
-        work(workshop, record, "freeze_dataset", "train_candidate", "gate_candidate")
-        candidate = max(candidates.list_candidates(record, line.line_id), key=lambda one: one.number)
+        work(workshop, record, "freeze_dataset")
+        candidate = untrained(record, settings, line, seed=cases)
         if candidate.number == 1:
-            assert candidate.state == "gates_passed", story(record)
-            factories.signatures(record, candidate, [factories.user(record, "approver") for _ in range(2)])
-            factories.promotion(record, candidate)
-            record.commit()
+            promote(record, candidate)
+    work(workshop, record, "gate_candidate")
     report = candidates.latest_report(record, candidate.candidate_id)
     assert report is not None, story(record)
     rows = {row["name"]: row for row in report.document["results"]}
@@ -307,7 +306,8 @@ def test_the_use_is_on_record_before_a_score_is_computed_and_the_report_is_judge
     line, person = make_line(record, gates={"minimum_cases_per_class": 5, "sealed_test": STATED})
     confirm_cases(record, settings, line=line, person=person, count=160)
     start_run(record, line)
-    work(workshop, record, "freeze_dataset", "train_candidate")
+    work(workshop, record, "freeze_dataset")
+    untrained(record, settings, line)
     run_science = Lease.run
     seen: list[Use] = []
 

@@ -19,7 +19,7 @@ from workers.settings import WorkerSettings
 from workers.tasks import TASKS
 
 from .conftest import state_of
-from .lines import as_holder, confirm_cases, in_thread, make_line, only, start_run, work
+from .lines import as_holder, confirm_cases, in_thread, make_line, only, start_run, untrained, work
 
 
 def science_of(job_directory: str) -> list[psutil.Process]:
@@ -165,7 +165,8 @@ def test_a_crash_at_every_attempt_fails_the_run_and_leaves_the_candidate_as_it_w
     line, person = make_line(record)
     confirm_cases(record, settings, line=line, person=person, count=160)
     run = start_run(record, line)
-    work(workshop, record, "freeze_dataset", "train_candidate")
+    work(workshop, record, "freeze_dataset")
+    candidate = untrained(record, settings, line)
     job = only(record, "gate_candidate")
     as_holder(record, "UPDATE candidates SET metadata = '{}'")  # what the gates cannot read
     for _ in range(job.maximum_attempts):
@@ -174,8 +175,7 @@ def test_a_crash_at_every_attempt_fails_the_run_and_leaves_the_candidate_as_it_w
         TASKS["gate_candidate"](workshop, job_id=job.job_id)
     assert state_of(record, "jobs", job_id=job.job_id) == "failed"
     assert state_of(record, "runs", run_id=run.run_id) == "failed"
-    (candidate,) = candidates.list_candidates(record, line.line_id)
-    assert candidate.state == "trained"
+    assert state_of(record, "candidates", candidate_id=candidate.candidate_id) == "trained"
     assert "run:fail" in {event.action[:8] for event in audit.list_events(record, limit=10_000)}
 
 
@@ -185,7 +185,8 @@ def test_mlflow_being_down_costs_the_mirror_a_pause_and_learning_nothing(
     line, person = make_line(record)
     confirm_cases(record, settings, line=line, person=person, count=160)
     run = start_run(record, line)
-    work(workshop, record, "freeze_dataset", "train_candidate")
+    work(workshop, record, "freeze_dataset")
+    untrained(record, settings, line)
     mirror = only(record, "mirror_candidate")
     thread = in_thread(workshop, mirror)
     work(workshop, record, "gate_candidate")

@@ -2,52 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
-
 from registry import blobs, candidates, db, promotions, runs
-from tests import factories
 from workers import translate
 from workers.lease import Workshop
 from workers.settings import WorkerSettings
 
 from .conftest import state_of
-from .lines import confirm_cases, make_line, start_run, work
+from .lines import confirm_cases, make_line, promote, start_run, untrained, work
 
 RECIPE = {"network": "small_cnn", "strategy": "ewc", "epochs": 2, "update_epochs": 1, "threads": 1}
-OPEN = {
-    "minimum_cases_per_class": 5,
-    "auroc": {"floor": 0.0, "margin": 0.4},
-    "sensitivity": {"floor": 0.0, "margin": 0.4},
-    "specificity": {"floor": 0.0, "margin": 0.4},
-    "calibration": {"maximum_ece": 1.0, "margin": 0.4},
-}
-"""Gates that a first model of two epochs comes through: what is tested lies before them."""
-
-STEPS = ("freeze_dataset", "train_candidate", "gate_candidate")
-Champion = tuple[Any, candidates.Candidate]
-
-
-@pytest.fixture
-def champion(workshop: Workshop, record: db.Connection, settings: WorkerSettings) -> Champion:
-    """A line and its champion, trained from nothing, and 60 cases that it has not seen."""
-    line, person = make_line(record, recipe=RECIPE, gates=OPEN)
-    confirm_cases(record, settings, line=line, person=person, count=160)
-    start_run(record, line)
-    work(workshop, record, *STEPS)
-    (made,) = candidates.list_candidates(record, line.line_id)
-    factories.signatures(record, made, [factories.user(record, "approver") for _ in range(2)])
-    factories.promotion(record, made)
-    record.commit()
-    confirm_cases(record, settings, line=line, person=person, count=60, seed=1)
-    return line, made
 
 
 def test_what_ewc_needs_of_the_champion_is_kept_by_digest_and_reaches_the_update(
-    workshop: Workshop, record: db.Connection, settings: WorkerSettings, champion: Champion
+    workshop: Workshop, record: db.Connection, settings: WorkerSettings
 ) -> None:
-    line, first = champion
+    line, person = make_line(record, recipe=RECIPE)
+    confirm_cases(record, settings, line=line, person=person, count=160)
+    start_run(record, line)
+    work(workshop, record, "freeze_dataset", "train_candidate")
+    (first,) = candidates.list_candidates(record, line.line_id)
+    promote(record, first)
+    confirm_cases(record, settings, line=line, person=person, count=60, seed=1)
     assert blobs.read(settings.blob_root, first.metadata["state"]["fisher"])
     run = start_run(record, line)
     work(workshop, record, "freeze_dataset")
@@ -62,9 +37,15 @@ def test_what_ewc_needs_of_the_champion_is_kept_by_digest_and_reaches_the_update
 
 
 def test_a_champion_whose_bytes_have_changed_refuses_the_run_in_words_and_stays(
-    workshop: Workshop, record: db.Connection, settings: WorkerSettings, champion: Champion
+    workshop: Workshop, record: db.Connection, settings: WorkerSettings
 ) -> None:
-    line, first = champion
+    line, person = make_line(record, recipe={**RECIPE, "strategy": "auto"})
+    confirm_cases(record, settings, line=line, person=person, count=160)
+    start_run(record, line)
+    work(workshop, record, "freeze_dataset")
+    first = untrained(record, settings, line)
+    promote(record, first)
+    confirm_cases(record, settings, line=line, person=person, count=60, seed=1)
     file = blobs.path_of(settings.blob_root, first.weights_digest)
     file.chmod(0o600)
     data = bytearray(file.read_bytes())

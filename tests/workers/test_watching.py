@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,12 +11,13 @@ import pytest
 
 from pipelines import embed, images, synthetic
 from pipelines.predict import Model
+from pipelines.watch import main as look_job
 from registry import audit, blobs, confirmations, db, jobs, promotions, watches
 from registry.lines import Line
 from tests import factories
 from workers.lease import Workshop
 from workers.settings import WorkerSettings
-from workers.watching import watch_due_champions
+from workers.watching import watch_config, watch_due_champions
 
 from .conftest import state_of
 from .lines import approved, make_line, only, story, waiting, work
@@ -69,6 +72,20 @@ class Hospital:
         self.record.rollback()
         return watches.list_for_line(self.record, self.line.line_id)[0]
 
+    def look_here(self, directory: Path) -> watches.Watch:
+        """Look as the worker has it done, but in the process of the tests."""
+        self.record.rollback()
+        config = watch_config(self.record, line_id=self.line.line_id, directory=directory, settings=self.settings)
+        assert config is not None
+        (directory / "config.json").write_text(json.dumps(config))
+        assert look_job([str(directory)]) == 0
+        seen = json.loads((directory / "result.json").read_text())
+        assert "refused" not in seen, seen
+        named = {key: config[key] for key in ("line_id", "candidate_id", "protocol_id")}
+        watches.record(self.record, **named, seen=seen)
+        self.record.commit()
+        return watches.list_for_line(self.record, self.line.line_id)[0]
+
     def alarms(self) -> int:
         """How often an alarm rose."""
         return len(audit.find_events(self.record, action="champion:alarm"))
@@ -81,7 +98,7 @@ def hospital(record: db.Connection, settings: WorkerSettings) -> Hospital:
 
 
 def test_a_champion_whose_confirmations_turn_bad_raises_the_alarm_within_the_weeks_of_the_simulation(
-    hospital: Hospital, workshop: Workshop
+    hospital: Hospital, workshop: Workshop, tmp_path: Path
 ) -> None:
     model = hospital.crown()
     hospital.confirm(model, weeks=6, risk=0.12)
@@ -89,39 +106,39 @@ def test_a_champion_whose_confirmations_turn_bad_raises_the_alarm_within_the_wee
     assert (calm.verdict, calm.n, calm.raised_at) == ("in_order", 6 * A_WEEK, None)
     assert calm.risk_limit == pytest.approx(0.148, abs=0.002)
     hospital.confirm(model, weeks=13, risk=0.25)
-    seen = hospital.look(workshop)
+    seen = hospital.look_here(tmp_path)
     assert seen.verdict == "alarm", seen
     assert 6 * A_WEEK < (seen.raised_at or 0) <= (6 + 13) * A_WEEK
     assert "errs in more than 14.8% of cases" in seen.reason
     assert (seen.lower_bound or 0.0) > (seen.risk_limit or 1.0) - 0.005
     assert hospital.alarms() == 1
-    again = hospital.look(workshop)
+    again = hospital.look_here(tmp_path)
     assert (again.verdict, again.raised_at, hospital.alarms()) == ("alarm", seen.raised_at, 1)
 
 
-def test_an_honest_champion_is_left_in_peace_for_a_year(hospital: Hospital, workshop: Workshop) -> None:
+def test_an_honest_champion_is_left_in_peace_for_a_year(hospital: Hospital, tmp_path: Path) -> None:
     model = hospital.crown()
     hospital.confirm(model, weeks=52, risk=0.12)
-    seen = hospital.look(workshop)
+    seen = hospital.look_here(tmp_path)
     assert (seen.verdict, seen.n, hospital.alarms()) == ("in_order", 52 * A_WEEK, 0), seen
     assert seen.verified_share == 1.0
     assert seen.weighted_risk["value"] == pytest.approx(seen.risk)
 
 
-def test_words_of_readers_who_had_seen_the_model_calm_nobody(hospital: Hospital, workshop: Workshop) -> None:
+def test_words_of_readers_who_had_seen_the_model_calm_nobody(hospital: Hospital, tmp_path: Path) -> None:
     model = hospital.crown()
     hospital.confirm(model, weeks=10, risk=0.4)
     hospital.confirm(model, weeks=20, risk=0.0, ai_exposure="aided")
-    seen = hospital.look(workshop)
+    seen = hospital.look_here(tmp_path)
     assert (seen.verdict, seen.n, seen.sample) == ("alarm", 10 * A_WEEK, 30 * A_WEEK)
     assert seen.verified_share == pytest.approx(1 / 3)
 
 
-def test_after_a_roll_back_the_champion_of_then_is_looked_at_for_itself(hospital: Hospital, workshop: Workshop) -> None:
+def test_after_a_roll_back_the_champion_of_then_is_looked_at_for_itself(hospital: Hospital, tmp_path: Path) -> None:
     first, second = hospital.crown(seed=1), hospital.crown(seed=2)
     assert first.classes == second.classes
     hospital.confirm(second, weeks=8, risk=0.5)
-    seen = hospital.look(workshop)
+    seen = hospital.look_here(tmp_path)
     assert seen.verdict == "alarm"
     promotions.roll_back(
         hospital.record,
@@ -131,7 +148,7 @@ def test_after_a_roll_back_the_champion_of_then_is_looked_at_for_itself(hospital
         reason="the alarm",
     )
     hospital.record.commit()
-    again = hospital.look(workshop)
+    again = hospital.look_here(tmp_path)
     champion = promotions.champion(hospital.record, hospital.line.line_id)
     assert champion is not None
     assert (again.candidate_id, again.n) == (champion.candidate_id, seen.n)
@@ -139,16 +156,16 @@ def test_after_a_roll_back_the_champion_of_then_is_looked_at_for_itself(hospital
 
 
 def test_a_challenger_is_followed_on_the_cases_that_neither_has_learned_from(
-    record: db.Connection, settings: WorkerSettings, workshop: Workshop
+    record: db.Connection, settings: WorkerSettings, tmp_path: Path
 ) -> None:
     hospital = Hospital(record, settings, shadow_margin=0.05)
     model = hospital.crown()
     hospital.confirm(model, weeks=2, risk=0.1)
-    assert hospital.look(workshop).shadow is None
+    assert hospital.look_here(tmp_path).shadow is None
     known = confirmations.last_id(record, hospital.line.line_id)
     other = approved(record, blob_root=settings.blob_root, line=hospital.line, seed=2, learned_up_to=known)
     hospital.confirm(model, weeks=1, risk=0.1)
-    seen = hospital.look(workshop)
+    seen = hospital.look_here(tmp_path)
     assert seen.shadow is not None
     assert (seen.shadow["candidate_id"], seen.n) == (other.candidate_id, 3 * A_WEEK)
     assert seen.shadow["n"] == 1 * A_WEEK
@@ -157,10 +174,10 @@ def test_a_challenger_is_followed_on_the_cases_that_neither_has_learned_from(
 
 @pytest.mark.parametrize("results", [(), ({"name": "auroc", "candidate": SHARE},)])
 def test_a_champion_whose_report_tells_no_errors_is_not_said_to_be_in_order(
-    hospital: Hospital, workshop: Workshop, results: Any
+    hospital: Hospital, tmp_path: Path, results: Any
 ) -> None:
     hospital.confirm(hospital.crown(results=results), weeks=3, risk=0.0)
-    seen = hospital.look(workshop)
+    seen = hospital.look_here(tmp_path)
     assert (seen.verdict, seen.risk_limit) == ("insufficient", None)
     assert "does not tell how often" in seen.reason
 

@@ -48,7 +48,6 @@ from pipelines import (
     teach,
     together,
 )
-from pipelines.adamw import AdamW
 from pipelines.champion import Base
 from pipelines.dataset import DatasetVersion, open_version
 from pipelines.findings import CARRIED
@@ -152,7 +151,9 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
         fisher = afterwards.fisher_of(base, like=module, columns=columns)
         held_to = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
         members = network.members_of(module)
-        optimiser = AdamW(module.parameters(), weight_decay=recipe.weight_decay)
+        optimiser = torch.optim.AdamW(
+            module.parameters(), lr=plan.peak_learning_rate, weight_decay=recipe.weight_decay, fused=True
+        )
         batches = [plan.draws * k // plan.batches for k in range(plan.batches + 1)]
         # What has to be equal for a checkpoint to be of this very run.
         identity = digest_of(
@@ -195,7 +196,9 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                     images = augment.another_scanner(images, generator=generator, share=recipe.randomise)
                 images = images.to(device, memory_format=layout)
                 step = epoch * plan.batches + k
-                optimiser.zero_grad()
+                for settings in optimiser.param_groups:
+                    settings["lr"] = plan.learning_rate(step)
+                optimiser.zero_grad(set_to_none=True)
                 losses.append(0.0)
                 mine = group.mine(memory.parts_of(len(rows), parts * group.size))
                 for (part, share), member in itertools.product(mine, members):
@@ -215,7 +218,7 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                 losses[-1] = group.add_up(module, losses[-1])
                 if plan.elastic is not None:
                     consolidate.pull(module, back_to=held_to, fisher=fisher, weight=plan.elastic)
-                optimiser.step(learning_rate=plan.learning_rate(step))
+                optimiser.step()
                 follow(step, plan.batches * plan.epochs)
 
             answers = predict.in_batches(average, tune.images)  # (N, K)

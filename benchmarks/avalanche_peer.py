@@ -110,9 +110,11 @@ class _Steps:
                 settings["lr"] = self.peak * (step / warm_up if step < warm_up else falling)
 
     def before_forward(self, strategy: Any, **_others: Any) -> None:
-        self.cases += len(strategy.mbatch[0])
         if self.ours:
             strategy.mbatch[0] = augment.acquisition(strategy.mbatch[0], generator=self.generator)
+
+    def after_forward(self, strategy: Any, **_others: Any) -> None:
+        self.cases += len(strategy.mb_output)  # with what a strategy has added from its memory
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith(("before_", "after_")):

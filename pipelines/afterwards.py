@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from pipelines import analytic, blend, calibrate, champion, consolidate, network, predict, strategies
+from pipelines import analytic, blend, calibrate, champion, consolidate, network, predict, several, strategies
 from pipelines.champion import Base
 from pipelines.metrics import auroc_estimate, macro_auroc_estimate
 from pipelines.protocol import Protocol
@@ -31,8 +31,8 @@ def finish(
     base: Base | None,
     architecture: network.Architecture,
     images: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    tune: tuple[NDArray[np.float32], NDArray[np.int64], NDArray[Any]],
+    labels: NDArray[Any],
+    tune: tuple[NDArray[np.float32], NDArray[Any], NDArray[Any]],
     seed: int,
 ) -> list[str]:
     """Do what the plan asks for after the last epoch: solve the last layer, mix with the champion; say so.
@@ -53,7 +53,7 @@ def finish(
         champion=champion.grown(architecture, base=base, seed=seed).to(device),
         shares=plan.blending.shares,
         images=images[rows],
-        loss=lambda mixed: calibrate.worst_site_log_loss(predict.in_batches(mixed, tune[0]), tune[1], tune[2]),
+        loss=lambda mixed: tune_log_loss(predict.in_batches(mixed, tune[0]), tune[1], tune[2]),
     )
     return [f"{share:g} of the candidate's weights, {1.0 - share:g} of the champion's"]
 
@@ -88,26 +88,41 @@ def fisher_of(base: Base | None, *, like: nn.Module, columns: Sequence[int]) -> 
     return consolidate.read(base.fisher, expected_digest=str(base.fisher_digest), like=like, columns=columns)
 
 
-def tune_auroc(logits: NDArray[np.float32], labels: NDArray[np.int64], *, protocol: Protocol) -> Estimate:
-    """Return the AUROC of `logits` (N, K) for `labels` (N,), macro one-vs-rest where no class is positive."""
-    scores = calibrate.softmax(logits)
+def tune_log_loss(logits: NDArray[np.float32], labels: NDArray[Any], sites: NDArray[Any]) -> float:
+    """Return by what an epoch is chosen: the log-loss of `logits` (N, K) at the worst site, all classes weighing alike.
+
+    `labels` are (N,) of classes that exclude each other, or (N, K) bool.
+    """
+    told = calibrate.worst_site_log_loss if labels.ndim == 1 else several.worst_site_log_loss
+    return told(logits, labels, sites)
+
+
+def tune_auroc(logits: NDArray[np.float32], labels: NDArray[Any], *, protocol: Protocol) -> Estimate:
+    """Return the AUROC of `logits` (N, K) for `labels` (N,), macro one-vs-rest where no class is positive.
+
+    For `labels` (N, K) bool it is the mean over the findings.
+    """
+    scores = several.probabilities(logits) if protocol.several else calibrate.softmax(logits)
     if protocol.positive_index is None:
         return macro_auroc_estimate(labels, scores)
     return auroc_estimate(labels == protocol.positive_index, scores[:, protocol.positive_index])
 
 
 def decisions(
-    scores: NDArray[np.float32], labels: NDArray[np.int64], sites: NDArray[Any], *, protocol: Protocol
+    scores: NDArray[np.float32], labels: NDArray[Any], sites: NDArray[Any], *, protocol: Protocol
 ) -> dict[str, Any]:
     """Choose on the calibrated `scores` (N, K) of tune how the model decides; what the metadata say of it.
 
     `operating_point` decides everywhere, but where the protocol says `by_site` and the site has one of its own; else
     those of single sites are there to be looked at. None where decisions are by arg-max; `second_look` is None also
-    where the protocol asks for none, or no threshold met the rule.
+    where the protocol asks for none, or no threshold met the rule. Of several findings each has a point of its own.
     """
     index, rule = protocol.positive_index, protocol.operating_point
+    nothing: dict[str, Any] = {"operating_point": None, "operating_points_by_site": {}, "second_look": None}
+    if protocol.several:
+        return nothing | {"operating_points": several.operating_points(scores, labels, protocol=protocol)}
     if index is None:
-        return {"operating_point": None, "operating_points_by_site": {}, "second_look": None}
+        return nothing
     truth, own = labels == index, scores[:, index]
     point = calibrate.choose_operating_point(truth, own, rule=rule.rule, target=rule.target)
     by_site = calibrate.points_by_site(truth, own, sites, rule=rule.rule, target=rule.target)

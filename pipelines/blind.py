@@ -15,17 +15,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import exposure, metrics
-from pipelines.comparison import Comparison, Scored
+from pipelines import exposure
+from pipelines.comparison import Comparison
 from pipelines.endpoints import (
     Decision,
-    among,
     area,
     area_difference,
     decision_difference,
     decisions_of,
-    right,
     rule_of,
+    share,
 )
 from pipelines.metrics import MetricError
 from pipelines.types import Estimate, GateResult
@@ -33,7 +32,7 @@ from pipelines.types import Estimate, GateResult
 MEASURED = frozenset(
     {
         *("auroc", "kappa", "improvement", "sensitivity", "specificity", "accuracy"),
-        *("approved_models", "subgroups", "calibration"),
+        *("approved_models", "subgroups", "calibration", "findings"),
     }
 )
 """The gates that stand on the answers of the sealed test."""
@@ -48,15 +47,10 @@ def deciding(comparison: Comparison) -> Comparison:
 
 def too_few(name: str, comparison: Comparison) -> GateResult | None:
     """Say that a gate has too few blind labels to measure by, None where it has enough, or needs none."""
-    rules, classes = comparison.protocol.gates, comparison.protocol.classes
+    rules = comparison.protocol.gates
     if rules.evidence == "all" or name not in MEASURED:
         return None
-    counts = Counter(comparison.sealed.labels.tolist())
-    few = [
-        f"{counts.get(index, 0)} of {finding}"
-        for index, finding in enumerate(classes)
-        if counts.get(index, 0) < rules.minimum_cases_per_class
-    ]
+    few = [f"{n} of {finding}" for finding, n in comparison.counts.items() if n < rules.minimum_cases_per_class]
     if not few:
         return None
     return GateResult(
@@ -112,8 +106,7 @@ def _measured(comparison: Comparison, endpoint: Literal["auroc"] | Decision) -> 
     def candidate() -> Estimate:
         if endpoint == "auroc":
             return area(comparison, comparison.candidate)
-        hit = right(comparison, comparison.candidate, endpoint)[among(comparison, endpoint)]
-        return metrics.clopper_pearson(int(hit.sum()), len(hit), level=comparison.level)
+        return share(comparison, comparison.candidate, endpoint)
 
     def difference() -> Estimate:
         if champion is None:
@@ -134,13 +127,13 @@ def _told(measure: Callable[[], Estimate]) -> dict[str, Any]:
 
 def _followed(comparison: Comparison) -> dict[str, Any]:
     """How often aided readers copied the champion, and whether blind and all labels say the same of the decisions."""
-    champion, labels = comparison.champion, comparison.sealed.labels
+    champion = comparison.champion
     if champion is None:
         return {"copied": {"missing": "there was no champion to follow"}, "warning": None}
-    ours, theirs = (_right(model, labels) for model in (comparison.candidate, champion))
+    ours, theirs = (comparison.agrees(model) for model in (comparison.candidate, champion))
     found = exposure.on_both(
-        ours - theirs,
-        champion.decided == labels,
+        ours.astype(np.float64) - theirs,
+        theirs,
         _read_blind(comparison),
         margin=rule_of(comparison, decisions_of(comparison)[0]).margin,
         groups=comparison.sealed.groups,
@@ -148,7 +141,3 @@ def _followed(comparison: Comparison) -> dict[str, Any]:
     )
     missing = {"missing": "too few labels of both kinds, or blind readers always agree with the champion"}
     return {"copied": missing if found.copied is None else asdict(found.copied), "warning": found.warning}
-
-
-def _right(model: Scored, labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.asarray(model.decided == labels, dtype=np.float64)

@@ -19,7 +19,6 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from pipelines import job
-from pipelines.adamw import AdamW
 from pipelines.network import digest_of_bytes
 
 KEPT = 2
@@ -31,7 +30,7 @@ class State:
 
     module: nn.Module
     average: nn.Module
-    optimiser: AdamW
+    optimiser: torch.optim.Optimizer
     epoch: int = 0
     best: Mapping[str, Tensor] | None = None
     best_epoch: int = 0
@@ -45,7 +44,7 @@ def save(state: State, *, directory: Path, identity: str) -> None:
     tensors = {f"module/{name}": tensor for name, tensor in state.module.state_dict().items()}
     tensors |= {f"average/{name}": tensor for name, tensor in state.average.state_dict().items()}
     tensors |= {f"best/{name}": tensor for name, tensor in (state.best or {}).items()}
-    for position, moments in state.optimiser.state.items():
+    for position, moments in state.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{position}/{name}": tensor for name, tensor in moments.items()}
     # clone: safetensors refuses tensors that share memory
     data = save_tensors({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
@@ -90,14 +89,14 @@ def _read(file: Path, *, identity: str) -> tuple[dict[str, Any], dict[str, Tenso
 def _fill(state: State, *, document: dict[str, Any], tensors: dict[str, Tensor]) -> State:
     state.module.load_state_dict(_below("module/", tensors))
     state.average.load_state_dict(_below("average/", tensors))
-    parameters = state.optimiser.parameters
+    parameters = [parameter for group in state.optimiser.param_groups for parameter in group["params"]]
     for position, parameter in enumerate(parameters):
-        if moments := _below(f"optimiser/{position}/", tensors):
-            # In the parameter's own memory layout, or the resumed sums would differ in their last bits.
-            state.optimiser.state[position] = {
-                name: torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
-                for name, tensor in moments.items()
-            }
+        moments = _below(f"optimiser/{position}/", tensors)
+        # In the parameter's own memory layout, or the resumed sums would differ in their last bits.
+        state.optimiser.state[parameter] = {
+            name: torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
+            for name, tensor in moments.items()
+        }
     return State(
         module=state.module,
         average=state.average,

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines import findings
+from pipelines.metrics import MetricError
 from pipelines.protocol import Protocol
 from pipelines.quality_report import QualityReport
 from pipelines.types import Digest
@@ -21,8 +23,8 @@ from pipelines.types import Digest
 class Sealed:
     """The sealed test: the answers, and who belongs together."""
 
-    labels: NDArray[np.int64]
-    """(N,) index into the protocol's classes."""
+    labels: NDArray[Any]
+    """(N,) int64 index into the protocol's classes; of several findings (N, K) bool, which are present."""
     groups: NDArray[Any]
     """(N,) patient, or the image where the patient is unknown."""
     traits: Mapping[str, NDArray[Any]] = field(default_factory=dict)
@@ -53,14 +55,27 @@ class Scored:
     digest: Digest
     scores: NDArray[np.floating[Any]]
     """(N, classes) in [0, 1]."""
-    decided: NDArray[np.int64]
-    """(N,) class decided at the model's own operating point."""
+    decided: NDArray[Any]
+    """(N,) class decided at the model's own operating point; of several findings (N, K) bool, those called present."""
     threshold: float | None
     """None where decisions are by arg-max, or where no operating point met the rule."""
+    thresholds: Mapping[str, float | None] = field(default_factory=dict)
+    """Of several findings that of each; None where no operating point met the rule."""
 
     def of(self, rows: NDArray[np.intp]) -> Scored:
         """Return what it said about the cases in these rows."""
         return replace(self, scores=self.scores[rows], decided=self.decided[rows])
+
+    def about(self, index: int, *, name: str) -> Scored:
+        """Return what it said about one finding of several, called `name`: absent, or present."""
+        present = self.scores[:, index]
+        return replace(
+            self,
+            scores=np.stack([1.0 - present, present], axis=1),
+            decided=self.decided[:, index].astype(np.int64),
+            threshold=self.thresholds[name],
+            thresholds={},
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -139,7 +154,42 @@ class Comparison:
         """Two-sided level whose bounds are the one-sided tests at `alpha`."""
         return 1.0 - 2.0 * self.alpha
 
+    def questions(self) -> dict[str, Comparison]:
+        """Return the comparison on each finding as if its line asked nothing else, by name; one question has no name.
+
+        Whatever judges a line with a positive class judges such a comparison too.
+        """
+        if not self.protocol.several:
+            return {"": self}
+        return {name: self._about(index, name=name) for index, name in enumerate(self.protocol.classes)}
+
+    def _about(self, index: int, *, name: str) -> Comparison:
+        alone = {"classes": (findings.side_of(name, present=False), name), "positive": name, "task": "nominal"}
+        return replace(
+            self,
+            protocol=self.protocol.model_copy(update=alone),
+            sealed=replace(self.sealed, labels=self.sealed.labels[:, index].astype(np.int64)),
+            candidate=self.candidate.about(index, name=name),
+            champion=None if self.champion is None else self.champion.about(index, name=name),
+            approved=tuple(model.about(index, name=name) for model in self.approved),
+            tuned=None,
+        )
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Sealed cases of each class; of several findings, with each of them and without."""
+        if self.protocol.several:
+            return findings.counted(self.sealed.labels, self.protocol.classes)
+        return {name: int((self.sealed.labels == index).sum()) for index, name in enumerate(self.protocol.classes)}
+
+    def agrees(self, model: Scored) -> NDArray[np.bool_]:
+        """Return (N,) whether the whole answer of a model is that of the reference standard."""
+        same = np.asarray(model.decided == self.sealed.labels)
+        return np.asarray(same.all(axis=1)) if self.protocol.several else same
+
     @property
     def truth(self) -> NDArray[np.bool_]:
-        """(N,) whether the case is of the positive class."""
+        """(N,) whether the case is of the positive class. Raises MetricError where findings do not exclude others."""
+        if self.protocol.several:
+            raise MetricError("several findings have no positive class: ask about each of them")
         return np.asarray(self.sealed.labels == self.protocol.positive_index)

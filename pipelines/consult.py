@@ -39,6 +39,8 @@ class View:
     """One model's view of the pool: `scores` (N, K) and `embeddings` (N, d), NaN where it has not looked."""
 
     def __init__(self, model: Model, digests: NDArray[Any], *, sites: NDArray[Any], question: Question) -> None:
+        if model.several:
+            raise job.Refused("a model of several findings cannot be asked what to read next: use the random arm alone")
         self.model, self._digests, self._sites, self._question = model, digests, sites, question
         self.scores = np.full((len(digests), len(model.classes)), np.nan, dtype=np.float32)
         self.embeddings = np.full((len(digests), width_of(model)), np.nan, dtype=np.float32)

@@ -7,12 +7,15 @@ each of these gates fails. They hold the report's values against the protocol, a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from pipelines import metrics
 from pipelines.comparison import Comparison, Placement
+from pipelines.findings import matrix
 from pipelines.gate_rules import DataQuality
 from pipelines.metrics import MetricError
+from pipelines.protocol import Protocol
 from pipelines.quality_report import QualityLine, QualityReport
 from pipelines.types import Digest, GateResult
 
@@ -60,15 +63,23 @@ def leakage(comparison: Comparison) -> GateResult:
 
 
 def submitters(comparison: Comparison) -> GateResult:
-    """Test each submitter's new labels against the champion and against other evidence, Holm over all the tests."""
-    rule = comparison.protocol.gates.submitters
+    """Test each submitter's new labels against the champion and against other evidence, Holm over all the tests.
+
+    Of several findings each by itself: hardly two readers give the same answer to all of many questions.
+    """
+    asked = comparison.protocol
+    rule = asked.gates.submitters
     tests: list[tuple[str, str, int, int]] = []  # submitter, against what, disagreements, n
     unjudged: dict[str, int] = {}
     for submitter in sorted({opinion.submitter for opinion in comparison.opinions}):
         mine = [opinion for opinion in comparison.opinions if opinion.submitter == submitter]
         for against, pairs in (
-            ("the champion", [(o.finding, o.champion) for o in mine if o.champion is not None]),
-            ("stronger evidence on the same cases", [(o.finding, o.others) for o in mine if o.others is not None]),
+            *_said("the champion", [(o.finding, o.champion) for o in mine if o.champion is not None], asked),
+            *_said(
+                "stronger evidence on the same cases",
+                [(o.finding, o.others) for o in mine if o.others is not None],
+                asked,
+            ),
         ):
             if len(pairs) >= rule.minimum_labels:
                 tests.append((submitter, against, sum(a != b for a, b in pairs), len(pairs)))
@@ -95,6 +106,17 @@ def submitters(comparison: Comparison) -> GateResult:
         reason="; ".join(found) + ": have these cases read again" if found else calm,
         details={"tests": rows, "not_judged": {name: n for name, n in unjudged.items() if name not in judged}},
     )
+
+
+def _said(against: str, pairs: Sequence[tuple[str, str]], asked: Protocol) -> list[tuple[str, list[tuple[Any, Any]]]]:
+    """What was said against what, of several findings each by itself."""
+    if not asked.several:
+        return [(against, list(pairs))]
+    ours, theirs = (matrix([pair[side] for pair in pairs], asked.classes) for side in (0, 1))
+    return [
+        (f"{against} on {name}", list(zip(ours[:, k].tolist(), theirs[:, k].tolist(), strict=True)))
+        for k, name in enumerate(asked.classes)
+    ]
 
 
 def _missing_patients(report: QualityReport, rules: DataQuality) -> GateResult:

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from pipelines import case_table, prepared
 from pipelines.contents import Contents
 from pipelines.data_repository import DataRepository, VersionDamaged, VersionErased, tag_of
+from pipelines.findings import matrix
 from pipelines.images import Pixels
 from pipelines.prepared import Prepared
 from pipelines.protocol import InputSpec
@@ -41,7 +42,8 @@ from pipelines.types import CaseId, Confirmation, Digest, Example, Split, Waitin
 class DatasetVersion:
     """An opened dataset version. Rows are its examples in order of case id; each column is read when it is asked for.
 
-    `labels` are indices into `classes`; `label_since == number` marks the labels new in this version.
+    `labels` are indices into `classes`, or which of them are present where they do not exclude each other (`several`);
+    `label_since == number` marks the labels new in this version.
     """
 
     def __init__(self, contents: Contents) -> None:
@@ -53,6 +55,7 @@ class DatasetVersion:
         self.number: int = document["number"]
         self.digest: Digest = digest_of(document)
         self.classes: tuple[str, ...] = tuple(document["classes"])
+        self.several: bool = document.get("task") == "multilabel"
 
     def __len__(self) -> int:
         return len(self.case_ids)
@@ -63,8 +66,10 @@ class DatasetVersion:
         return self._numbers("case_id")
 
     @cached_property
-    def labels(self) -> NDArray[np.int64]:
-        """(N,) index into `classes`."""
+    def labels(self) -> NDArray[Any]:
+        """(N,) int64 index into `classes`; of several findings (N, K) bool, which are present."""
+        if self.several:
+            return matrix(self._column("finding").to_pylist(), self.classes)
         found = pc.index_in(self._column("finding"), pa.array(self.classes, pa.string()))
         return np.asarray(found.to_numpy(), dtype=np.int64)
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipelines import afterwards, calibrate, network, ordinal, predict
+from pipelines import afterwards, calibrate, network, ordinal, predict, several
 from pipelines.network import Architecture
 from pipelines.protocol import Protocol
 from pipelines.strategies import Plan
@@ -28,12 +28,12 @@ from pipelines.strategies import Plan
 
 def metadata(
     module: nn.Module,
-    tune: tuple[NDArray[np.float32], NDArray[np.int64], NDArray[Any]],
+    tune: tuple[NDArray[np.float32], NDArray[Any], NDArray[Any]],
     *,
     protocol: Protocol,
     architecture: Architecture,
     plan: Plan,
-    train_labels: NDArray[np.int64],
+    train_labels: NDArray[Any],
     state: Mapping[str, bytes],
     made: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -43,7 +43,6 @@ def metadata(
     """
     images, labels, sites = tune
     answers = predict.in_batches(module, images)  # (N, K)
-    log_prior = calibrate.log_prior(train_labels, classes=len(protocol.classes))
     found: dict[str, Any] = {
         "schema_version": 1,
         "architecture": architecture.document(),
@@ -51,9 +50,9 @@ def metadata(
         "classes": list(protocol.classes),
         "positive": protocol.positive,
         "ordinal": protocol.task == "ordinal",
+        **({"several": True} if protocol.several else {}),
         "input": protocol.input.model_dump(mode="json"),
-        "temperature": calibrate.fit_temperature(answers, labels, log_prior=log_prior),
-        "log_prior": log_prior.tolist(),
+        **_calibration(answers, labels, train_labels=train_labels, protocol=protocol),
         "operating_point": None,
         "protocol_digest": protocol.digest,
         "started_from": plan.start,
@@ -62,7 +61,7 @@ def metadata(
         "sample_gradients": plan.sample_gradients,
         "tune": {
             "auroc": asdict(afterwards.tune_auroc(answers, labels, protocol=protocol)),
-            "log_loss": calibrate.worst_site_log_loss(answers, labels, sites),
+            "log_loss": afterwards.tune_log_loss(answers, labels, sites),
             "n": len(labels),
         },
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
@@ -78,9 +77,25 @@ def metadata(
     return found | bundle(protocol, version=network.digest_of_bytes(network.save_weights(module))[:12])
 
 
+def _calibration(
+    answers: NDArray[np.float32], labels: NDArray[Any], *, train_labels: NDArray[Any], protocol: Protocol
+) -> dict[str, Any]:
+    """How logits become probabilities: `log_prior` are the classes' shares, or of several findings an offset each."""
+    if protocol.several:
+        temperature, offsets = several.fit_calibration(answers, labels)
+        return {"temperature": temperature, "log_prior": offsets.tolist()}
+    log_prior = calibrate.log_prior(train_labels, classes=len(protocol.classes))
+    return {
+        "temperature": calibrate.fit_temperature(answers, labels, log_prior=log_prior),
+        "log_prior": log_prior.tolist(),
+    }
+
+
 def bundle(protocol: Protocol, *, version: str) -> dict[str, Any]:
     """Return the keys that a MONAI bundle's metadata.json has to have; `version` tells one model from another."""
     spec, classes = protocol.input, protocol.classes
+    does = f"Finds {', '.join(classes)}, each by itself" if protocol.several else f"Tells {', '.join(classes)} apart"
+    rule = "sigmoid" if protocol.several else "softmax"
     colours = ("red", "green", "blue") if spec.channels == 3 else ("grey, brighter is denser",)
     return {
         "version": version,
@@ -90,8 +105,8 @@ def bundle(protocol: Protocol, *, version: str) -> dict[str, Any]:
         "required_packages_version": {"safetensors": importlib.metadata.version("safetensors")},
         "task": protocol.title,
         "description": (
-            f"Tells {', '.join(classes)} apart. The weights are a safetensors state dictionary; the network's logits "
-            "become probabilities by softmax(logits / temperature + log_prior)."
+            f"{does}. The weights are a safetensors state dictionary; the network's logits "
+            f"become probabilities by {rule}(logits / temperature + log_prior)."
         ),
         "intended_use": protocol.intended_use.strip(),
         "authors": f"those who keep the line {protocol.line}",

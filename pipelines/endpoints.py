@@ -6,6 +6,8 @@ minus the other; its interval is at the comparison's level, whose bounds are the
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -22,12 +24,16 @@ Measure = Literal["auroc", "kappa"]
 
 def measures_of(comparison: Comparison) -> tuple[Measure, ...]:
     """Name the endpoints that are no share of cases: AUROC, and for grades the weighted kappa."""
-    return ("auroc",) if comparison.protocol.task == "nominal" else ("auroc", "kappa")
+    return ("auroc", "kappa") if comparison.protocol.task == "ordinal" else ("auroc",)
 
 
 def decisions_of(comparison: Comparison) -> tuple[Decision, ...]:
-    """Name the endpoints that rest on decisions: two with a positive class, accuracy where decisions are by arg-max."""
-    return ("accuracy",) if comparison.protocol.positive is None else ("sensitivity", "specificity")
+    """Name the endpoints that rest on decisions: two with a positive class, accuracy where decisions are by arg-max.
+
+    Of several findings both are the mean of what they are on each.
+    """
+    asked = comparison.protocol
+    return ("accuracy",) if asked.positive is None and not asked.several else ("sensitivity", "specificity")
 
 
 def rule_of(comparison: Comparison, endpoint: str) -> Margin:
@@ -55,7 +61,10 @@ def difference(comparison: Comparison, other: Scored, endpoint: Measure | Decisi
 
 
 def area(comparison: Comparison, model: Scored) -> Estimate:
-    """Return a model's AUROC, macro one-vs-rest where there is no positive class. Raises MetricError."""
+    """Return a model's AUROC; macro one-vs-rest without a positive class, the mean over several findings.
+
+    Raises MetricError.
+    """
     index, sealed = comparison.protocol.positive_index, comparison.sealed
     if index is None:
         return metrics.macro_auroc_estimate(sealed.labels, model.scores, groups=sealed.groups, level=comparison.level)
@@ -96,8 +105,30 @@ def right(comparison: Comparison, model: Scored, endpoint: Decision) -> NDArray[
     return np.asarray((model.decided == comparison.protocol.positive_index) == (endpoint == "sensitivity"))
 
 
+def share(comparison: Comparison, model: Scored, endpoint: Decision) -> Estimate:
+    """Return a model's share of right decisions, of several findings the mean over them. Raises MetricError."""
+    if comparison.protocol.several:
+        views = replace(comparison, candidate=model).questions().values()
+        values = [right(view, view.candidate, endpoint).astype(np.float64) for view in views]
+        return _mean(views, values, [share(view, view.candidate, endpoint) for view in views], endpoint, low=0.0)
+    hit = right(comparison, model, endpoint)[among(comparison, endpoint)]
+    return metrics.clopper_pearson(int(hit.sum()), len(hit), level=comparison.level)
+
+
 def decision_difference(comparison: Comparison, other: Scored, endpoint: Decision) -> Estimate:
-    """Return the candidate's share of right decisions minus another model's, paired. Raises MetricError."""
+    """Return the candidate's share of right decisions minus another model's, paired; the mean over several findings.
+
+    Raises MetricError.
+    """
+    if comparison.protocol.several:
+        views = replace(comparison, champion=other).questions().values()
+        values, parts = [], []
+        for view in views:
+            assert view.champion is not None, "it is the other model"
+            own = right(view, view.candidate, endpoint).astype(np.float64)
+            values.append(own - right(view, view.champion, endpoint))
+            parts.append(decision_difference(view, view.champion, endpoint))
+        return _mean(views, values, parts, endpoint, low=-1.0)
     counted = among(comparison, endpoint)
     return metrics.mcnemar(
         right(comparison, comparison.candidate, endpoint)[counted],
@@ -105,6 +136,36 @@ def decision_difference(comparison: Comparison, other: Scored, endpoint: Decisio
         groups=comparison.sealed.groups[counted],
         level=comparison.level,
     ).difference
+
+
+def _mean(
+    views: Collection[Comparison],
+    values: Sequence[NDArray[np.float64]],
+    parts: Sequence[Estimate],
+    endpoint: Decision,
+    *,
+    low: float,
+) -> Estimate:
+    """The mean over findings of shares, or of differences of shares: `values` (N,) of each case, `parts` of each view.
+
+    Its interval is the wider of two, either way: that of its influence, patients together, which knows that findings
+    of one patient go together, and that of `parts`, squared and added, which is exact where few decisions differ.
+    """
+    first = next(iter(views))
+    terms, n = np.zeros(len(first.sealed.labels)), np.zeros(len(first.sealed.labels), dtype=np.bool_)
+    for view, value, part in zip(views, values, parts, strict=True):
+        counted = among(view, endpoint)
+        terms[counted] += (value[counted] - part.value) / counted.sum() / len(views)
+        n |= counted
+    mean = float(np.mean([part.value for part in parts]))
+    wald = metrics.interval(mean, terms, groups=first.sealed.groups, level=first.level, low=low, high=1.0)
+    down, up = (
+        float(np.sqrt(np.sum(np.square([getattr(part, side) - part.value for part in parts])))) / len(parts)
+        for side in ("low", "high")
+    )
+    return replace(
+        wald, low=max(low, min(wald.low, mean - down)), high=min(1.0, max(wald.high, mean + up)), n=int(n.sum())
+    )
 
 
 def _kappa(comparison: Comparison, model: Scored) -> Estimate:

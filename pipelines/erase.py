@@ -144,11 +144,11 @@ def _publish_edition(held: DataRepository, *, line: str, number: int, cases: Col
     remaining = replace(before, parts=tuple(parts))
     contents = replace(remaining, shards=tuple(_redacted(remaining, held.keep_going)))
     edition = before.document.get("edition", 0) + 1
-    classes = before.document["classes"]
+    classes, several = before.document["classes"], before.document.get("task") == "multilabel"
     document = {
         **before.document,
         **contents.listing(),
-        **summary(contents, classes=classes, number=number),
+        **summary(contents, classes=classes, several=several, number=number),
         "edition": edition,
         "edition_of": digest_of(before.document),
     }

@@ -169,20 +169,22 @@ def _changed(
     """What is another in the candidate than in the champion, by name: [champion's, candidate's]; and the data."""
     kept = ("strategy", "started_from", "parameters", "seed", "epochs", "chosen_epoch", "batch_size", "temperature")
     now, before = (
-        {"threshold": (model.get("operating_point") or {}).get("threshold")} | {name: model.get(name) for name in kept}
+        {"threshold": (model.get("operating_point") or {}).get("threshold")}
+        | {f"threshold of {name}": point["threshold"] for name, point in model.get("operating_points", {}).items()}
+        | {name: model.get(name) for name in kept}
         for model in (candidate, champion or {})
     )
     return {
         "dataset": version.number,
         "examples": len(version),
         "new_labels": int((version.label_since == version.number).sum()),
-        "models": {name: [before[name], value] for name, value in now.items() if before[name] != value},
+        "models": {name: [before.get(name), value] for name, value in now.items() if before.get(name) != value},
     }
 
 
 def _model(document: Mapping[str, Any], *, protocol: Protocol) -> Model:
     metadata = document["metadata"]
-    if tuple(metadata["classes"]) != protocol.classes:
+    if (tuple(metadata["classes"]), metadata.get("several", False)) != (protocol.classes, protocol.several):
         raise job.Refused(
             f"a model for the classes {', '.join(metadata['classes'])} cannot be held against a protocol "
             f"with {', '.join(protocol.classes)}"
@@ -235,4 +237,5 @@ def _scored(
         scores=scores,
         decided=model.decided(scores, sites=sites),
         threshold=model.threshold,
+        thresholds=model.thresholds,
     )

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from pipelines import blind, metrics, subgroups
 from pipelines.comparison import Comparison, Scored
 from pipelines.endpoints import Decision, among, decisions_of, right
+from pipelines.findings import joined
 from pipelines.paired import mean_difference
 from pipelines.types import Estimate
 
 POINTS, ROWS, CASES = 101, 60, 200
-BINS, SIDE = 10, 12
+BINS, SIDE, SHOWN = 10, 12, 6
 RESAMPLES = 200
 FEWEST = 5
 """A slice or a cell of fewer cases is left empty: a share of three cases shows one person more than a rate."""
@@ -44,14 +45,17 @@ def gather(comparison: Comparison) -> dict[str, Any]:
 
 def roc(comparison: Comparison) -> dict[str, Any]:
     """ROC of each model against one class and the rest: `tpr` with its band at each `fpr`, and the operating point."""
-    index = comparison.protocol.positive_index
-    shown = range(min(len(comparison.protocol.classes), 6)) if index is None else [index]
+    shown = []
+    for view in [*comparison.questions().values()][:SHOWN]:
+        index = view.protocol.positive_index
+        classes = range(min(len(view.protocol.classes), SHOWN)) if index is None else [index]
+        shown += [(view, k, index is not None) for k in classes]
     curves = [
-        {"class": comparison.protocol.classes[k], "model": name}
-        | _curve(comparison.sealed.labels == k, model.scores[:, k], groups=comparison.sealed.groups)
-        | {"point": None if index is None else _point(comparison, model)}
-        for k in shown
-        for name, model in _models(comparison)
+        {"class": view.protocol.classes[k], "model": name}
+        | _curve(view.sealed.labels == k, model.scores[:, k], groups=view.sealed.groups)
+        | {"point": _point(view, model) if has_point else None}
+        for view, k, has_point in shown
+        for name, model in _models(view)
     ]
     return {"fpr": _rounded(_grid()), "curves": curves}
 
@@ -61,15 +65,19 @@ def reliability(comparison: Comparison) -> dict[str, Any]:
     index = comparison.protocol.positive_index
     bins = {}
     for name, model in _models(comparison):
-        truth, score = comparison.truth, model.scores[:, index if index is not None else 0]
-        if index is None:
+        if comparison.protocol.several:
+            truth, score = comparison.sealed.labels.ravel(), model.scores.ravel()
+        elif index is None:
             truth, score = model.scores.argmax(axis=1) == comparison.sealed.labels, model.scores.max(axis=1)
+        else:
+            truth, score = comparison.truth, model.scores[:, index]
         parts = np.array_split(np.argsort(score, kind="stable"), min(BINS, len(score)))
         bins[name] = [
             {"score": round(float(score[part].mean()), 4)} | asdict(metrics.wilson(int(truth[part].sum()), len(part)))
             for part in parts
         ]
-    return {"of": "the positive class" if index is not None else "right decisions", "models": bins}
+    decisions = "the findings, taken together" if comparison.protocol.several else "right decisions"
+    return {"of": decisions if index is None else "the positive class", "models": bins}
 
 
 def decision_curve(comparison: Comparison) -> dict[str, Any]:
@@ -95,11 +103,13 @@ def forest(comparison: Comparison) -> list[dict[str, Any]]:
     critical = () if rule is None else rule.critical
     rows: list[dict[str, Any]] = []
     for name, members, tier in subgroups.declared(comparison.sealed.traits, attributes, critical):
-        for endpoint in decisions_of(comparison):
-            chosen = members & among(comparison, endpoint)
-            if chosen.sum() >= FEWEST:
-                row: dict[str, Any] = {"slice": name, "tier": tier, "endpoint": endpoint, "n": int(chosen.sum())}
-                rows.append(row | _shares(comparison, chosen, endpoint=endpoint))
+        for finding, view in comparison.questions().items():
+            words = f"{name}, {finding}" if finding else name
+            for endpoint in decisions_of(view):
+                chosen = members & among(view, endpoint)
+                if chosen.sum() >= FEWEST:
+                    row: dict[str, Any] = {"slice": words, "tier": tier, "endpoint": endpoint, "n": int(chosen.sum())}
+                    rows.append(row | _shares(view, chosen, endpoint=endpoint))
     largest = sorted(rows, key=lambda row: -row["n"])[:ROWS]
     return sorted(largest, key=lambda row: (row["endpoint"], row["tier"] != "critical", row["slice"]))
 
@@ -112,7 +122,7 @@ def forgetting(comparison: Comparison) -> dict[str, Any]:
     columns = _spans(np.unique(batches).tolist())
     names, counts = np.unique(sites, return_counts=True)
     rows = sorted(names[np.argsort(-counts, kind="stable")][:SIDE].tolist())
-    ours = {name: model.decided == comparison.sealed.labels for name, model in _models(comparison)}
+    ours = {name: comparison.agrees(model) for name, model in _models(comparison)}
     cells = [
         [_cell((sites == site) & (batches >= first) & (batches <= last), ours) for first, last in columns]
         for site in rows
@@ -125,16 +135,15 @@ def flips(comparison: Comparison) -> dict[str, Any]:
     champion, ids = comparison.champion, comparison.sealed.case_ids
     if champion is None or ids is None:
         raise metrics.MetricError("there is no champion to differ from" if champion is None else "cases have no ids")
-    candidate, labels = comparison.candidate, comparison.sealed.labels
-    ours, theirs = candidate.decided == labels, champion.decided == labels
-    own = np.arange(len(labels))
-    gain = candidate.scores[own, labels] - champion.scores[own, labels]
+    candidate = comparison.candidate
+    ours, theirs = comparison.agrees(candidate), comparison.agrees(champion)
+    gain = _credit(comparison, candidate) - _credit(comparison, champion)
     found = {"lost": np.flatnonzero(theirs & ~ours), "gained": np.flatnonzero(ours & ~theirs)}
     listed = {
         name: [_flip(comparison, int(row)) for row in rows[np.argsort(-np.abs(gain[rows]), kind="stable")][:CASES]]
         for name, rows in found.items()
     }
-    return listed | {"counts": {name: len(rows) for name, rows in found.items()}, "n": len(labels)}
+    return listed | {"counts": {name: len(rows) for name, rows in found.items()}, "n": len(gain)}
 
 
 PLOTS: dict[str, Plot] = {
@@ -237,19 +246,31 @@ def _cell(members: NDArray[np.bool_], ours: Mapping[str, NDArray[np.bool_]]) -> 
 
 
 def _flip(comparison: Comparison, row: int) -> dict[str, Any]:
-    champion, ids, classes = comparison.champion, comparison.sealed.case_ids, comparison.protocol.classes
+    champion, ids = comparison.champion, comparison.sealed.case_ids
     assert champion is not None
     assert ids is not None
-    label = int(comparison.sealed.labels[row])
     return {
         "case": int(ids[row]),
         "site": str(comparison.sealed.traits["site"][row]) if "site" in comparison.sealed.traits else "",
-        "finding": classes[label],
-        "candidate": classes[int(comparison.candidate.decided[row])],
-        "champion": classes[int(champion.decided[row])],
-        "candidate_score": round(float(comparison.candidate.scores[row, label]), 4),
-        "champion_score": round(float(champion.scores[row, label]), 4),
+        "finding": _worded(comparison, comparison.sealed.labels[row]),
+        "candidate": _worded(comparison, comparison.candidate.decided[row]),
+        "champion": _worded(comparison, champion.decided[row]),
+        "candidate_score": round(float(_credit(comparison, comparison.candidate)[row]), 4),
+        "champion_score": round(float(_credit(comparison, champion)[row]), 4),
     }
+
+
+def _credit(comparison: Comparison, model: Scored) -> Floats:
+    """The score (N,) of the right class; of several findings the mean of what each is given for what is right."""
+    labels = comparison.sealed.labels
+    if comparison.protocol.several:
+        return np.asarray(np.where(labels, model.scores, 1.0 - model.scores).mean(axis=1), dtype=np.float64)
+    return np.asarray(model.scores[np.arange(len(labels)), labels], dtype=np.float64)
+
+
+def _worded(comparison: Comparison, answer: Any) -> str:
+    classes = comparison.protocol.classes
+    return joined(answer, classes) if comparison.protocol.several else classes[int(answer)]
 
 
 def _rounded(values: NDArray[Any]) -> list[float]:

@@ -76,7 +76,7 @@ def freeze(
                 tell("looking for copies in other splits")
                 contents = keep_apart(contents, every, before=before, rule=rules.near_duplicates)
             contents = tidy(contents, every)
-            described = summary(contents, classes=protocol.classes, number=number)
+            described = summary(contents, classes=protocol.classes, several=protocol.several, number=number)
             edited = "edition" in before.document  # then there is something new to learn: what to forget
             _refuse_if_useless(described, protocol=protocol, differs=edited or _differ(before, contents))
             document = {
@@ -86,6 +86,7 @@ def freeze(
                 "previous": {"number": previous, "digest": digest_of(before.document)} if before.document else None,
                 "protocol_digest": protocol.digest,
                 "classes": list(protocol.classes),
+                **({"task": protocol.task} if protocol.several else {}),
                 "last_confirmation_id": change.last_confirmation_id,
                 **contents.listing(),
                 **described,
@@ -234,7 +235,7 @@ def _refuse_if_useless(described: Mapping[str, Any], *, protocol: Protocol, diff
     if not differs:
         raise FreezeRefused("nothing is new since the version before; confirm more cases first")
     counts = described["counts"]
-    empty = [f"{name} in {split}" for split in SPLITS for name in protocol.classes if counts[split][name] == 0]
+    empty = [f"{name} in {split}" for split in SPLITS for name, n in counts[split].items() if n == 0]
     if empty:
         raise FreezeRefused(
             f"{described['examples']} cases are settled, but there is none yet for: {', '.join(empty)}; "

@@ -13,7 +13,6 @@ Biometrics 2021 (every approved model); non-inferiority margins as in FDA, "Non-
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import blind, data_gates, envelope, harms, job, metrics, screen
+from pipelines import blind, data_gates, envelope, harms, job, metrics, screen, several_gates
 from pipelines.approved import acceptable
 from pipelines.comparison import Comparison
 from pipelines.endpoints import (
@@ -37,6 +36,7 @@ from pipelines.endpoints import (
     measures_of,
     right,
     rule_of,
+    share,
 )
 from pipelines.gate_rules import Margin
 from pipelines.protocol import from_document
@@ -66,7 +66,6 @@ def decide(comparison: Comparison, *, dataset_digest: Digest, before_use: bool =
     results = tuple(_closed(name, gate, comparison) for name, gate in gates)
     if before_use and (verdict := _joined(results)) != "pass":
         results = (*results, _nothing_spent(verdict))
-    counts = Counter(comparison.sealed.labels.tolist())
     return GateReport(
         schema_version=SCHEMA_VERSION,
         line=protocol.line,
@@ -78,11 +77,12 @@ def decide(comparison: Comparison, *, dataset_digest: Digest, before_use: bool =
         results=results,
         sealed_test=comparison.use,
         summary={
-            "sealed_test": {name: counts.get(index, 0) for index, name in enumerate(protocol.classes)},
+            "sealed_test": comparison.counts,
             "patients": len(np.unique(comparison.sealed.groups)),
             "alpha": comparison.alpha,
             "candidate_threshold": comparison.candidate.threshold,
             "champion_threshold": None if champion is None else champion.threshold,
+            **_thresholds(comparison),
             "data_quality": None if comparison.quality is None else comparison.quality.document(),
             "not_passed": [row.name for row in results if row.verdict != "pass"],
         },
@@ -105,7 +105,10 @@ def _gates_for(comparison: Comparison) -> list[tuple[str, Gate]]:
     gates += [(name, partial(_measured, measure=name)) for name in measures_of(comparison)]
     if comparison.champion is not None and comparison.protocol.gates.require_improvement:
         gates.append(("improvement", _improvement))
-    gates += [(name, partial(_decided, endpoint=name)) for name in decisions_of(comparison)]
+    decided = several_gates.decided if comparison.protocol.several else _decided
+    gates += [(name, partial(decided, endpoint=name)) for name in decisions_of(comparison)]
+    if comparison.champion is not None and comparison.protocol.several:
+        gates.append(("findings", several_gates.harm))
     if comparison.approved:
         gates.append(("approved_models", _approved_models))
     if comparison.champion is not None and comparison.protocol.gates.subgroups is not None:
@@ -151,18 +154,13 @@ def _closed(name: str, gate: Gate, comparison: Comparison) -> GateResult:
 
 def _minimum_cases(comparison: Comparison) -> GateResult:
     minimum = comparison.protocol.gates.minimum_cases_per_class
-    counts = Counter(comparison.sealed.labels.tolist())
-    few = [
-        f"{counts.get(index, 0)} of {name}"
-        for index, name in enumerate(comparison.protocol.classes)
-        if counts.get(index, 0) < minimum
-    ]
+    few = [f"{count} of {name}" for name, count in comparison.counts.items() if count < minimum]
     return GateResult(
         name="minimum_cases",
         requirement=f"at least {minimum} sealed-test cases of each class",
         verdict="insufficient" if few else "pass",
         reason=f"only {', '.join(few)}" if few else "enough cases of each class",
-        details={name: counts.get(index, 0) for index, name in enumerate(comparison.protocol.classes)},
+        details=comparison.counts,
     )
 
 
@@ -217,17 +215,17 @@ def _decided(comparison: Comparison, *, endpoint: Decision) -> GateResult:
             verdict="fail",
             reason="the candidate has no operating point: no threshold met the rule on the tune split",
         )
-    first, n = right(comparison, comparison.candidate, endpoint)[counted], int(counted.sum())
-    candidate = metrics.clopper_pearson(int(first.sum()), n, level=comparison.level)
+    candidate = share(comparison, comparison.candidate, endpoint)
     if comparison.champion is None:
         return _floor_and_margin(endpoint, rule, candidate=candidate, champion=None, difference=None)
+    first = right(comparison, comparison.candidate, endpoint)[counted]
     second, groups = right(comparison, comparison.champion, endpoint)[counted], comparison.sealed.groups[counted]
     test = metrics.mcnemar(first, second, groups=groups, level=comparison.level)
     return _floor_and_margin(
         endpoint,
         rule,
         candidate=candidate,
-        champion=metrics.clopper_pearson(int(second.sum()), n, level=comparison.level),
+        champion=share(comparison, comparison.champion, endpoint),
         difference=test.difference,
         details={
             "only_candidate_right": test.only_candidate,
@@ -259,6 +257,17 @@ def _approved_models(comparison: Comparison) -> GateResult:
             ]
         },
     )
+
+
+def _thresholds(comparison: Comparison) -> dict[str, Any]:
+    """The threshold of each of several findings, of both models."""
+    if not comparison.protocol.several:
+        return {}
+    champion = comparison.champion
+    return {
+        "candidate_thresholds": dict(comparison.candidate.thresholds),
+        "champion_thresholds": None if champion is None else dict(champion.thresholds),
+    }
 
 
 def _floor_and_margin(

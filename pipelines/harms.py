@@ -23,23 +23,28 @@ def slices(comparison: Comparison) -> GateResult:
     rule, champion = comparison.protocol.gates.subgroups, comparison.champion
     assert rule is not None, "the protocol asks for subgroups"
     assert champion is not None, "harm is harm compared with a champion"
-    asked, differences = [], np.zeros(len(comparison.sealed.labels))
-    for endpoint in decisions_of(comparison):
-        counted = among(comparison, endpoint)
-        candidate_right = right(comparison, comparison.candidate, endpoint).astype(np.float64)
-        differences[counted] = (candidate_right - right(comparison, champion, endpoint))[counted]
-        asked += [
-            subgroups.Slice(name=f"{name} {endpoint}", members=members & counted, tier=tier)
-            for name, members, tier in subgroups.declared(comparison.sealed.traits, rule.attributes, rule.critical)
-        ]
+    asked, questions = [], comparison.questions()
+    differences = np.zeros((len(questions), len(comparison.sealed.labels)))  # of several findings one row each
+    declared = subgroups.declared(comparison.sealed.traits, rule.attributes, rule.critical)
+    for place, (finding, view) in enumerate(questions.items()):
+        assert view.champion is not None, "each question is asked of both models"
+        for endpoint in decisions_of(view):
+            counted = among(view, endpoint)
+            candidate_right = right(view, view.candidate, endpoint).astype(np.float64)
+            differences[place, counted] = (candidate_right - right(view, view.champion, endpoint))[counted]
+            for name, members, tier in declared:
+                within = np.zeros_like(differences, dtype=np.bool_)
+                within[place] = members & counted
+                words = f"{name} {endpoint}" + (f" of {finding}" if finding else "")
+                asked.append(subgroups.Slice(name=words, members=within.ravel(), tier=tier))
     judged = subgroups.judge(
-        differences,
+        differences.ravel(),
         asked,
         margin=rule.margin,
         alpha=comparison.alpha,
         harm_alpha=comparison.protocol.gates.alpha,
         minimum=rule.minimum_cases,
-        groups=comparison.sealed.groups,
+        groups=np.tile(comparison.sealed.groups, len(questions)),
         tolerance=rule.tolerance,
     )
     beyond = f" beyond {rule.tolerance:g}" if rule.tolerance else ""
@@ -53,15 +58,22 @@ def slices(comparison: Comparison) -> GateResult:
 
 
 def calibration(comparison: Comparison) -> GateResult:
-    """Hold the calibration error against the protocol's limit, and against the champion's."""
+    """Hold the calibration error against the protocol's limit, and against the champion's; of each finding its own.
+
+    Of several findings the estimates are those on which the candidate's error is largest.
+    """
     rule = comparison.protocol.gates.calibration
-    candidate = calibration_error(comparison, comparison.candidate)
-    champion = None if comparison.champion is None else calibration_error(comparison, comparison.champion)
-    reasons = []
-    if candidate.value > rule.maximum_ece:
-        reasons.append(f"calibration error {candidate.value:.3f} is above {rule.maximum_ece:g}")
-    if champion is not None and candidate.value > champion.value + rule.margin:
-        reasons.append(f"calibration error {candidate.value:.3f} is more than {rule.margin:g} above the champion's")
+    reasons, found = [], []
+    for finding, view in comparison.questions().items():
+        error = "calibration error" + (f" of {finding}" if finding else "")
+        candidate = calibration_error(view, view.candidate)
+        champion = None if view.champion is None else calibration_error(view, view.champion)
+        found.append((candidate, champion))
+        if candidate.value > rule.maximum_ece:
+            reasons.append(f"{error} {candidate.value:.3f} is above {rule.maximum_ece:g}")
+        if champion is not None and candidate.value > champion.value + rule.margin:
+            reasons.append(f"{error} {candidate.value:.3f} is more than {rule.margin:g} above the champion's")
+    candidate, champion = max(found, key=lambda pair: pair[0].value)
     return GateResult(
         name="calibration",
         requirement=f"calibration error at most {rule.maximum_ece:g}, and at most {rule.margin:g} above the champion's",

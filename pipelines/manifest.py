@@ -58,7 +58,9 @@ def assemble(
     for case in cases:
         old = before.get(case.case_id)
         split = kept_splits.get(case.group) or split_of(split_key, case.group, protocol.splits)
-        settled = settle(case.confirmations, protocol.reference_standard)
+        settled = settle(
+            case.confirmations, protocol.reference_standard, findings=protocol.classes if protocol.several else ()
+        )
         reason = settled if isinstance(settled, str) else None
         if isinstance(settled, Settled):
             reason = _keeps_out(
@@ -98,7 +100,7 @@ def _keeps_out(
     holders: Mapping[Digest, CaseId],
     protocol: Protocol,
 ) -> str | None:
-    if settled.finding not in protocol.classes:
+    if not protocol.several and settled.finding not in protocol.classes:
         return f"not a class of this line: {settled.finding}"
     if case.image_digest in holders:
         return f"same image as another: case {holders[case.image_digest]}"

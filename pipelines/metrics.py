@@ -76,7 +76,10 @@ def paired_auroc_difference(
 def macro_auroc_estimate(
     labels: NDArray[Any], scores: NDArray[Any], *, groups: NDArray[Any] | None = None, level: float = 0.95
 ) -> Estimate:
-    """Return the mean one-vs-rest AUROC of `scores` (N, K) for `labels` (N,) in 0..K-1, with its DeLong interval."""
+    """Return the mean one-vs-rest AUROC of `scores` (N, K) for `labels` (N,) in 0..K-1, with its DeLong interval.
+
+    `labels` (N, K) bool say of each column by itself which cases are positive.
+    """
     area, terms = _macro(labels, scores)
     return interval(area, terms, groups=groups, level=level, low=0.0, high=1.0)
 
@@ -282,7 +285,11 @@ def _macro(labels: NDArray[Any], scores: NDArray[Any]) -> tuple[float, Floats]:
     table = np.asarray(scores, dtype=np.float64)
     if table.ndim != 2:
         raise MetricError("scores of many classes must have shape (cases, classes)")
-    parts = [_placements(*_binary(np.asarray(labels) == k, table[:, k])) for k in range(table.shape[1])]
+    truth = np.asarray(labels)
+    if truth.ndim == 2 and truth.shape != table.shape:
+        raise MetricError("labels of several findings must have the shape of their scores")
+    positives = truth.T if truth.ndim == 2 else [truth == k for k in range(table.shape[1])]
+    parts = [_placements(*_binary(positive, table[:, k])) for k, positive in enumerate(positives)]
     return float(np.mean([area for area, _ in parts])), np.mean([terms for _, terms in parts], axis=0)
 
 

@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipelines import network, ordinal
+from pipelines import network, ordinal, several
+from pipelines.findings import joined
 from pipelines.network import Architecture, from_document, load_model
 
 BATCH = 256
@@ -30,22 +31,27 @@ BATCH_VOXELS = 2**23
 class Probabilities(nn.Module):
     """A network with its calibration inside: (N, C, H, W) float32 in [0, 1] -> (N, classes) probabilities.
 
-    They are softmax(logits / temperature + log_prior), `log_prior` (classes,) the class shares of the line. Plain
-    enough for `torch.export` with a dynamic first dimension.
+    They are softmax(logits / temperature + log_prior), `log_prior` (classes,) the class shares of the line; of
+    `several` findings each is by itself, the logistic function in place of softmax. Plain enough for `torch.export`
+    with a dynamic first dimension.
     """
 
     log_prior: Tensor
 
-    def __init__(self, module: nn.Module, *, temperature: float, log_prior: Sequence[float]) -> None:
+    def __init__(
+        self, module: nn.Module, *, temperature: float, log_prior: Sequence[float], several: bool = False
+    ) -> None:
         super().__init__()
         self.module = module
         self.temperature = temperature
+        self.several = several
         device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
         self.register_buffer("log_prior", torch.tensor(log_prior, dtype=torch.float32, device=device))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return class probabilities."""
-        return torch.softmax(self.module(images) / self.temperature + self.log_prior, dim=1)
+        scaled = self.module(images) / self.temperature + self.log_prior
+        return torch.sigmoid(scaled) if self.several else torch.softmax(scaled, dim=1)
 
 
 class Model:
@@ -61,6 +67,10 @@ class Model:
         point = metadata["operating_point"]
         self.threshold: float | None = None if point is None else point["threshold"]
         self.points = metadata["operating_points_by_site"] if metadata.get("decides_by_site") else {}
+        self.several: bool = metadata.get("several", False)
+        own = metadata.get("operating_points", {})
+        self.thresholds: dict[str, float | None] = {name: point["threshold"] for name, point in own.items()}
+        """Of several findings that of each; None: no threshold met the rule."""
         self._probabilities = _calibrated(self.module, metadata)
         self._explainers: list[Callable[..., Tensor]] = []
 
@@ -77,19 +87,25 @@ class Model:
     def point(self, site: str | None = None) -> Mapping[str, Any] | None:
         """Return the operating point that decides at a site (None: not known which), None where there is none at all.
 
-        It is the line's, unless the model decides by site and a threshold met the rule at this one.
+        It is the line's, unless the model decides by site and a threshold met the rule at this one. Of several findings
+        it is that of each, by name.
         """
+        if self.several:
+            return self.metadata["operating_points"]  # type: ignore[no-any-return]
         own = self.points.get(site)
         if self.threshold is None or own is None or own["threshold"] is None:
             return self.metadata["operating_point"]  # type: ignore[no-any-return]
         return own  # type: ignore[no-any-return]
 
-    def decided(self, scores: NDArray[Any], *, sites: NDArray[Any] | None = None) -> NDArray[np.int64]:
+    def decided(self, scores: NDArray[Any], *, sites: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return the class index decided for each row of `scores` (N, classes); `sites` (N,) where they are known.
 
         With an operating point: the positive class at or above the threshold, else the likeliest of the others.
-        Without one: the likeliest class, or among grades their median.
+        Without one: the likeliest class, or among grades their median. Of several findings (N, K) bool: those whose
+        score reaches their own threshold.
         """
+        if self.several:
+            return several.decided(scores, [self.thresholds[name] for name in self.classes])
         if self.metadata.get("ordinal"):
             return ordinal.decided(scores)
         if self.positive_index is None or self.threshold is None:
@@ -114,7 +130,9 @@ class Model:
         return np.asarray((own >= band["low"]) & (own <= band["high"]))
 
     def decision(self, scores: NDArray[Any], *, sites: NDArray[Any] | None = None) -> list[str]:
-        """Return the name of the class decided for each row of `scores` (N, classes), as `decided`."""
+        """Return the answer decided for each row of `scores` (N, classes), in words, as `decided`."""
+        if self.several:
+            return [joined(row, self.classes) for row in self.decided(scores)]
         return [self.classes[index] for index in self.decided(scores, sites=sites)]
 
     def heat_map(self, image: NDArray[np.float32], class_index: int) -> NDArray[np.float32]:
@@ -152,7 +170,10 @@ def in_batches(module: nn.Module, images: NDArray[np.float32]) -> NDArray[np.flo
 
 def _calibrated(module: nn.Module, metadata: Mapping[str, Any]) -> Probabilities:
     return Probabilities(
-        module, temperature=float(metadata["temperature"]), log_prior=[float(v) for v in metadata["log_prior"]]
+        module,
+        temperature=float(metadata["temperature"]),
+        log_prior=[float(v) for v in metadata["log_prior"]],
+        several=metadata.get("several", False),
     ).eval()
 
 

@@ -18,8 +18,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from pipelines import findings
 from pipelines.gate_rules import DataQuality, Gates, Section, Share
-from pipelines.types import EVIDENCE_RANK, AiExposure, Digest, Evidence, Strategy, digest_of
+from pipelines.types import EVIDENCE_RANK, AiExposure, Digest, Evidence, Strategy, Task, digest_of
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*([_-][a-z0-9]+)*$", max_length=60)]
 
@@ -252,8 +253,9 @@ class Protocol(Section):
     intended_use: Annotated[str, Field(min_length=20)]
     classes: Annotated[tuple[Name, ...], Field(min_length=2, max_length=100)]
     positive: Name | None = None
-    task: Annotated[Literal["nominal", "ordinal"], Field(exclude_if=lambda task: task == "nominal")] = "nominal"
-    """`ordinal`: the classes are grades, from the lowest to the highest (`pipelines.ordinal`)."""
+    task: Annotated[Task, Field(exclude_if=lambda task: task == "nominal")] = "nominal"
+    """`ordinal`: the classes are grades, from the lowest to the highest (`pipelines.ordinal`). `multilabel`: they are
+    findings, each present or absent by itself (`pipelines.findings`)."""
     input: InputSpec
     reference_standard: ReferenceStandardRule = ReferenceStandardRule()
     splits: Splits = Splits()
@@ -280,7 +282,7 @@ class Protocol(Section):
     @model_validator(mode="before")
     @classmethod
     def _last_of_two_is_positive(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("positive") is None:
+        if isinstance(data, dict) and data.get("positive") is None and data.get("task") != "multilabel":
             classes = data.get("classes")
             if isinstance(classes, list | tuple) and len(classes) == 2:
                 return {**data, "positive": classes[1]}
@@ -294,12 +296,18 @@ class Protocol(Section):
 
     @model_validator(mode="after")
     def _grades_are_measured_as_grades(self) -> Protocol:
-        if self.task == "nominal" and self.gates.kappa is not None:
+        if self.task != "ordinal" and self.gates.kappa is not None:
             raise ValueError("gates.kappa: it measures grades; say `task: ordinal`, or leave it out")
         if self.task == "ordinal" and self.gates.kappa is None:
             raise ValueError("gates.kappa: grades need a floor and a margin, such as {floor: 0.6, margin: 0.1}")
         if self.task == "ordinal" and self.positive is not None:
             raise ValueError("task: grades are three classes or more, none of them `positive`")
+        return self
+
+    @model_validator(mode="after")
+    def _several_findings_are_carried_through(self) -> Protocol:
+        if wrong := findings.refusals(self):
+            raise ValueError("; ".join(wrong))
         return self
 
     @model_validator(mode="after")
@@ -315,6 +323,11 @@ class Protocol(Section):
         if self.monitoring is not None and self.monitoring.sample == "blind_fraction" and self.blind_fraction == 0.0:
             raise ValueError("monitoring.sample: no case is blind where blind_fraction is 0; raise it, or `every_case`")
         return self
+
+    @property
+    def several(self) -> bool:
+        """Whether the classes are findings that are each present or absent by themselves."""
+        return self.task == "multilabel"
 
     @property
     def positive_index(self) -> int | None:

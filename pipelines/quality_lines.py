@@ -38,7 +38,8 @@ class Table:
     case_ids: NDArray[np.int64]
     image_digests: NDArray[Any]
     phashes: Hashes
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
+    """Index into `classes`; of several findings (N, K) bool, which are present."""
     splits: NDArray[Any]
     groups: NDArray[Any]
     """Text that begins with `image:` where the patient is unknown."""
@@ -122,7 +123,8 @@ def near_duplicates(table: Table, pairs: Pairs, rules: DataQuality) -> list[Qual
     pairs = pairs.where(table.image_digests[pairs.first] != table.image_digests[pairs.second])
     words = f"look like a copy of another (within {radius} bits, likeness {least:g} or more)"
     lines = twins(table, pairs, name="near_duplicates", words=words)
-    differ = pairs.where(table.labels[pairs.first] != table.labels[pairs.second])
+    unlike = table.labels[pairs.first] != table.labels[pairs.second]
+    differ = pairs.where(unlike if unlike.ndim == 1 else unlike.any(axis=1))
     return [*lines, _pairs_line(table, differ, name="copies_with_two_answers", bad="warn", words=_TWO_ANSWERS)]
 
 
@@ -139,22 +141,32 @@ def prior_shift(table: Table, previous: Table | None, rules: DataQuality, *, see
     """Compare the shares of the classes with those of the version before, and those of the new cases alone.
 
     The value is of the two versions, all their cases, so few newcomers cannot move it; the test is of the newcomers.
+    Of several findings it is that of the share that changed most, and the test of the finding that it doubts most.
     """
     if previous is None:
         return _first("prior_shift", n=len(table))
-    shares = [np.bincount(t.labels, minlength=len(table.classes)) / max(1, len(t)) for t in (previous, table)]
-    value = float(np.abs(shares[1] - shares[0]).sum() / 2.0)
+    several = table.labels.ndim == 2
+    shares = [_shares(t) for t in (previous, table)]
+    changes = np.abs(shares[1] - shares[0])
+    value = float(changes.max() if several else changes.sum() / 2.0)
     new = table.added_in > previous.number
     # Compared with the cases that were there before as they are labelled now.
-    names = np.array(table.classes)[table.labels]
-    line = _mix_line("prior_shift", names, new, what="new cases", seed=seed, minimum=rules.minimum_cases)
-    moved = int(np.abs(shares[1] - shares[0]).argmax())
+    mixes = (
+        [np.where(present, name, f"no {name}") for name, present in zip(table.classes, table.labels.T, strict=True)]
+        if several
+        else [np.array(table.classes)[table.labels]]
+    )
+    lines = [
+        _mix_line("prior_shift", names, new, what="new cases", seed=seed, minimum=rules.minimum_cases, among=len(mixes))
+        for names in mixes
+    ]
+    line = min(lines, key=lambda one: 1.0 if one.p is None else one.p)
+    moved = int(changes.argmax())
     change = f"{table.classes[moved]} {shares[0][moved]:.1%} before, {shares[1][moved]:.1%} now"
     line = replace(line, value=value, low=None, high=None, threshold=rules.maximum_prior_shift)
     if value > rules.maximum_prior_shift:
-        return replace(
-            line, verdict="fail", reason=f"the classes of the whole version shifted by {value:.3f}: {change}"
-        )
+        what = "findings" if several else "classes"
+        return replace(line, verdict="fail", reason=f"the {what} of the whole version shifted by {value:.3f}: {change}")
     return replace(line, reason=f"{line.reason}; the whole version: {change}")
 
 
@@ -224,25 +236,34 @@ def _pairs_line(table: Table, pairs: Pairs, *, name: str, bad: Any, words: str) 
     )
 
 
+def _shares(table: Table) -> NDArray[np.float64]:
+    """The share of the cases (K,) that each class has, or in which each of several findings is present."""
+    labels = table.labels
+    found = np.bincount(labels, minlength=len(table.classes)) if labels.ndim == 1 else labels.sum(axis=0)
+    return np.asarray(found / max(1, len(table)), dtype=np.float64)
+
+
 def _mix_line(
-    name: str, values: NDArray[Any], new: NDArray[np.bool_], *, what: str, seed: int, minimum: int
+    name: str, values: NDArray[Any], new: NDArray[np.bool_], *, what: str, seed: int, minimum: int, among: int = 1
 ) -> QualityLine:
+    """The mix of the new cases beside that of those before; `among` tests like it, which Bonferroni pays for."""
     before, after = int((~new).sum()), int(new.sum())
     if min(before, after) < minimum:
         reason = f"{after} {what} against {before} before: fewer than {minimum} on a side tell nothing"
         return QualityLine(name=name, verdict="insufficient", reason=reason, n=after)
     found = shift.mix(values[~new], values[new], rng=np.random.default_rng(seed))
-    moved = found.p < LEVEL and found.distance > NOTABLE_MIX
+    p = min(1.0, found.p * among)
+    moved = p < LEVEL and found.distance > NOTABLE_MIX
     change = f"{found.moved} {found.share_before:.1%} of those before, {found.share_after:.1%} of the {what}"
     return QualityLine(
         name=name,
         verdict="warn" if moved else "pass",
-        reason=f"{change} (changed by {found.distance:.3f}, p {found.p:.2g}, {after} {what})",
+        reason=f"{change} (changed by {found.distance:.3f}, p {p:.2g}, {after} {what})",
         n=after,
         value=found.distance,
         low=found.low,
         high=found.high,
-        p=found.p,
+        p=p,
         threshold=NOTABLE_MIX,
         details={what.replace(" ", "_"): asdict(found)},
     )

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from pipelines.findings import joined, matrix, side_of
 from pipelines.protocol import ReferenceStandardRule
 from pipelines.types import EVIDENCE_RANK, AiExposure, Confirmation, Evidence
 
@@ -33,13 +34,18 @@ class Settled:
     votes: Mapping[AiExposure, Mapping[str, int]]
 
 
-def settle(confirmations: Iterable[Confirmation], rule: ReferenceStandardRule) -> Settled | str:
+def settle(
+    confirmations: Iterable[Confirmation], rule: ReferenceStandardRule, *, findings: Sequence[str] = ()
+) -> Settled | str:
     """Find the one answer in all that stands about a case, or say in words why the case has to wait.
 
     The newest adjudication decides, until stronger evidence that comes after it says otherwise. Without one, the
     strongest evidence present decides, by majority within it; each reader of a submitter has one vote, the latest. The
     exposure of the answer is that of its most exposed read (`aided`, then `unknown`, then `blind`). A reason begins
     with a few fixed words and a colon, so that reasons can be counted.
+
+    `findings` are those of a line where each is present or absent by itself: the vote is then taken on each of them,
+    and the case waits where it settles one of them not.
     """
     every = sorted((item for item in confirmations if item.kind != "retraction"), key=lambda item: item.confirmation_id)
     if not every:
@@ -51,7 +57,8 @@ def settle(confirmations: Iterable[Confirmation], rule: ReferenceStandardRule) -
     adjudications = [item for item in allowed if item.kind == "adjudication"]
     if adjudications:
         return _adjudicated(adjudications[-1], said, rule=rule)
-    return _by_majority(_votes(said), rule=rule)
+    votes = _votes(said)
+    return _each_by_majority(votes, rule=rule, findings=findings) if findings else _by_majority(votes, rule=rule)
 
 
 def _adjudicated(decision: Confirmation, said: Sequence[Confirmation], *, rule: ReferenceStandardRule) -> Settled | str:
@@ -89,6 +96,29 @@ def _by_majority(votes: Sequence[Confirmation], *, rule: ReferenceStandardRule) 
     readers = f"by {reads} of {len(votes)} readers" if len(votes) > 1 else f"by {agreeing[0].reader}"
     why = f"{votes[0].evidence.replace('_', ' ')} {readers}, {_exposure(agreeing)}"
     return _settled(agreeing, finding, why=why, votes=votes)
+
+
+def _each_by_majority(
+    votes: Sequence[Confirmation], *, rule: ReferenceStandardRule, findings: Sequence[str]
+) -> Settled | str:
+    """Settle each finding as if nothing else had been asked, and join them; what stands behind any of them counts."""
+    if weak := _weak(votes, rule=rule):
+        return weak
+    present = matrix([str(item.finding) for item in votes], findings)  # (readers, K)
+    settled: list[Settled] = []
+    for name, there in zip(findings, present.T, strict=True):
+        own = [replace(vote, finding=side_of(name, present=is_so)) for vote, is_so in zip(votes, there, strict=True)]
+        found = _by_majority(own, rule=rule)
+        if isinstance(found, str):
+            return f"{found}, for {name}"
+        settled.append(found)
+    behind = {number for one in settled for number in one.confirmation_ids}
+    rows = [vote for vote in votes if vote.confirmation_id in behind]
+    reads = min(one.reads for one in settled)
+    readers = f"by {reads} of {len(votes)} readers on each finding" if len(votes) > 1 else f"by {votes[0].reader}"
+    why = f"{votes[0].evidence.replace('_', ' ')} {readers}, {_exposure(rows)}"
+    answer = joined([one.finding == name for one, name in zip(settled, findings, strict=True)], findings)
+    return replace(_settled(rows, answer, why=why, votes=votes), reads=reads)
 
 
 def _votes(said: Iterable[Confirmation]) -> list[Confirmation]:

@@ -12,10 +12,9 @@ Reference: Feng et al., UAI 2022 (screen on data of one's own, submit rarely).
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 
-from pipelines import blind, harms
+from pipelines import blind, harms, several_gates
 from pipelines.comparison import Comparison
 from pipelines.endpoints import area, area_difference
 from pipelines.metrics import MetricError
@@ -71,15 +70,11 @@ def _on_tune(comparison: Comparison) -> Comparison:
 
 
 def _harms(seen: Comparison) -> list[GateResult]:
-    found = [harms.calibration(seen)]
+    found = [harms.calibration(seen), *([several_gates.harm(seen)] if seen.protocol.several else [])]
     return found if seen.protocol.gates.subgroups is None else [harms.slices(seen), *found]
 
 
 def _few(seen: Comparison) -> str:
     """Name the classes of which the tune split has too few cases, "" where it has enough of each."""
-    counts, rules = Counter(seen.sealed.labels.tolist()), seen.protocol.gates
-    return ", ".join(
-        f"{counts.get(index, 0)} of {name}"
-        for index, name in enumerate(seen.protocol.classes)
-        if counts.get(index, 0) < rules.minimum_cases_per_class
-    )
+    minimum = seen.protocol.gates.minimum_cases_per_class
+    return ", ".join(f"{count} of {name}" for name, count in seen.counts.items() if count < minimum)

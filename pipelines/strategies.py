@@ -38,6 +38,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines import several
 from pipelines.protocol import Recipe
 from pipelines.types import Strategy
 
@@ -180,7 +181,7 @@ class Known:
 def plan(
     strategy: Strategy,
     *,
-    labels: NDArray[np.int64],
+    labels: NDArray[Any],
     sites: NDArray[Any],
     label_since: NDArray[np.int64],
     base_number: int | None,
@@ -189,12 +190,15 @@ def plan(
 ) -> Plan:
     """Plan a run over the training split: `labels`, `sites`, `label_since` (N,), one entry a case.
 
+    Of `labels` (N, K) bool, several findings a case, the rarest that it has is what it is drawn by.
+
     `weights` (N,) above 0 say how often a case is drawn beside others of its stratum; all alike if None.
 
     `base_number` is the dataset version the champion was trained on, None if there is no champion to start from. A case
     is new if it has had its label only since a later version, so a corrected label counts as new. Without a champion,
     or without anything new, every strategy is `full`, and the plan's notes say so.
     """
+    labels = labels if labels.ndim == 1 else several.rarest(labels)
     new = np.flatnonzero(label_since > base_number) if base_number is not None else np.arange(0)
     _, site_codes = np.unique(sites.astype(str), return_inverse=True)
     known = Known(

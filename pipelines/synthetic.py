@@ -6,7 +6,7 @@ uneven exposure and a varying heart imitate them a little, so that no single pix
 look like radiographs from afar and prove nothing about real ones.
 
 A volume is noise with vessels, faint rods that run through it, and in half of them a nodule, a bright ball. It proves
-even less.
+even less. So does a plate: noise and a soft gradient, on which each of three findings is present or absent by itself.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 PREVALENCE = 0.6
 """Share of pneumonia."""
+
+FINDINGS = ("opacity", "ring", "band")
+"""What a plate may show: a soft disc, a circle, a stripe."""
 
 _Plane = NDArray[np.float64]
 
@@ -57,6 +60,35 @@ def volumes(
         picture = rng.uniform(0.15, 0.25) + bright + rng.normal(0.0, 0.06, shape)
         drawn[index] = np.round(np.clip(picture, 0.0, 1.0) * 255.0)
     return drawn, labels
+
+
+def plates(
+    n: int, *, rng: np.random.Generator, size: int = 28, shares: tuple[float, ...] = (0.4, 0.4, 0.2)
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Draw n plates: (n, size, size) uint8, and (n, K) bool, which of the first K `FINDINGS` each of them shows.
+
+    `shares` (K,) say how often each is present, whatever else is.
+    """
+    if n < 0 or size < 16 or len(shares) > len(FINDINGS):
+        raise ValueError("n must be 0 or more, size 16 or more, and there are three findings at most")
+    present = rng.random((n, len(shares))) < np.array(shares)
+    drawn = np.empty((n, size, size), dtype=np.uint8)
+    y, x = np.meshgrid(np.linspace(-1.0, 1.0, size), np.linspace(-1.0, 1.0, size), indexing="ij")
+    for index, shown in enumerate(present):
+        picture = 0.35 + 0.1 * rng.normal() * x + 0.1 * rng.normal() * y + rng.normal(0.0, 0.08, x.shape)
+        for name, there in zip(FINDINGS, shown, strict=False):
+            where = rng.uniform(-0.5, 0.5, 2)
+            if there:
+                picture += rng.uniform(0.2, 0.35) * _shape(name, y - where[0], x - where[1])
+        drawn[index] = np.round(np.clip(picture, 0.0, 1.0) * 255.0)
+    return drawn, present
+
+
+def _shape(name: str, y: _Plane, x: _Plane) -> _Plane:
+    radius = np.hypot(y, x)
+    away = {"opacity": radius, "ring": np.abs(radius - 0.4) * 2.0, "band": np.abs(y) * 2.0}[name]
+    shape: _Plane = np.exp(-((away / 0.25) ** 2))
+    return shape
 
 
 def _radiograph(y: _Plane, x: _Plane, *, pneumonia: bool, rng: np.random.Generator) -> NDArray[np.uint8]:

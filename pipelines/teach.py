@@ -1,4 +1,4 @@
-"""The champion as teacher: how far a network's answers are from its own.
+"""What a network is taught by: the answers that were given, and the champion, how far the answers are from its own.
 
 Invariant: the teacher looks at the very images that the network sees, augmented alike, and never learns.
 
@@ -17,6 +17,13 @@ from pipelines.strategies import Teaching
 
 TEMPERATURE = 2.0
 """Softens the answers of both before they are compared, so that the unlikely classes count too."""
+
+
+def given(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean log-loss in nats of `logits` (B, K) for `labels` (B,), or for (B, K) bool of each column."""
+    if labels.ndim == 1:
+        return functional.cross_entropy(logits, labels)
+    return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
 def apart(

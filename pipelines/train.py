@@ -27,14 +27,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional
 
 from pipelines import (
     afterwards,
     augment,
     blend,
     budget,
-    calibrate,
     champion,
     checkpoint,
     consolidate,
@@ -45,13 +43,14 @@ from pipelines import (
     network,
     predict,
     repeatable,
+    several,
     strategies,
     teach,
     together,
 )
-from pipelines.adamw import AdamW
 from pipelines.champion import Base
 from pipelines.dataset import DatasetVersion, open_version
+from pipelines.findings import CARRIED
 from pipelines.protocol import Protocol, from_document
 from pipelines.quality import report_of
 from pipelines.quality_report import QualityReport, render_text
@@ -69,8 +68,8 @@ class Cases:
 
     images: NDArray[np.float32]
     """(N, C, rows, columns) in [0, 1]; volumes (N, 1, depth, rows, columns)."""
-    labels: NDArray[np.int64]
-    """(N,) index into the protocol's classes."""
+    labels: NDArray[Any]
+    """(N,) int64 index into the protocol's classes; of several findings (N, K) bool, which are present."""
     sites: NDArray[Any]
     """(N,) text."""
     label_since: NDArray[np.int64]
@@ -117,8 +116,10 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
     called before each batch and raises to stop. Raises TrainingRefused where a class is missing or the loss is not
     finite.
     """
-    _check(train, split="train", protocol=protocol)
-    _check(tune, split="tune", protocol=protocol)
+    if protocol.several and strategy not in CARRIED:
+        raise TrainingRefused(f"{strategy} cannot learn several findings: start a run by {', '.join(CARRIED)}")
+    for cases, split in ((train, "train"), (tune, "tune")):
+        _check(cases, split=split, protocol=protocol)
     recipe = protocol.recipe
     architecture = network.architecture_for(protocol)
     base, notes = champion.fitting(base, architecture=architecture, strategy=strategy)
@@ -150,7 +151,9 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
         fisher = afterwards.fisher_of(base, like=module, columns=columns)
         held_to = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
         members = network.members_of(module)
-        optimiser = AdamW(module.parameters(), weight_decay=recipe.weight_decay)
+        optimiser = torch.optim.AdamW(
+            module.parameters(), lr=plan.peak_learning_rate, weight_decay=recipe.weight_decay, fused=True
+        )
         batches = [plan.draws * k // plan.batches for k in range(plan.batches + 1)]
         # What has to be equal for a checkpoint to be of this very run.
         identity = digest_of(
@@ -186,21 +189,23 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                 sys.audit("overread.fault", "training.step.before")
                 rows = np.sort(order[first:last])  # a memory map is read forwards
                 images = torch.from_numpy(np.array(train.images[rows]))  # (B, C, H, W)
-                labels = torch.from_numpy(train.labels[rows])  # (B,)
+                labels = torch.from_numpy(train.labels[rows])  # (B,), of several findings (B, K)
                 if recipe.augment:
                     images = augment.acquisition(images, generator=generator)
                 if recipe.randomise > 0.0:
                     images = augment.another_scanner(images, generator=generator, share=recipe.randomise)
                 images = images.to(device, memory_format=layout)
                 step = epoch * plan.batches + k
-                optimiser.zero_grad()
+                for settings in optimiser.param_groups:
+                    settings["lr"] = plan.learning_rate(step)
+                optimiser.zero_grad(set_to_none=True)
                 losses.append(0.0)
                 mine = group.mine(memory.parts_of(len(rows), parts * group.size))
                 for (part, share), member in itertools.product(mine, members):
                     with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
                         logits = member(images[part])  # (B, K)
                     logits = logits.float()
-                    loss = functional.cross_entropy(logits, labels[part].to(device))
+                    loss = teach.given(logits, labels[part].to(device))
                     if plan.teaching is not None and teacher is not None:
                         held = torch.from_numpy(np.isin(rows[part], taught)).to(device)  # (B,)
                         loss = loss + teach.apart(
@@ -213,13 +218,13 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                 losses[-1] = group.add_up(module, losses[-1])
                 if plan.elastic is not None:
                     consolidate.pull(module, back_to=held_to, fisher=fisher, weight=plan.elastic)
-                optimiser.step(learning_rate=plan.learning_rate(step))
+                optimiser.step()
                 follow(step, plan.batches * plan.epochs)
 
             answers = predict.in_batches(average, tune.images)  # (N, K)
             if not np.isfinite(answers).all():
                 raise _diverged(epoch)
-            tune_loss = calibrate.worst_site_log_loss(answers, tune.labels, tune.sites)
+            tune_loss = afterwards.tune_log_loss(answers, tune.labels, tune.sites)
             seconds = {"seconds": round(group.of_the_first(clock() - begun), 3)}
             plan = budget.in_time(planned, [*state.history, seconds], recipe=recipe)
             row = {
@@ -300,7 +305,7 @@ def main(arguments: list[str]) -> int:
 def _work(directory: Path, config: dict[str, Any], *, group: Group = ALONE) -> dict[str, Any]:
     protocol = from_document(config["protocol"])
     version = open_version(Path(config["dataset"]))
-    if version.classes != protocol.classes:
+    if (version.classes, version.several) != (protocol.classes, protocol.several):
         raise TrainingRefused("the dataset version has other classes than the protocol: freeze a new version")
     quality = _quality(version, config.get("previous_dataset"), protocol=protocol)
     if quality is not None and group.first:
@@ -378,8 +383,7 @@ def _quality(version: DatasetVersion, previous: str | None, *, protocol: Protoco
 
 
 def _check(cases: Cases, *, split: str, protocol: Protocol) -> None:
-    present = set(np.unique(cases.labels).tolist())
-    missing = [name for index, name in enumerate(protocol.classes) if index not in present]
+    missing = several.missing(cases.labels, protocol.classes)
     if missing:
         raise TrainingRefused(f"the {split} split has no case of {', '.join(missing)}: confirm more cases first")
     if not np.isfinite(cases.images).all():

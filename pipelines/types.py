@@ -22,6 +22,7 @@ Kind = Literal["confirmation", "retraction", "adjudication"]
 Strategy = Literal[
     "full", "auto", "warm", "replay", "derpp", "gdumb", "lwf", "ewc", "interpolate", "analytic", "finetune"
 ]
+Task = Literal["nominal", "ordinal", "multilabel"]
 Verdict = Literal["pass", "fail", "insufficient"]
 
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -91,6 +91,9 @@ def explain(asked: Protocol) -> str:
     decisions = "by arg-max" if asked.positive is None else f"{asked.positive} at or above a threshold{whose}"
     decisions = "grades by their median" if asked.task == "ordinal" else decisions
     classes = " or ".join(asked.classes)
+    if asked.several:
+        classes = f"of each of {', '.join(asked.classes)} by itself whether it is there"
+        decisions = "at or above a threshold of its own"
     question = (
         f"A model answers {classes}, {decisions} (rule {asked.operating_point.rule}, chosen on the tune split), on "
         f"{'images' if asked.input.depth is None else 'volumes'} of {' x '.join(map(str, asked.input.shape))} pixels."
@@ -113,6 +116,11 @@ def explain(asked: Protocol) -> str:
         f"{gates.specificity.floor:g} by {gates.specificity.margin:g}{_grades(asked)}; calibration error at most "
         f"{gates.calibration.maximum_ece:g}{better}."
     )
+    if asked.several:
+        passing += (
+            " AUROC and the margins are of the mean over the findings; the floors of sensitivity and specificity and "
+            "the calibration error hold for each, and no finding may be shown to be worse than the champion's."
+        )
     if gates.evidence == "blind":
         passing += " All of it is measured on labels that were given before the model was seen."
     people = (

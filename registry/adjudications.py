@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import get_args
 
-from registry import audit, confirmations, users
+from registry import audit, confirmations, findings, users
 from registry.confirmations import AiExposure, Confirmation, Entry, Evidence, Question
 from registry.db import Connection, fetch_all, fetch_value
-from registry.errors import Forbidden, Invalid, NotFound, RecordMoved, UnknownFinding, WrongLine
+from registry.errors import Forbidden, Invalid, NotFound, RecordMoved, WrongLine
 from registry.users import User
 
 _RANK = {tier: rank for rank, tier in enumerate(get_args(Evidence))}
@@ -73,7 +73,7 @@ def adjudicate(conn: Connection, decision: Decision, *, actor: User) -> Confirma
                 case_id=decision.case_id,
                 line_id=question.line_id,
                 kind="adjudication",
-                finding=decision.finding,
+                finding=_answer(decision, question),
                 evidence=evidence,
                 ai_exposure=decision.ai_exposure,
                 reader=actor.name,
@@ -171,12 +171,18 @@ def _check(conn: Connection, decision: Decision, *, actor: User) -> Question:
     question = confirmations.questions_of(conn, [decision.case_id]).get(decision.case_id)
     if question is None:
         raise NotFound(f"there is no case {decision.case_id}")
-    if decision.finding is not None and decision.finding not in question.classes:
-        known = ", ".join(question.classes)
-        raise UnknownFinding(f"{decision.finding!r} is not a finding of this line; it knows {known}, or null for none")
+    _answer(decision, question)
     if decision.ai_exposure not in (words := get_args(AiExposure)):
         raise Invalid(f"ai_exposure {decision.ai_exposure!r} is unknown; it is one of {', '.join(words)}")
     return question
+
+
+def _answer(decision: Decision, question: Question) -> str | None:
+    if decision.finding is None:
+        return None
+    return findings.canonical(
+        decision.finding, classes=question.classes, several=question.several, others=", or null for none"
+    )
 
 
 def _standing(conn: Connection, case_ids: Collection[int]) -> list[Confirmation]:

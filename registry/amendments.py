@@ -15,7 +15,7 @@ from typing import Any, Literal, LiteralString
 
 from psycopg.types.json import Jsonb
 
-from registry import audit, lines, signing
+from registry import audit, findings, lines, signing
 from registry.db import Connection, fetch_all, fetch_one, fetch_value, lock_line
 from registry.errors import (
     AlreadySigned,
@@ -85,8 +85,9 @@ def propose(
 ) -> Amendment:
     """Propose a protocol in the place of `protocol_id`; nothing changes until enough others have signed.
 
-    Raises Forbidden, Invalid without a reason or a change or where images would become volumes, WrongLine,
-    EvidenceMismatch if `digest` is not the document's, ProtocolMoved where another protocol is in force, NotFound.
+    Raises Forbidden, Invalid (without a reason or a change, where images would become volumes, or with other findings
+    than those of a multilabel line), WrongLine, EvidenceMismatch if `digest` is not the document's, ProtocolMoved where
+    another protocol is in force, NotFound.
     """
     actor.require("operator", "reviewer")
     if not reason.strip():
@@ -100,6 +101,7 @@ def propose(
         raise ProtocolMoved(f"version {before.version} of the protocol came into force meanwhile; compare with it")
     if before.digest == digest or not changes:
         raise Invalid(f"this is the protocol that is in force already (version {before.version}); nothing would change")
+    _refuse_other_findings(before.document, document)
     if _reads_volumes(document) != _reads_volumes(before.document):
         raise Invalid(
             "input.depth: a line of images cannot become one of volumes, nor the other way round, since all its cases "
@@ -207,6 +209,16 @@ def signatures(conn: Connection, amendment_id: int) -> list[Signature]:
         "SELECT * FROM amendment_approvals WHERE amendment_id = %s ORDER BY amendment_approval_id",
         (amendment_id,),
     )
+
+
+def _refuse_other_findings(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Whoever said what is present was not asked about a finding that came later, and did not say it is absent."""
+    several = findings.are_several(before) or findings.are_several(after)
+    if several and any(before.get(clause) != after.get(clause) for clause in ("task", "classes")):
+        raise Invalid(
+            "where findings do not exclude each other, `task` and `classes` stay as they are: what was said before "
+            "would answer a question that nobody asked; open another line for them"
+        )
 
 
 def _put_in_force(

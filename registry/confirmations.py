@@ -18,7 +18,7 @@ from typing import Any, Literal, LiteralString, get_args
 
 from psycopg.types.json import Jsonb
 
-from registry import audit, rows
+from registry import audit, findings, rows
 from registry.db import Connection, fetch_all, fetch_value, stream_all
 from registry.errors import (
     AlreadySuperseded,
@@ -27,7 +27,6 @@ from registry.errors import (
     Invalid,
     NotFound,
     RegistryError,
-    UnknownFinding,
     WrongLine,
 )
 from registry.users import User
@@ -125,6 +124,8 @@ class Question:
     case_id: int
     line_id: int
     classes: list[str]
+    several: bool
+    """Whether the findings are each present or absent by themselves."""
     now: datetime
 
 
@@ -160,7 +161,7 @@ def confirm_many(
             superseded.update([diagnosis.supersedes] if refusal is None else [])
         refusals.append(refusal)
     right = [
-        _entry(diagnosis, line_id=questions[diagnosis.case_id].line_id)
+        _entry(diagnosis, questions[diagnosis.case_id])
         for diagnosis, refusal in zip(diagnoses, refusals, strict=True)
         if refusal is None
     ]
@@ -230,7 +231,8 @@ def questions_of(conn: Connection, case_ids: Collection[int]) -> dict[int, Quest
         conn,
         Question,
         "SELECT case_id, line_id, now() AS now,"
-        " ARRAY(SELECT jsonb_array_elements_text(document -> 'classes')) AS classes"
+        " ARRAY(SELECT jsonb_array_elements_text(document -> 'classes')) AS classes,"
+        " coalesce(document ->> 'task', '') = 'multilabel' AS several"
         " FROM cases CROSS JOIN LATERAL (SELECT document FROM protocols WHERE protocols.line_id = cases.line_id"
         " ORDER BY version DESC LIMIT 1) newest WHERE case_id = ANY(%s::bigint[])",
         ([case_id for case_id in case_ids if 0 < case_id <= _LARGEST_ID],),
@@ -273,9 +275,10 @@ def _judge(diagnosis: Diagnosis, question: Question | None, *, line_id: int | No
         return NotFound(f"there is no case {diagnosis.case_id}")
     if line_id not in {None, question.line_id}:
         return WrongLine(f"case {diagnosis.case_id} is of another line")
-    if diagnosis.finding not in question.classes:
-        known = ", ".join(question.classes)
-        return UnknownFinding(f"{diagnosis.finding!r} is not a finding of this line; it knows {known}")
+    try:
+        findings.canonical(diagnosis.finding, classes=question.classes, several=question.several)
+    except RegistryError as refusal:
+        return refusal
     for name, value, words in (
         ("evidence", diagnosis.evidence, get_args(Evidence)),
         ("ai_exposure", diagnosis.ai_exposure, get_args(AiExposure)),
@@ -302,8 +305,10 @@ def _judge_supersedes(
     return refusal_to_replace(earlier, actor=actor)
 
 
-def _entry(diagnosis: Diagnosis, *, line_id: int) -> Entry:
-    return Entry(line_id=line_id, **{name: getattr(diagnosis, name) for name in Diagnosis.__slots__})
+def _entry(diagnosis: Diagnosis, question: Question) -> Entry:
+    finding = findings.canonical(diagnosis.finding, classes=question.classes, several=question.several)
+    said = {name: getattr(diagnosis, name) for name in Diagnosis.__slots__} | {"finding": finding}
+    return Entry(line_id=question.line_id, **said)
 
 
 _BOUND = rows.BOUND["confirmations"]

@@ -13,7 +13,7 @@ from typing import Any, LiteralString
 
 from psycopg.types.json import Jsonb
 
-from registry import audit, datasets, jobs, lifecycle, lines
+from registry import audit, datasets, findings, jobs, lifecycle, lines
 from registry import strategy as strategies
 from registry.db import Connection, constraint_means, fetch_all, fetch_known, fetch_one, fetch_value
 from registry.errors import Invalid, NotFound, RunInProgress
@@ -60,11 +60,13 @@ def start_run(
 
     Without a champion it is `full`.
 
-    Raises RunInProgress, NotFound, Invalid for an unknown strategy.
+    Raises RunInProgress, NotFound, Invalid for a strategy that is unknown, or cannot learn what this line asks.
     """
     protocol = lines.current_protocol(conn, line_id)
     if strategy is not None and strategy not in strategies.STRATEGIES:
         raise Invalid(f"unknown strategy {strategy!r}; it is one of {', '.join(strategies.STRATEGIES)}")
+    if strategy is not None and findings.are_several(protocol.document) and strategy not in strategies.SEVERAL:
+        raise Invalid(f"{strategy} cannot learn several findings; there are {', '.join(strategies.SEVERAL)}")
     has_champion = fetch_value(
         conn, "SELECT EXISTS (SELECT FROM promotions WHERE line_id = %s AND ended_at IS NULL)", (line_id,)
     )

@@ -10,6 +10,8 @@ from typing import Any
 
 from registry.db import Connection, fetch_value
 
+SEVERAL = ("full", "auto", "warm", "replay", "interpolate", "finetune")
+"""Those by which findings that do not exclude each other can be learned; the science says the same."""
 STRATEGIES = ("full", "auto", "warm", "replay", "derpp", "gdumb", "lwf", "ewc", "interpolate", "analytic", "finetune")
 
 

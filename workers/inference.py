@@ -225,7 +225,7 @@ def _prediction(serving: Serving, scored: Scored, *, site: str | None, latency_s
         "scores": dict(zip(serving.model.classes, map(float, scored.scores), strict=True)),
         "decision": serving.model.decision(scored.scores[None], sites=sites)[0],
         "operating_point": point,
-        "threshold": None if point is None else point["threshold"],
+        "threshold": None if point is None or serving.model.several else point["threshold"],
         "second_look": bool(serving.model.unclear(scored.scores[None])[0]),
         "latency_seconds": latency_seconds,
         "batch": scored.batch,

@@ -96,7 +96,9 @@ def show_case(case_id: CaseArgument, as_json: JsonFlag = False) -> None:
 def confirm_case(
     *,
     case_id: CaseArgument,
-    finding: Annotated[str, typer.Option(help="One of the classes of the line's protocol")],
+    finding: Annotated[
+        str, typer.Option(help="A class of the line; of several findings those present: effusion+pneumonia")
+    ],
     evidence: Annotated[str, typer.Option(help="report_text, single_read, consensus, follow_up or pathology")],
     reader: Annotated[str, typer.Option(help="Who decided, as a stable pseudonym, e.g. radiologist-17")],
     ai_exposure: ExposureOption = "unknown",
@@ -142,7 +144,9 @@ def list_discordant(
 def adjudicate(
     *,
     case_id: CaseArgument,
-    finding: Annotated[str | None, typer.Option(help="One of the classes of the line's protocol")] = None,
+    finding: Annotated[
+        str | None, typer.Option(help="A class of the line; of several findings those present: effusion+pneumonia")
+    ] = None,
     no_answer: Annotated[bool, typer.Option("--no-answer", help="The case cannot be answered")] = False,
     last_seen: Annotated[
         int, typer.Option(help="The newest confirmation you looked at; `overread case discordant` shows it")

@@ -214,7 +214,7 @@ class Npz(Source):
         if labels.size != rows:
             raise SetupError(
                 f"{split}_labels of {self.path.name} has shape {labels.shape} for {rows} images: need one label each",
-                fix="a case has one finding; several findings are several lines",
+                fix="for several findings a case give a CSV with a column `finding`, such as effusion+pneumonia",
             )
         return list(labels.reshape(rows).tolist())
 

@@ -25,6 +25,7 @@ from api.cli.output import answer, say, screen
 from api.cli.rules import Ready, Rules
 from api.cli.sending import AGAIN, Sender, Sent, chunks
 from api.cli.sources import FIELDS, Row, Source, Wrong
+from registry.findings import NONE, are_several
 
 REASONS_SHOWN = 10
 SECONDS_BETWEEN_LINES = 10.0
@@ -139,9 +140,10 @@ def import_rows(
     defaults = {"site": site, "scanner": scanner, "evidence": evidence, "reader": reader, "ai_exposure": ai_exposure}
     with Client() as client, ExitStack() as stack:
         name = client.line(line)
-        classes = client.get(f"/v1/lines/{name}")["protocol"]["document"]["classes"]
-        named = _pairs(findings, "--finding", known=classes)
-        rules = Rules(classes=classes, findings=named, defaults=defaults, unconfirmed=unconfirmed)
+        document = client.get(f"/v1/lines/{name}")["protocol"]["document"]
+        classes, several = document["classes"], are_several(document)
+        named = _pairs(findings, "--finding", known=[*classes, NONE] if several else classes)
+        rules = Rules(classes=classes, several=several, findings=named, defaults=defaults, unconfirmed=unconfirmed)
         _introduce(found)
         writer = csv.writer(stack.enter_context(_new_file(errors))) if errors else None
         if writer:

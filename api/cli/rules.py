@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from api.cli.sources import IMAGE_CAP_BYTES, Row, Wrong
+from registry.errors import UnknownFinding
+from registry.findings import canonical
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -53,11 +55,12 @@ class Rules:
         self,
         *,
         classes: Sequence[str],
+        several: bool = False,
         findings: Mapping[str, str],
         defaults: Mapping[str, str | None],
         unconfirmed: bool,
     ) -> None:
-        self._classes, self._findings = classes, findings
+        self._classes, self._several, self._findings = classes, several, findings
         self._defaults = {name: value for name, value in defaults.items() if value}
         self._unconfirmed = unconfirmed
         self._case_form, self._diagnosis = _models()
@@ -91,11 +94,11 @@ class Rules:
             fix = "name its column with --map COLUMN=finding, or send such rows unconfirmed with --unconfirmed"
             return [("/problems/invalid-request", f"finding: missing; {fix}")]
         given = diagnosis["finding"]
-        diagnosis["finding"] = self._findings.get(given, given)
-        if diagnosis["finding"] not in self._classes:
-            known = ", ".join(self._classes)
-            detail = f"{given!r} is not a finding of this line; it knows {known}: say which with --finding '{given}=…'"
-            return [("/problems/unknown-finding", detail)]
+        said = self._findings.get(given, given)
+        try:
+            diagnosis["finding"] = canonical(said, classes=self._classes, several=self._several)
+        except UnknownFinding as refusal:
+            return [("/problems/unknown-finding", f"{refusal}: say which with --finding '{given}=…'")]
         return _misses(self._diagnosis, diagnosis)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.console.charts import estimate
+from registry.findings import are_several
 
 Row = Mapping[str, Any]
 UNKNOWN = "not in the record: for a person to write"
@@ -61,11 +62,10 @@ def page(found: Sources) -> str:
 
 def _facts(found: Sources) -> list[tuple[str, ...]]:
     asked, made = found.asked, found.candidate["metadata"]
-    point = made.get("operating_point") or {}
     signed = ", ".join(f"{one['printed_name']} ({one['decision']})" for one in found.approvals)
     return [
         ("Intended use", asked["intended_use"].strip()),
-        ("Answers", f"{', '.join(asked['classes'])}; positive: {asked.get('positive') or 'by arg-max'}"),
+        ("Answers", _answers(asked)),
         (
             "Sees",
             f"{_size(asked['input'])}, {asked['input']['channels']} channel",
@@ -78,13 +78,28 @@ def _facts(found: Sources) -> list[tuple[str, ...]]:
         ),
         ("Asked for", found.run["reason"]),
         ("Learnt from", f"dataset version {found.version['number']}, {_counted(found, 'train')} cases"),
-        ("Threshold", f"{point.get('threshold')} (rule {point.get('rule')}, chosen on {point.get('chosen_on')})"),
+        ("Threshold", _threshold(made)),
         ("Threshold by site", _by_site(made)),
         ("Gates", found.report["verdict"].replace("_", " ")),
         ("Signatures", signed or "none"),
         ("Weights, SHA-256", found.candidate["weights_digest"]),
         ("Erasures since", str(found.candidate["erasures"] or "none")),
     ]
+
+
+def _answers(asked: Mapping[str, Any]) -> str:
+    classes = ", ".join(asked["classes"])
+    if are_several(asked):
+        return f"{classes}, each present or absent by itself"
+    return f"{classes}; positive: {asked.get('positive') or 'by arg-max'}"
+
+
+def _threshold(made: Mapping[str, Any]) -> str:
+    """The threshold, or of several findings that of each, with how it was chosen."""
+    points: Mapping[str, Any] = made.get("operating_points") or {"": made.get("operating_point") or {}}
+    chosen = next(iter(points.values()))
+    values = ", ".join(f"{name} {point.get('threshold')}".strip() for name, point in points.items())
+    return f"{values} (rule {chosen.get('rule')}, chosen on {chosen.get('chosen_on')})"
 
 
 def _size(asked: Mapping[str, Any]) -> str:
@@ -195,7 +210,10 @@ def _claim(found: Sources) -> list[tuple[str, ...]]:
 
 
 def _counted(found: Sources, split: str) -> str:
-    counts = found.version["manifest"].get("counts", {}).get(split)
+    manifest = found.version["manifest"]
+    counts = manifest.get("counts", {}).get(split)
+    if counts and manifest.get("task") == "multilabel":  # a case is on one side of each finding
+        return str(sum(counts.values()) * 2 // len(counts))
     return str(sum(counts.values())) if counts else "unknown"
 
 

@@ -28,7 +28,7 @@ class NewAdjudication(Request):
     model_config = shown_as(examples.NEW_ADJUDICATION)
 
     finding: str | None = Field(
-        max_length=60, description="One of the classes of the line's protocol; null: the case cannot be answered"
+        max_length=2000, description="Written as in a confirmation; null: the case cannot be answered"
     )
     ai_exposure: AiExposure = Field(description="Had the adjudicator seen the prediction?")
     reason: Reason

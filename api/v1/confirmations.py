@@ -30,7 +30,11 @@ class NewConfirmation(Request):
 
     model_config = shown_as(examples.NEW_CONFIRMATION)
 
-    finding: str = Field(max_length=60, description="One of the classes of the line's protocol")
+    finding: str = Field(
+        max_length=2000,
+        description="One of the classes of the line's protocol. Where these do not exclude each other (`task: "
+        "multilabel`): those present, joined by `+` in any order, or `none_of_these`",
+    )
     evidence: Evidence = Field(
         description="What it rests on, from weakest to strongest: the protocol says what is enough"
     )

@@ -43,19 +43,24 @@ class PredictionView(View):
     number: int = Field(description="Its number within the line")
     weights_digest: Digest
     scores: dict[str, float] | None = Field(
-        description="Probability of each class, 0 to 1; null, with `decision`, where it was recorded for a case that "
-        "is to be read blind first"
+        description="Probability of each class, 0 to 1; of several findings each is by itself. Null, with `decision`, "
+        "where it was recorded for a case that is to be read blind first"
     )
-    decision: str | None = Field(description="The class decided for at the operating point")
+    decision: str | None = Field(
+        description="The class decided for at the operating point; of several findings those present, as a "
+        "confirmation writes them"
+    )
     threshold: float | None = Field(
-        description="Threshold on the positive class's score; null where the highest score decides"
+        description="Threshold on the positive class's score; null where the highest score decides, and where each of "
+        "several findings has its own (`operating_point`)"
     )
     second_look: bool | None = Field(
         description="Whether the score lies in the protocol's band about the threshold, in which the model asks for a "
         "second look; null, like the scores, where a case is to be read blind first"
     )
     operating_point: dict[str, Any] | None = Field(
-        description="The rule behind the threshold, the sensitivity and specificity it stands for, and where measured"
+        description="The rule behind the threshold, the sensitivity and specificity it stands for, and where measured; "
+        "of several findings that of each, by name"
     )
     latency_seconds: float = Field(description="Time the inference process took")
 

@@ -30,12 +30,15 @@ def crown(service: Service, line: str) -> str:
             "classes": list(protocol.classes),
             "positive": protocol.positive,
             "temperature": 1.0,
-            "log_prior": [0.0, 0.0],
+            "log_prior": [0.0] * len(protocol.classes),
             "operating_point": {"rule": "youden", "threshold": 0.25},
             "operating_points_by_site": {"north": {"rule": "youden", "threshold": 0.75}},
             "decides_by_site": True,
             "second_look": {"low": 0.0, "high": 1.0},
         }
+        if protocol.several:
+            points = {name: {"rule": "youden", "threshold": 0.0} for name in protocol.classes}
+            metadata |= {"several": True, "operating_point": None, "operating_points": points, "second_look": None}
         made = candidates.record_candidate(
             connection,
             run_id=factories.training_run(connection, row).run_id,

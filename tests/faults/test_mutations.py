@@ -129,7 +129,7 @@ KILLED: dict[str, tuple[str, str, tuple[Mutation, ...], str]] = {
     "a resumed training goes on with the optimiser's state": (
         "a training",
         "training.step.before:10",
-        (("pipelines.checkpoint", "_fill", "state.optimiser.state[position] = {", "_ = {"),),
+        (("pipelines.checkpoint", "_fill", "state.optimiser.state[parameter] = {", "_ = {"),),
         "weights",
     ),
     "the data is in the remote before a tag says so": (

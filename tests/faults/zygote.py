@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import importlib
 import json
 import os
 import subprocess
@@ -110,6 +111,7 @@ def main() -> None:
     from pipelines import network  # noqa: PLC0415
     from tests.faults.scenarios import SCENARIOS  # noqa: PLC0415
 
+    importlib.import_module("torch._dynamo")
     network.monai("networks.nets")
     gc.freeze()  # so that a child's first collection does not copy all of it
 

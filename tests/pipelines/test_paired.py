@@ -197,9 +197,7 @@ def test_what_is_known_without_error_is_shown_or_never(true_difference: float, p
 
 def test_a_sample_size_is_made_up_to_the_edges_of_what_can_be() -> None:
     assert paired.sample_size(discordance=0.05, margin=0.02, true_difference=0.1) == 18
-    assert (
-        paired.sample_size(discordance=0.25, margin=0.02, true_difference=0.5) == 0
-    )
+    assert paired.sample_size(discordance=0.25, margin=0.02, true_difference=0.5) == 0
     assert paired.sample_size(discordance=1.0, margin=0.02) == 15457
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from pipelines import network, predict
-from pipelines.adamw import AdamW
 
 ARCHITECTURE = network.Architecture(
     network="small_cnn", in_channels=1, classes=("no", "yes"), rows=28, columns=28, gradcam_layer="net.layer_2"
@@ -142,11 +141,11 @@ def bright_squares() -> tuple[Any, Any, Any, predict.Model]:
         image[0, row : row + 7, column : column + 7] += 0.6 * label
     torch.manual_seed(0)
     module = network.build(ARCHITECTURE)
-    optimiser = AdamW(module.parameters(), weight_decay=0.01)
+    optimiser = torch.optim.AdamW(module.parameters(), lr=3e-3)
     for _ in range(40):
         optimiser.zero_grad()
         torch.nn.functional.cross_entropy(module(torch.from_numpy(images)), torch.from_numpy(labels)).backward()
-        optimiser.step(learning_rate=3e-3)
+        optimiser.step()
     return images, labels, corners, predict.Model(module, METADATA)
 
 

@@ -26,6 +26,7 @@ from registry import blobs, cases, confirmations, db, lines, rejections, worklis
 from registry import predictions as said
 from registry.confirmations import AiExposure, Confirmation
 from registry.errors import Invalid, NotFound
+from registry.findings import JOIN, NONE, are_several
 from registry.predictions import Prediction
 from registry.rejections import Rejection
 from registry.users import Role, User
@@ -65,6 +66,8 @@ class Seen:
     case: cases.Case
     line: lines.Line
     classes: tuple[str, ...]
+    several: bool
+    """Whether these are findings that are each present or absent by themselves."""
     answers: list[Confirmation]
     mine: Confirmation | None
     shown: Prediction | None
@@ -170,19 +173,26 @@ def answer(
     case_id: Id,
     trail: OnTrail,
     key: forms.Key,
-    finding: Annotated[str, Form()] = "",
+    finding: Annotated[list[str], Form()] = [],  # noqa: B006 - FastAPI copies it
+    accept: Annotated[str, Form()] = "",
     evidence: Annotated[str, Form()] = "",
     note: Annotated[str, Form()] = "",
     supersedes: Annotated[int | None, Form()] = None,
 ) -> Response:
-    """Confirm a finding in the reader's own name, or correct what they said before."""
+    """Confirm a finding in the reader's own name, or correct what they said before.
+
+    Of several findings all that are ticked; `accept` is the model's answer, whatever is ticked.
+    """
+    chosen = accept or JOIN.join(finding)
 
     def work() -> str:
+        if not chosen:
+            raise Invalid(f"tick what you see, or choose {NONE}")
         with db.transaction(pool) as connection:
             exposure = _exposure(connection, case_id, reader.user)
         wish = forms.asked(
             NewConfirmation,
-            finding=finding,
+            finding=chosen,
             evidence=evidence,
             ai_exposure=exposure,
             reader=reader.user.name,
@@ -192,7 +202,7 @@ def answer(
         confirm(reader.user, pool, key, case_id, wish)
         return f"/cases/{case_id}?{replace(trail, evidence=evidence)}"
 
-    typed = {"finding": finding, "evidence": evidence, "note": note}
+    typed = {"finding": chosen, "evidence": evidence, "note": note}
     return forms.done(
         work, again=lambda refused: _show(request, reader, pool, case_id, trail, refused=refused, typed=typed)
     )
@@ -321,6 +331,7 @@ def look(connection: db.Connection, case_id: int, *, reader: User) -> Seen:
         case=case,
         line=line,
         classes=protocol.classes,
+        several=are_several(protocol.document),
         answers=answers,
         mine=mine[-1] if mine else None,
         shown=shown,

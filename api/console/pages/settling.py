@@ -15,6 +15,7 @@ from api.v1 import adjudications
 from api.v1.adjudications import NewAdjudication
 from registry import db
 from registry.errors import Invalid
+from registry.findings import JOIN
 
 router = pages_router()
 
@@ -44,20 +45,23 @@ def settle(
     pool: Pool,
     case_id: Id,
     key: forms.Key,
-    finding: Annotated[str, Form()] = "",
+    finding: Annotated[list[str], Form()] = [],  # noqa: B006 - FastAPI copies it
     reason: Annotated[str, Form()] = "",
     last_seen: Annotated[int, Form()] = 0,
 ) -> Response:
     """Decide over all that was said about a case."""
+    said = JOIN.join(finding)
 
     def work() -> str:
         with db.transaction(pool) as connection:
             seen = look(connection, case_id, reader=reader.user)
-        if not finding:
+        if not said:
             raise Invalid("choose what it is, or that it cannot be answered")
+        if UNANSWERABLE in finding and len(finding) > 1:
+            raise Invalid("either it cannot be answered, or it is what is ticked")
         wish = forms.asked(
             NewAdjudication,
-            finding=None if finding == UNANSWERABLE else finding,
+            finding=None if said == UNANSWERABLE else said,
             ai_exposure=seen.exposure,
             reason=reason,
             last_seen=last_seen,
@@ -65,7 +69,7 @@ def settle(
         adjudications.adjudicate(reader.user, pool, key, case_id, wish)
         return f"/lines/{seen.line.name}/discordances"
 
-    typed = {"finding": finding, "reason": reason}
+    typed = {"finding": said, "reason": reason}
     return forms.done(work, again=lambda refused: _show(request, reader, pool, case_id, refused=refused, typed=typed))
 
 

@@ -134,6 +134,14 @@ def test_a_new_epoch_needs_new_cases() -> None:
             worn.new_epoch(new_cases=too_few, minimum=200)
     with pytest.raises(LedgerError, match="needs 1 newly"):
         worn.new_epoch(new_cases=0, minimum=0)
+    assert worn.new_epoch(new_cases=1, minimum=0).epoch == 2
+
+
+def test_alpha_is_any_level_below_a_half() -> None:
+    assert Plan(alpha=0.49).wallet("recipe") == pytest.approx(0.49 * 0.6)
+    for spoilt in (0.0, 0.5):
+        with pytest.raises(LedgerError, match="alpha"):
+            Plan(alpha=spoilt)
 
 
 def test_a_candidate_is_answered_once() -> None:

@@ -11,6 +11,7 @@ from scipy import stats
 from pipelines import subgroups
 from pipelines.paired import mean_difference
 from pipelines.subgroups import Slice
+from pipelines.types import Estimate
 
 
 def _differences(*slices: tuple[int, int, int]) -> tuple[Any, list[Any]]:
@@ -120,3 +121,35 @@ def test_a_critical_slice_nobody_is_in_is_not_forgotten() -> None:
     assert (name, members.tolist(), tier) == ("sex=F", [False, False], "critical")
     ((_, absent, _),) = subgroups.declared(traits, [], ["age_band=0-1"])
     assert absent.tolist() == [False, False]
+
+
+def test_harm_within_the_tolerance_is_none() -> None:
+    verdicts = [_judge((400, 5, 40), tolerance=tolerance).verdict for tolerance in (0.0, 0.05, 0.08, 0.3)]
+    assert verdicts == ["fail", "fail", "pass", "pass"]
+
+
+def test_as_many_gained_as_lost_are_no_harm_and_no_certainty() -> None:
+    differences = np.repeat([1.0, -1.0, 0.0], [5, 5, 90])
+    p_value = subgroups.harm_p_value(differences, mean_difference(differences))
+    assert p_value == pytest.approx(stats.binomtest(5, 10, alternative="greater").pvalue)
+
+
+def test_a_difference_without_an_error_is_no_evidence_of_harm() -> None:
+    same = Estimate(value=-0.1, low=-0.1, high=-0.1, n=60, level=0.9)
+    assert subgroups.harm_p_value(np.full(60, -0.1), same) == 1.0
+
+
+@pytest.mark.parametrize(("n", "verdict"), [(49, "insufficient"), (50, "pass")])
+def test_fifty_cases_are_enough_where_nothing_else_is_said(n: int, verdict: str) -> None:
+    asked = [Slice(name="all", members=np.ones(n, dtype=np.bool_), tier="watched")]
+    found = subgroups.judge(np.repeat([1.0, 0.0], [1, n - 1]), asked, margin=0.05, alpha=0.05)
+    assert found.slices[0].judged.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    "members", [np.ones(99, np.bool_), np.ones(101, np.bool_), np.ones((100, 1), np.bool_), np.ones(100), b"1" * 100]
+)
+def test_a_slice_that_does_not_say_who_is_in_it_fails(members: Any) -> None:
+    asked = [Slice(name="odd", members=np.asarray(members), tier="watched")]
+    (one,) = subgroups.judge(np.repeat([1.0, 0.0], [5, 95]), asked, margin=0.05, alpha=0.05).slices
+    assert (one.judged.verdict, one.judged.reason[:31]) == ("fail", "the slice does not say of each ")

@@ -70,7 +70,7 @@ cases = train.Cases(
 )
 tune = train.Cases(images=cases.images[:16], labels=cases.labels[:16], sites=cases.sites[:16],
                    label_since=cases.label_since[:16])
-network.build(network.architecture_for(protocol))
+torch.optim.AdamW(network.build(network.architecture_for(protocol)).parameters()).zero_grad()  # loads what it needs
 tried = []
 class Enough(Exception): pass
 def attempt(parts):

@@ -162,7 +162,7 @@ def demo(
     home: Annotated[str, typer.Option("--home", metavar="DIR", help="Where it plays; emptied first")] = ".home/demo",
     keep: Annotated[bool, typer.Option("--keep", help="Stay up at the end, to look around")] = False,
 ) -> None:
-    """Watch the whole loop on real chest X-rays: a better model gets in, a poisoned one does not. About two minutes.
+    """Watch the whole loop on real chest X-rays: a better model gets in, a poisoned one does not. Two to five minutes.
 
     Example: overread demo --keep
     """

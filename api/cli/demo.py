@@ -104,9 +104,13 @@ def _tell(stack: Stack, screen: Console, begun: float, *, xrays: Sequence[Xray],
     joins = "joins" if xrays[0].at("south") == xrays[0].at("north") else "joins with another machine"
     chapter(f"3  A second hospital {joins}, and its confirmed diagnoses make a better model")
     story.show_prediction("south")
-    cycles += story.learn_until_shown(GOOD_BATCH, "pacs-south")
-    story.sign_and_promote(cycles[-1].candidate)
-    story.show_prediction("south")
+    cycles += story.learn_in_rounds(GOOD_BATCH, "pacs-south")
+    if cycles[-1].passed:
+        story.sign_and_promote(cycles[-1].candidate)
+        story.show_prediction("south")
+    else:
+        story.say("[yellow]none was shown to be better and to harm nobody: model 1 stays champion[/yellow]")
+        story.say("other patients fall into the sealed test each time; run it again to see a second model get in")
 
     chapter("4  A poisoned batch: a third hospital's labels arrive flipped")
     cycles.append(story.learn(story.confirm_batch(POISONED_BATCH, "pacs-east", flipped=True)))

@@ -57,6 +57,11 @@ class Cycle:
         return list(self.report["document"]["results"])
 
     @property
+    def passed(self) -> bool:
+        """Whether all that was asked was shown."""
+        return bool(self.report["verdict"] == "pass")
+
+    @property
     def missed(self) -> list[dict[str, Any]]:
         """The lines that did not pass."""
         return [row for row in self.results if row["verdict"] != "pass"]
@@ -159,18 +164,25 @@ class Story:
         return case_ids
 
     def learn_until_shown(self, count: int, submitter: str) -> list[Cycle]:
-        """Confirm cases and learn; where the gates ask for more cases, confirm more. The last cycle has passed.
+        """Confirm cases and learn; where the gates ask for more cases, confirm more. The last cycle has passed."""
+        cycles = self.learn_in_rounds(count, submitter)
+        if not cycles[-1].passed:
+            raise StoryStopped(f"no candidate passed its gates:\n{cycles[-1].report['text']}")
+        return cycles
+
+    def learn_in_rounds(self, count: int, submitter: str) -> list[Cycle]:
+        """The same, but the last cycle may have failed too.
 
         How many cases it takes depends on which patients fall into the sealed test, and nobody can choose that.
         """
         cycles: list[Cycle] = []
         for size in (count, *[MORE_CASES] * MORE_ROUNDS):
-            cycle = self.learn(self.confirm_batch(size, submitter))
-            cycles.append(cycle)
-            if cycle.report["verdict"] == "pass":
-                return cycles
-            self.say("not shown yet, so nobody may sign: more cases are confirmed")
-        raise StoryStopped(f"no candidate passed its gates:\n{cycles[-1].report['text']}")
+            if cycles:
+                self.say("not shown yet, so nobody may sign: more cases are confirmed")
+            cycles.append(self.learn(self.confirm_batch(size, submitter)))
+            if cycles[-1].passed:
+                break
+        return cycles
 
     def learn(self, confirmed: float) -> Cycle:
         """Watch the run that the line's trigger starts, until its gates have decided."""

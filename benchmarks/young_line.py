@@ -6,7 +6,7 @@ protocol's, each at the level that its ledger grants after the answers so far. A
 third try are trained with; what several paths have in common is trained once.
 
     OMP_NUM_THREADS=1 python -m benchmarks.young_line [--keys 16] [--randomise 0.0] [--south B] [--same-cases] \
-        [--paths full auto auto,warm,full] [--results young.jsonl]
+        [--tolerance 0.03] [--paths full auto auto,warm,full] [--results young.jsonl]
 """
 
 from __future__ import annotations
@@ -194,6 +194,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="How often the second model of a young line passes its gates")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--keys", type=int, default=16)
+    parser.add_argument("--first-key", type=int, default=0)
+    parser.add_argument("--tolerance", type=float, default=0.0, help="of harm at a site; the demo has 0.03")
     parser.add_argument("--randomise", type=float, default=0.0)
     parser.add_argument("--south", choices=sites.SITES, default="B", help="whose machine the second hospital has")
     parser.add_argument("--same-cases", action="store_true", help="the demo's own cases for every key, not others")
@@ -204,13 +206,16 @@ def main(arguments: list[str]) -> int:
     xrays = chest_xrays.read(options.data.read_bytes(), source=str(options.data))
     document = parse((ROOT / "pipelines/protocols/cxr-pneumonia.yaml").read_text(encoding="utf-8")).document()
     recipe = {**document["recipe"], "randomise": options.randomise}
+    document["gates"]["subgroups"]["tolerance"] = options.tolerance
     protocol = from_document({**document, "recipe": recipe, "data_quality": None})
     lines = []
     if options.results.exists():
         lines = [json.loads(text) for text in options.results.read_text(encoding="utf-8").splitlines()]
     setting = {"randomise": options.randomise, "south": options.south, "same_cases": options.same_cases}
+    setting |= {"tolerance": options.tolerance}
     told = [line for line in lines if line["setting"] == setting]
-    for key in sorted(set(range(options.keys)) - {line["key"] for line in told}):
+    wanted = range(options.first_key, options.first_key + options.keys)
+    for key in sorted({*wanted} - {line["key"] for line in told}):
         while options.pause_while is not None and options.pause_while.exists():
             time.sleep(5.0)
         line = line_of(xrays, key=key, protocol=protocol, same_cases=options.same_cases, south=options.south)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -455,3 +456,49 @@ def _table(labels: Any, *, number: int) -> quality_lines.Table:
         age_bands=same,
         added_in=np.where(np.arange(n) < 300, 1, number),
     )
+
+
+def _with(comparison: Comparison, **gates_of: Any) -> Comparison:
+    """The same comparison, with other limits asked for."""
+    document = comparison.protocol.document()
+    return replace(comparison, protocol=from_document({**document, "gates": {**document["gates"], **gates_of}}))
+
+
+def test_floors_and_margins_are_held_just_at_them_and_the_words_have_their_numbers() -> None:
+    worse = _compared(candidate=(1.6, 1.6, 1.6), champion=(2.4, 2.4, 2.4))
+    _, rows = _decide(worse)
+    found, shown = rows["sensitivity"].difference, rows["sensitivity"].details["findings"]
+    assert found is not None
+    assert found.value < 0.0
+    lowest = min(one["candidate"]["value"] for one in shown)
+    surest = min(one["candidate"]["low"] for one in shown)
+
+    def asked(*, floor: float, margin: float) -> GateResult:
+        return _decide(_with(worse, sensitivity={"floor": floor, "margin": margin}))[1]["sensitivity"]
+
+    assert asked(floor=surest - 1e-6, margin=-found.low + 1e-6).verdict == "pass"
+    unsure = asked(floor=surest - 1e-6, margin=-found.low - 1e-6)
+    assert unsure.verdict == "insufficient"
+    assert unsure.reason == f"in the mean it may be {-found.low:.3f} worse than the champion"
+    failed = asked(floor=surest - 1e-6, margin=-found.value - 1e-6)
+    assert failed.verdict == "fail"
+    assert failed.reason == f"in the mean worse than the champion by {-found.value:.3f}"
+    assert f"at least {surest - 1e-6:g} at" in failed.requirement
+    assert f"worse than the champion by {-found.value - 1e-6:g}" in failed.requirement
+    assert asked(floor=surest + 1e-6, margin=0.4).verdict == "insufficient"
+    assert f"clears {lowest - 1e-6:g}, but on" in asked(floor=lowest - 1e-6, margin=0.4).reason
+    assert asked(floor=lowest + 1e-6, margin=0.4).verdict == "fail"
+
+
+def test_harm_by_auroc_has_the_p_value_of_its_interval_and_is_held_at_holms_level() -> None:
+    worse = _compared(candidate=(1.8, 1.8, 0.75), champion=GOOD)
+    row = _decide(worse)[1]["findings"]
+    for test in row.details["tests"]:
+        if test["endpoint"] == "AUROC":
+            spread = (test["difference"]["high"] - test["difference"]["low"]) / 2.0
+            error = spread / metrics.normal_quantile(0.5 + test["difference"]["level"] / 2.0)
+            z = test["difference"]["value"] / error
+            assert test["p_value"] == pytest.approx(0.5 * math.erfc(-z / math.sqrt(2.0)))
+    least = min(row.details["tests"], key=lambda test: test["p_value"])
+    assert least["local_alpha"] == pytest.approx(worse.protocol.gates.alpha / 9)
+    assert f"by {-least['difference']['value']:.3f} on {least['difference']['n']} cases" in row.reason

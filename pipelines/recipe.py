@@ -67,6 +67,8 @@ class Recipe(Section):
     """Networks that learn side by side and answer as one, by the mean of their probabilities."""
     equalise: Annotated[bool, Field(exclude_if=lambda asked: not asked)] = False
     """Show the network each image a second time, its grey levels equalised (`pipelines.tones`)."""
+    test_time_shifts: Annotated[bool, Field(exclude_if=lambda asked: not asked)] = False
+    """Score each image and copies moved by a 28th of its sides, and answer with the mean (`pipelines.predict`)."""
     precision: Annotated[Literal["float32", "bfloat16"], Field(exclude_if=lambda kind: kind == "float32")] = "float32"
     """What the network computes in while it learns; weights, sums and all that is scored are float32."""
     batch_size: Annotated[int, Field(ge=2, le=4096)] = 64

@@ -109,7 +109,7 @@ def tune_auroc(logits: NDArray[np.float32], labels: NDArray[Any], *, protocol: P
 
 
 def decisions(
-    scores: NDArray[np.float32],
+    scores: NDArray[np.floating[Any]],
     labels: NDArray[Any],
     sites: NDArray[Any],
     *,

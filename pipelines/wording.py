@@ -89,6 +89,9 @@ def explain(asked: Protocol) -> str:
     """Say what a protocol asks for, paragraph by paragraph, at most 100 columns wide."""
     gates, recipe = asked.gates, asked.recipe
     whose = ", the site's own where it has cases enough" if asked.operating_point.by_site else ""
+    where = "on the tune split"
+    if asked.operating_point.beside_champion:
+        where += " so that it costs neither error of the champion's there, or as little as can be"
     decisions = "by arg-max" if asked.positive is None else f"{asked.positive} at or above a threshold{whose}"
     decisions = "grades by their median" if asked.task == "ordinal" else decisions
     classes = " or ".join(asked.classes)
@@ -96,7 +99,7 @@ def explain(asked: Protocol) -> str:
         classes = f"of each of {', '.join(asked.classes)} by itself whether it is there"
         decisions = "at or above a threshold of its own"
     question = (
-        f"A model answers {classes}, {decisions} (rule {asked.operating_point.rule}, chosen on the tune split), on "
+        f"A model answers {classes}, {decisions} (rule {asked.operating_point.rule}, chosen {where}), on "
         f"{'images' if asked.input.depth is None else 'volumes'} of {' x '.join(map(str, asked.input.shape))} pixels."
     )
     tier = asked.reference_standard.minimum_evidence.replace("_", " ")

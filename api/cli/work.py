@@ -125,6 +125,9 @@ def predict(
     heat_map: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Also write where the champion looked for what it decided")
     ] = None,
+    finding: Annotated[
+        str | None, typer.Option(help="For what the heat map is drawn; it has to be said where several may be there")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Score an image with the line's champion. The image is not kept; the scores are logged.
@@ -136,11 +139,20 @@ def predict(
         image = {"image": ("image", file.read_bytes(), media_type)}
         asked = {"line": client.line(line)}
         made = client.post("/v1/predictions", params=asked, files=image)
+        columns = ("decision", "scores", "threshold", "number", "weights_digest", "latency_seconds", "prediction_id")
+        answer(made, as_json=as_json, columns=() if as_json else columns)
         if heat_map is not None:
-            asked["finding"] = made["decision"]
+            asked["finding"] = finding or _looked_for(made)
             heat_map.write_bytes(client.send("POST", "/v1/predictions/heat-map", params=asked, files=image).content)
-    columns = ("decision", "scores", "threshold", "number", "weights_digest", "latency_seconds", "prediction_id")
-    answer(made, as_json=as_json, columns=() if as_json else columns)
+
+
+def _looked_for(made: dict[str, Any]) -> str:
+    """What a heat map is drawn for where nobody said: what was decided, if that is one finding. Raises Refused."""
+    decision: str = made["decision"]
+    if decision not in made["scores"]:
+        known = ", ".join(made["scores"])
+        raise Refused(f"the champion says {decision}, and a heat map is of one", fix=f"add --finding, one of {known}")
+    return decision
 
 
 @runs.command("start")

@@ -17,6 +17,7 @@ from api.cli.client import Client
 from api.cli.errors import Refused
 from api.cli.options import JsonFlag, LineOption, ReasonOption
 from api.cli.output import answer, say, screen
+from registry.findings import are_several
 
 lines = typer.Typer(no_args_is_help=True, help="Model lines: a diagnostic question and its protocol.")
 runs = typer.Typer(no_args_is_help=True, help="Training runs: freeze, train, gate.")
@@ -111,9 +112,13 @@ def show_monitoring(
     with Client() as client:
         name = client.line(line)
         looks = client.get(f"/v1/lines/{name}/monitoring")
-        watched = client.get(f"/v1/lines/{name}")["protocol"]["document"].get("monitoring") is not None
+        document = client.get(f"/v1/lines/{name}")["protocol"]["document"]
     nobody = "Nobody has looked yet; the first look comes within a day of a promotion."
-    empty = nobody if watched else "The protocol has nobody watched: add `monitoring` (overread protocol amend)."
+    add = "add `monitoring` (overread protocol amend)"
+    if are_several(document):
+        add = "a champion of several findings cannot be watched yet"
+    watched = document.get("monitoring") is not None
+    empty = nobody if watched else f"The protocol has nobody watched: {add}."
     answer(looks, as_json=as_json, columns=WATCH_COLUMNS, empty=empty)
     if looks and looks[0]["what_to_do"]:
         say(f"✗ alarm: {looks[0]['what_to_do']}")

@@ -16,9 +16,14 @@ from tests.waiting import until
 
 
 @pytest.fixture
-def case(service: Service, staff: None, submitter: httpx.Client) -> int:
-    line = service.new_line(task="multilabel", classes=["effusion", "pneumonia", "nodule"])
-    crown(service, line)
+def line(service: Service) -> str:
+    made = service.new_line(task="multilabel", classes=["effusion", "pneumonia", "nodule"])
+    crown(service, made)
+    return made
+
+
+@pytest.fixture
+def case(service: Service, line: str, staff: None, submitter: httpx.Client) -> int:
     sent = images.png_bytes(np.full((32, 32), 90, dtype=np.uint8))
     answer = submitter.post("/v1/cases", data={"line": line, "site": "north"}, files={"image": ("file", sent)})
     assert answer.status_code == 201, answer.text
@@ -83,3 +88,12 @@ def test_a_correction_begins_with_what_was_said_so_that_nothing_of_it_is_forgott
     page.get_by_role("button", name="Confirm what is ticked").click()
     expect(page.get_by_text("You answered effusion+pneumonia+nodule")).to_be_visible()
     assert said(service, case) == ["effusion+nodule", "effusion+pneumonia+nodule"]
+
+
+def test_nobody_is_sent_to_have_several_findings_watched_which_would_be_refused(
+    service: Service, line: str, staff: None
+) -> None:
+    with service.client("rita") as client:
+        page = client.get(f"/console/lines/{line}/monitoring").text
+    assert "A champion of several findings cannot be watched yet." in page
+    assert "monitoring: {}" not in page

@@ -11,6 +11,7 @@ import pytest
 from pipelines import evidence, findings, gates, quality_lines, report, wording
 from pipelines.agreement import agreement_report
 from pipelines.comparison import Comparison, Scored, Sealed, Tuned
+from pipelines.endpoints import decision_difference, share
 from pipelines.evaluate import outweighing
 from pipelines.gate_rules import DataQuality
 from pipelines.protocol import Protocol, from_document
@@ -178,3 +179,28 @@ def test_nobody_is_told_to_add_a_watch_that_would_be_refused() -> None:
     text = wording.explain(asked())
     assert "Nobody watches a champion of several findings yet." in text
     assert "add monitoring" not in text
+
+
+def test_findings_that_go_together_tell_no_more_than_one_of_them_however_few_decisions_differ() -> None:
+    labels = np.repeat(np.arange(N) < 100, 3).reshape(-1, 3)
+    for lost in (0, 1, 3, 20):
+        decided = labels & (np.arange(N) >= lost)[:, None]
+        comparison = compared(asked())
+        assert comparison.champion is not None
+        comparison = replace(
+            comparison,
+            sealed=replace(comparison.sealed, labels=labels),
+            candidate=replace(comparison.candidate, decided=decided),
+            champion=replace(comparison.champion, decided=labels),
+        )
+        assert comparison.champion is not None
+        whole = decision_difference(comparison, comparison.champion, "sensitivity")
+        view = comparison.questions()["ring"]
+        assert view.champion is not None
+        part = decision_difference(view, view.champion, "sensitivity")
+        assert whole.value == pytest.approx(part.value)
+        assert whole.low <= part.low + 1e-9
+        assert whole.high >= part.high - 1e-9
+        assert share(comparison, comparison.candidate, "sensitivity").low <= share(
+            view, view.candidate, "sensitivity"
+        ).low + 1e-9  # fmt: skip

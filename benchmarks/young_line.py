@@ -196,7 +196,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--keys", type=int, default=16)
     parser.add_argument("--first-key", type=int, default=0)
     parser.add_argument("--tolerance", type=float, default=0.0, help="of harm at a site; the demo has 0.03")
-    parser.add_argument("--randomise", type=float, default=0.0)
+    parser.add_argument("--randomise", type=float, help="instead of what the example says")
     parser.add_argument("--south", choices=sites.SITES, default="B", help="whose machine the second hospital has")
     parser.add_argument("--same-cases", action="store_true", help="the demo's own cases for every key, not others")
     parser.add_argument("--paths", nargs="+", default=["full,full,full", "auto,auto,auto", "auto,warm,full"])

@@ -73,7 +73,7 @@ def test_findings_are_ticked_confirmed_corrected_and_settled(
     ]
 
 
-def test_what_the_model_says_of_each_finding_is_shown_and_accepted_whatever_is_ticked(
+def test_what_the_model_says_of_each_finding_is_shown_and_accepted_where_nothing_else_is_ticked(
     service: Service, line: str, case: int, enter: Enter
 ) -> None:
     crown(service, line)
@@ -86,6 +86,9 @@ def test_what_the_model_says_of_each_finding_is_shown_and_accepted_whatever_is_t
     expect(page.locator("tr.decided")).to_have_count(3)  # a threshold of 0 calls everything
     page.get_by_role("link", name="pneumonia").click()
     expect(page.get_by_alt_text("Heat map: where the network looked for pneumonia")).to_be_visible()
+    page.keyboard.press("2")
+    page.keyboard.press("a")
+    expect(page.get_by_text("you ticked pneumonia, the model says effusion+pneumonia+nodule")).to_be_visible()
     page.keyboard.press("2")
     page.keyboard.press("a")
     expect(page.get_by_text("You answered effusion+pneumonia+nodule")).to_be_visible()

@@ -13,6 +13,8 @@ from registry import db
 from workers.lease import Workshop
 from workers.settings import WorkerSettings
 
+from .forks import Forks
+
 
 def make_settings(database_url: str, home: Path) -> WorkerSettings:
     """Settings with leases short enough to watch them run out."""
@@ -47,6 +49,20 @@ def record(fresh_database: str) -> Iterator[db.Connection]:
     """A connection for the test itself, which commits what others are to see."""
     with db.connect(fresh_database) as connection:
         yield connection
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """A process that has imported the science, and forks jobs."""
+    made = Forks()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def at_hand(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have jobs forked: for tests that ask what becomes of them, not how they are started."""
+    monkeypatch.setattr("workers.supervise.start", forks.start)
 
 
 def state_of(record: db.Connection, table: str, **key: Any) -> str:

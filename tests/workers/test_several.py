@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 from PIL import Image
 
 from pipelines import findings, images, synthetic
@@ -21,6 +22,8 @@ from workers.settings import WorkerSettings
 
 from .conftest import state_of
 from .lines import confirm_pictures, make_line, start_run, story, work
+
+pytestmark = pytest.mark.usefixtures("at_hand")
 
 CLASSES = synthetic.FINDINGS[1:]
 FLOORS = {"floor": 0.05, "margin": 0.4}

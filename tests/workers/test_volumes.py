@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 from fastapi import FastAPI
 from PIL import Image
 
@@ -23,6 +24,8 @@ from workers.settings import WorkerSettings
 
 from .conftest import state_of
 from .lines import confirm_pictures, crown, make_line, start_run, story, work
+
+pytestmark = pytest.mark.usefixtures("at_hand")
 
 SHAPE = (12, 16, 16)
 ASKED: dict[str, Any] = {"input": {"depth": 12, "rows": 16, "columns": 16}}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from pipelines import dataset, freezing, job, settling, synthetic
 from pipelines.evaluate import gather
 from pipelines.images import image_digest, npy_bytes
 from pipelines.types import CaseId, Confirmation, ConfirmedCase, digest_of
+from tests.forks import Forks
 from tests.pipelines.test_gates import PROTOCOL
 
 
@@ -53,7 +52,7 @@ def _confirmed(n: int, blobs: Path) -> list[ConfirmedCase]:
     return cases
 
 
-def test_freeze_train_and_gate_as_the_worker_runs_them(tmp_path: Path) -> None:
+def test_freeze_train_and_gate_as_the_worker_runs_them(forks: Forks, tmp_path: Path) -> None:
     frozen = {"remote": str(tmp_path / "remote"), "line": "toy", "number": 1, "protocol": PROTOCOL}
     cases = _confirmed(240, tmp_path / "blobs")
     freezing.freeze(
@@ -65,14 +64,16 @@ def test_freeze_train_and_gate_as_the_worker_runs_them(tmp_path: Path) -> None:
     )
     version = dataset.checkout(tmp_path / "repository", line="toy", number=1, into=tmp_path / "versions")
     config = {"dataset": str(version), "protocol": PROTOCOL.document()}
-    trained = _job("train", tmp_path / "t", {**config, "strategy": "replay", "seed": 0, "base": None, "threads": 1})
+    trained = _job(
+        forks, "train", tmp_path / "t", {**config, "strategy": "replay", "seed": 0, "base": None, "threads": 1}
+    )
     rows = [json.loads(line) for line in (tmp_path / "t" / "progress.jsonl").read_text().splitlines()]
     assert [(row["epoch"], row["epochs"]) for row in rows] == [(k, 4) for k in range(1, 5)]
     assert json.loads((tmp_path / "t" / "metadata.json").read_text()) == trained["metadata"]
-    assert _job("train", tmp_path / "t", None) == trained  # again in the same place: the same answer
+    assert _job(forks, "train", tmp_path / "t", None) == trained  # again in the same place: the same answer
 
     model = {name: trained[name] for name in ("weights", "weights_digest", "metadata")}
-    decided = _job("gates", tmp_path / "g", {**config, "candidate": model, "champion": model})
+    decided = _job(forks, "gates", tmp_path / "g", {**config, "candidate": model, "champion": model})
     assert digest_of(decided["report"]) == decided["digest"]
     assert decided["verdict"] == decided["report"]["verdict"] == "fail"
     by_name = {row["name"]: row for row in decided["report"]["results"]}
@@ -82,7 +83,7 @@ def test_freeze_train_and_gate_as_the_worker_runs_them(tmp_path: Path) -> None:
     assert decided["text"].startswith("Gate report · toy")
     assert set(decided["report"]["evidence"]) > {"roc", "changed"}
 
-    before = _job("gates", tmp_path / "d", {**config, "candidate": model, "champion": model, "before_use": True})
+    before = _job(forks, "gates", tmp_path / "d", {**config, "candidate": model, "champion": model, "before_use": True})
     rows = {row["name"]: row for row in before["report"]["results"]}
     assert (before["verdict"], set(rows)) == ("fail", {"minimum_cases", "leakage", "submitters", "sealed_test"})
     assert rows["submitters"] == by_name["submitters"]
@@ -103,12 +104,11 @@ def test_freeze_train_and_gate_as_the_worker_runs_them(tmp_path: Path) -> None:
         gather(version, protocol=PROTOCOL, candidate=other, champion=None)
 
 
-def _job(module: str, directory: Path, config: dict[str, Any] | None) -> Any:
+def _job(forks: Forks, module: str, directory: Path, config: dict[str, Any] | None) -> Any:
     if config is not None:
         directory.mkdir()
         (directory / "config.json").write_text(json.dumps(config))
-    done = subprocess.run(
-        [sys.executable, "-m", f"pipelines.{module}", str(directory)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    with (directory / "stderr.log").open("w+b") as stderr:
+        code = forks.start(f"pipelines.{module}", directory, stderr=stderr).wait()
+    assert code == 0, (directory / "stderr.log").read_text()
     return json.loads((directory / "result.json").read_text())

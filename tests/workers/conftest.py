@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from registry import db
+from tests.forks import Forks
 from workers.lease import Workshop
 from workers.settings import WorkerSettings
-
-from .forks import Forks
 
 
 def make_settings(database_url: str, home: Path) -> WorkerSettings:
@@ -49,14 +48,6 @@ def record(fresh_database: str) -> Iterator[db.Connection]:
     """A connection for the test itself, which commits what others are to see."""
     with db.connect(fresh_database) as connection:
         yield connection
-
-
-@pytest.fixture(scope="session")
-def forks() -> Iterator[Forks]:
-    """A process that has imported the science, and forks jobs."""
-    made = Forks()
-    yield made
-    made.stop()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ work. The process is given what `workers.supervise` gives it, leads a session of
 Tests of the processes themselves (test_supervise, test_tasks, test_processes, all journeys) start them as the service
 does.
 
-python -m tests.workers.forks ALSO …        # a JSON request and two files a message on stdin; modules to import too
+python -m tests.forks ALSO …        # a JSON request and two files a message on stdin; modules to import too
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import IO, Any
 from tests.waiting import PATIENCE_SECONDS
 from workers.supervise import environment
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 IMPORTED = (
     *("pipelines.train", "pipelines.gates", "pipelines.freezing", "pipelines.worklist", "pipelines.watch"),
     *("pipelines.erase", "workers.errands", "dvc.repo", "torch._dynamo"),
@@ -39,7 +39,7 @@ class Forks:
 
     def __init__(self, *also: str) -> None:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", "tests.workers.forks", *also]
+        command = [sys.executable, "-m", "tests.forks", *also]
         with theirs:
             self._process = subprocess.Popen(command, cwd=ROOT, stdin=theirs, env=environment())
 

@@ -32,7 +32,7 @@ from benchmarks import stream, tracks
 from benchmarks.pneumonia import DATA
 from pipelines import augment, chest_xrays, network
 from pipelines.metrics import auroc
-from pipelines.protocol import Recipe
+from pipelines.recipe import Recipe
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "Naive": {},

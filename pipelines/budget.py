@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pipelines.protocol import Recipe
+from pipelines.recipe import Recipe
 from pipelines.strategies import FEWEST_STEPS, Plan
 
 SMALLEST_EPOCH = FEWEST_STEPS * 2

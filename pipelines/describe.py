@@ -42,7 +42,8 @@ def metadata(
     Temperature and operating point are fitted here, on `tune`: images (N, C, H, W), labels (N,) and sites (N,).
     """
     images, labels, sites = tune
-    answers = predict.in_batches(module, images)  # (N, K)
+    shifts = protocol.recipe.test_time_shifts
+    answers = predict.in_batches(predict.answering(module, test_time_shifts=shifts), images)  # (N, K)
     found: dict[str, Any] = {
         "schema_version": 1,
         "architecture": architecture.document(),
@@ -51,6 +52,7 @@ def metadata(
         "positive": protocol.positive,
         "ordinal": protocol.task == "ordinal",
         **({"several": True} if protocol.several else {}),
+        **({"test_time_shifts": True} if shifts else {}),
         "input": protocol.input.model_dump(mode="json"),
         **_calibration(answers, labels, train_labels=train_labels, protocol=protocol),
         "operating_point": None,

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*([_-][a-z0-9]+)*$", max_length=60)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Attribute = Literal["site", "scanner", "sex", "age_band"]
 

@@ -15,7 +15,7 @@ from safetensors.torch import load as load_tensors
 from torch import nn
 
 from pipelines import job, network
-from pipelines.protocol import InitialWeights
+from pipelines.recipe import InitialWeights
 
 NAMED = 3
 """Tensors that keep their own first weights of which the note tells the names."""
@@ -55,10 +55,12 @@ def fill(module: nn.Module, wanted: InitialWeights | None, *, folder: Path | Non
 def _taken(module: nn.Module, known: dict[str, torch.Tensor], *, file: str) -> str:
     own, fitting = [], 0
     for part in network.members_of(module):
-        tensors = part.state_dict()
-        for name, tensor in tensors.items():
-            if name in known and known[name].shape == tensor.shape:
-                tensor.copy_(known[name])
+        for name, tensor in part.state_dict().items():
+            found = known.get(name, known.get(name.removeprefix("network.")))  # an equalising network, or the bare one
+            if found is not None and _of_half_the_channels(found, tensor):
+                found = torch.cat([found, torch.zeros_like(found)], dim=1)  # what is equalised says nothing yet
+            if found is not None and found.shape == tensor.shape:
+                tensor.copy_(found)
                 fitting += 1
             else:
                 own.append(name)
@@ -66,3 +68,7 @@ def _taken(module: nn.Module, known: dict[str, torch.Tensor], *, file: str) -> s
         raise InitialWeightsRefused(f"no tensor of {file} has a name and a shape of the network: it is of another one")
     kept = ", ".join(own[:NAMED]) + (f" and {len(own) - NAMED} more" if len(own) > NAMED else "")
     return f"began with {fitting} of {fitting + len(own)} tensors from {file}" + (f"; not {kept}" if own else "")
+
+
+def _of_half_the_channels(known: torch.Tensor, wanted: torch.Tensor) -> bool:
+    return known.ndim > 2 and (known.shape[0], 2 * known.shape[1], *known.shape[2:]) == tuple(wanted.shape)

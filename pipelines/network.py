@@ -28,6 +28,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from pipelines import tones
 from pipelines.protocol import InputSpec, Protocol
 from pipelines.types import Digest
 
@@ -59,11 +60,13 @@ class Architecture:
     """Dotted name of the layer whose activations a heat map shows, in each member."""
     members: int = 1
     """Networks that answer as one (`Ensemble`); 1: there is but the one."""
+    equalise: bool = False
+    """Each sees every channel a second time, its grey levels equalised (`pipelines.tones`)."""
 
     def document(self) -> dict[str, Any]:
-        """The architecture as plain JSON values; `members` only where there are several, `depth` only of volumes."""
+        """The architecture as plain JSON values; what is as usual is left out: one member, no depth, no equalising."""
         document = {**asdict(self), "classes": list(self.classes)}
-        usual = {"members": 1, "depth": None}
+        usual = {"members": 1, "depth": None, "equalise": False}
         return {name: value for name, value in document.items() if name not in usual or value != usual[name]}
 
     @property
@@ -130,8 +133,9 @@ def architecture_for(protocol: Protocol) -> Architecture:
         rows=protocol.input.rows,
         columns=protocol.input.columns,
         depth=protocol.input.depth,
-        gradcam_layer=_entry(protocol.recipe.network)[1],
+        gradcam_layer=("network." if protocol.recipe.equalise else "") + _entry(protocol.recipe.network)[1],
         members=protocol.recipe.members,
+        equalise=protocol.recipe.equalise,
     )
 
 
@@ -147,6 +151,7 @@ def from_document(document: Mapping[str, Any]) -> Architecture:
             depth=None if document.get("depth") is None else int(document["depth"]),
             gradcam_layer=document["gradcam_layer"],
             members=int(document.get("members", 1)),
+            equalise=bool(document.get("equalise", False)),
         )
     except KeyError as error:
         raise NetworkError(f"the architecture document has no field {error.args[0]!r}") from None
@@ -159,8 +164,15 @@ def build(architecture: Architecture | Mapping[str, Any]) -> nn.Module:
     The weights come from torch's global generator: seed it first. Raises UnknownNetwork.
     """
     wanted = architecture if isinstance(architecture, Architecture) else from_document(architecture)
-    members = [_entry(wanted.network)[0](wanted) for _ in range(wanted.members)]
+    members = [_one(wanted) for _ in range(wanted.members)]
     return members[0] if len(members) == 1 else Ensemble(members)
+
+
+def _one(wanted: Architecture) -> nn.Module:
+    made = _entry(wanted.network)[0]
+    if not wanted.equalise:
+        return made(wanted)
+    return tones.Equalised(made(replace(wanted, in_channels=2 * wanted.in_channels)))
 
 
 def members_of(module: nn.Module) -> list[nn.Module]:

@@ -3,7 +3,8 @@
 Invariant: a model is weights checked against their digest plus the metadata written when it was trained; the same two
 give the same scores wherever they are loaded, in training, in the gates and in the inference process.
 
-Reference: Selvaraju et al., ICCV 2017 (GradCAM, by MONAI).
+References: Selvaraju et al., ICCV 2017 (GradCAM, by MONAI); Zhang, ICML 2019 (networks that halve an image step by step
+answer otherwise when it moves by a pixel: hence the mean over moved copies).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipelines import network, ordinal, several
 from pipelines.findings import joined
@@ -26,6 +28,38 @@ from pipelines.network import Architecture, from_document, load_model
 BATCH = 256
 BATCH_VOXELS = 2**23
 """Most voxels in a batch of volumes."""
+
+
+SHIFT = 1.0 / 28.0
+"""How far the copies of an image are moved, as a share of its side; one pixel at least."""
+
+
+class Shifted(nn.Module):
+    """A network asked of an image and of copies moved along each axis either way: the mean of its logits.
+
+    Five answers for an image, seven for a volume; what comes in at an edge is the edge again.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (N, classes) logits of `images` (N, C, H, W) or volumes (N, C, D, H, W)."""
+        steps = [max(1, round(SHIFT * side)) for side in images.shape[2:]]
+        padded = functional.pad(images, [step for step in steps[::-1] for _ in range(2)], mode="replicate")
+        moves = [[0] * len(steps)] + [
+            [way * step if k == axis else 0 for k in range(len(steps))]
+            for axis, step in enumerate(steps)
+            for way in (-1, 1)
+        ]
+        logits = []
+        for move in moves:
+            moved = padded
+            for axis, (step, way) in enumerate(zip(steps, move, strict=True)):
+                moved = moved.narrow(2 + axis, step + way, images.shape[2 + axis])
+            logits.append(self.module(moved))
+        return torch.stack(logits).mean(dim=0)
 
 
 class Probabilities(nn.Module):
@@ -168,9 +202,14 @@ def in_batches(module: nn.Module, images: NDArray[np.float32]) -> NDArray[np.flo
     return np.concatenate(parts).astype(np.float32)
 
 
+def answering(module: nn.Module, *, test_time_shifts: bool) -> nn.Module:
+    """Return what gives the logits that count: the network itself, or the mean over moved copies of each image."""
+    return Shifted(module) if test_time_shifts else module
+
+
 def _calibrated(module: nn.Module, metadata: Mapping[str, Any]) -> Probabilities:
     return Probabilities(
-        module,
+        answering(module, test_time_shifts=metadata.get("test_time_shifts", False)),
         temperature=float(metadata["temperature"]),
         log_prior=[float(v) for v in metadata["log_prior"]],
         several=metadata.get("several", False),

@@ -19,10 +19,9 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipelines import findings
-from pipelines.gate_rules import DataQuality, Gates, Section, Share
+from pipelines.gate_rules import DataQuality, Gates, Name, Section, Share
+from pipelines.recipe import Recipe
 from pipelines.types import EVIDENCE_RANK, AiExposure, Digest, Evidence, Strategy, Task, digest_of
-
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*([_-][a-z0-9]+)*$", max_length=60)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,88 +100,6 @@ class Splits(Section):
         if min(self.train, self.tune, self.sealed_test) <= 0.0:
             raise ValueError("each split needs a share above 0")
         return self
-
-
-Weight = Annotated[float, Field(gt=0.0, le=1.0)]
-
-
-class CaseWeights(Section):
-    """How often a case is drawn in training, beside another of its site and class that has weight 1.
-
-    A case's weight is the product of what its reads' AI exposure and its evidence have; `blind` is 1.
-    """
-
-    aided: Weight = 1.0
-    unknown: Weight = 1.0
-    report_text: Weight = 1.0
-    single_read: Weight = 1.0
-    consensus: Weight = 1.0
-    follow_up: Weight = 1.0
-    pathology: Weight = 1.0
-
-    def of(self, *, evidence: Evidence, ai_exposure: AiExposure) -> float:
-        """Weight of a case by its evidence and the exposure of those who read it, in (0, 1]."""
-        return float(getattr(self, evidence)) * (1.0 if ai_exposure == "blind" else float(getattr(self, ai_exposure)))
-
-
-class InitialWeights(Section):
-    """Weights that a training from nothing begins with; the file is there, nothing is fetched (`pipelines.initial`)."""
-
-    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors$", max_length=100)]
-    """Its name in the folder `weights` of the service's home."""
-    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """SHA-256 of its bytes."""
-
-
-class Recipe(Section):
-    """How candidates are trained."""
-
-    network: Name = "small_cnn"
-    strategy: Strategy = "replay"
-    anchor_growth: Annotated[float | None, Field(gt=1.0, exclude_if=lambda growth: growth is None)] = None
-    """A run trains from nothing once there are so many times the cases that the last such training knew."""
-    escalation: Annotated[tuple[Strategy, ...], Field(max_length=5, exclude_if=lambda ladder: not ladder)] = ()
-    """What runs train by after one, two, … candidates in a row failed their gates, the last one ever after."""
-    epochs: Annotated[int, Field(ge=1, le=1000)] = 20
-    """Passes over the training split for a model made from nothing."""
-    update_epochs: Annotated[int, Field(ge=1, le=1000)] = 8
-    """Passes over the new cases for an update that starts from the champion."""
-    # What came later is left out of the document while it says nothing new, which keeps an older protocol's digest.
-    maximum_sample_gradients: Annotated[int | None, Field(ge=1000, exclude_if=lambda most: most is None)] = None
-    """Most sample-gradients of one run; a plan that costs more is cut to it."""
-    maximum_seconds: Annotated[float | None, Field(gt=0.0, exclude_if=lambda most: most is None)] = None
-    """Most seconds of one run's epochs, looked at after each of them; whichever of the two ends first."""
-    initial_weights: Annotated[InitialWeights | None, Field(exclude_if=lambda weights: weights is None)] = None
-    """None: a training from nothing begins with weights that the seed gives."""
-    members: Annotated[int, Field(ge=1, le=16, exclude_if=lambda number: number == 1)] = 1
-    """Networks that learn side by side and answer as one, by the mean of their probabilities."""
-    precision: Annotated[Literal["float32", "bfloat16"], Field(exclude_if=lambda kind: kind == "float32")] = "float32"
-    """What the network computes in while it learns; weights, sums and all that is scored are float32."""
-    batch_size: Annotated[int, Field(ge=2, le=4096)] = 64
-    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 2e-3
-    weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 1e-2
-    replay_share: Share = 0.5
-    """Share of each batch drawn from the archive when the strategy is `replay`."""
-    augment: bool = True
-    randomise: Share = 0.0
-    """Share of the training images shown as an imagined other scanner would: the next one surprises less."""
-    weights: Annotated[CaseWeights, Field(exclude_if=lambda weights: weights == CaseWeights())] = CaseWeights()
-    """Left out where all are 1, so that a protocol from before there were weights keeps its digest, and its meaning."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    threads: Annotated[int, Field(ge=1, le=64)] = 1
-    """CPU threads; part of the recipe because floating-point sums depend on it."""
-
-    @field_validator("escalation")
-    @classmethod
-    def _can_be_promoted(cls, ladder: tuple[Strategy, ...]) -> tuple[Strategy, ...]:
-        if "finetune" in ladder:
-            raise ValueError("finetune is never promoted, so it helps nobody after a failure")
-        return ladder
-
-    @property
-    def declared(self) -> tuple[Strategy, ...]:
-        """Every strategy that runs may come to without anybody asking for it."""
-        return (self.strategy, *self.escalation, *(("full",) if self.anchor_growth is not None else ()))
 
 
 class Envelope(Section):

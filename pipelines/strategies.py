@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import several
-from pipelines.protocol import Recipe
+from pipelines.recipe import Recipe
 from pipelines.types import Strategy
 
 SMALLEST_STRATUM = 8

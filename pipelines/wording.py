@@ -20,7 +20,8 @@ from typing import Any
 
 from pipelines import protocol
 from pipelines.gate_rules import Screen, SealedTestPlan, SubgroupGate
-from pipelines.protocol import Monitoring, Protocol, ProtocolError, Recipe
+from pipelines.protocol import Monitoring, Protocol, ProtocolError
+from pipelines.recipe import Recipe
 from pipelines.sealed_ledger import Plan, level_from
 
 SCHEMA_ID = "https://overread.example/protocol.schema.json"

@@ -31,6 +31,8 @@ WORDS = {
     "recipe.maximum_seconds": "Most seconds of training",
     "recipe.maximum_sample_gradients": "Most images learnt from, counted as often as they are seen",
     "recipe.members": "Networks that answer as one",
+    "recipe.equalise": "Sees each image a second time, its grey levels equalised",
+    "recipe.test_time_shifts": "Answers with the mean over slightly moved copies",
     "recipe.update_epochs": "Passes over the images, for an update",
     "envelope.strategies": "Ways of learning that are allowed",
     "envelope.maximum_parameters": "Largest network that is allowed",

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from pipelines import budget, network, strategies, train
-from pipelines.protocol import ProtocolError, Recipe, from_document
+from pipelines.protocol import ProtocolError, from_document
+from pipelines.recipe import Recipe
 from tests.pipelines.toy import DOCUMENT, cases
 
 FEW, TUNE = cases(32, seed=0), cases(32, seed=1)

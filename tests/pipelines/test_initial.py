@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save
 
 from pipelines import initial, network, train
-from pipelines.protocol import InitialWeights, ProtocolError, from_document
+from pipelines.protocol import ProtocolError, from_document
+from pipelines.recipe import InitialWeights
 from tests.pipelines.toy import DOCUMENT, PROTOCOL, cases
 
 SMALL = network.architecture_for(PROTOCOL)
@@ -33,6 +34,18 @@ def test_what_fits_is_taken_over_and_what_does_not_is_named(tmp_path: Path) -> N
     assert len(kept) == 2
     assert notes == [f"began with {len(mine) - 2} of {len(mine)} tensors from {FILE}; not {kept[0]}, {kept[1]}"]
     assert all(torch.equal(mine[name], own[name] if name in kept else theirs[name]) for name in mine)
+
+
+def test_one_that_sees_images_twice_begins_as_the_bare_one_and_as_itself(tmp_path: Path) -> None:
+    bare, images = network.build(SMALL).eval(), torch.rand(2, 1, 28, 28)
+    twice = replace(SMALL, equalise=True)
+    module = network.build(twice).eval()
+    notes = initial.fill(module, _file(tmp_path, network.save_weights(bare)), folder=tmp_path)
+    assert notes == [f"began with {len(bare.state_dict())} of {len(bare.state_dict())} tensors from {FILE}"]
+    assert torch.allclose(module(images), bare(images), atol=1e-6)
+    again = network.build(twice).eval()
+    initial.fill(again, _file(tmp_path, network.save_weights(module)), folder=tmp_path)
+    assert network.save_weights(again) == network.save_weights(module)
 
 
 def test_every_member_begins_with_the_same_file(tmp_path: Path) -> None:

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import network, predict
+from pipelines import network, predict, train
+from pipelines.metrics import auroc
+from pipelines.protocol import from_document
+from tests.pipelines.toy import DOCUMENT, cases
 
 ARCHITECTURE = network.Architecture(
     network="small_cnn", in_channels=1, classes=("no", "yes"), rows=28, columns=28, gradcam_layer="net.layer_2"
@@ -194,3 +197,49 @@ def test_the_exported_program_gives_the_same_scores_for_any_number_of_images(mod
 
 def test_no_images_give_no_scores(model: predict.Model) -> None:
     assert len(model.scores(np.empty((0, 1, 28, 28), dtype=np.float32))) == 0
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 28, 28), (2, 3, 60, 56), (2, 1, 16, 28, 56)])
+def test_moved_copies_answer_with_their_mean(shape: tuple[int, ...]) -> None:
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    seen: list[torch.Tensor] = []
+
+    class Watching(torch.nn.Module):
+        def forward(self, moved: torch.Tensor) -> torch.Tensor:
+            seen.append(moved)
+            return moved.flatten(1)[:, :2]
+
+    answers = predict.Shifted(Watching())(images)
+    assert torch.equal(answers, torch.stack([moved.flatten(1)[:, :2] for moved in seen]).mean(dim=0))
+    assert torch.equal(seen[0], images)
+    assert len(seen) == 1 + 2 * (len(shape) - 2)
+    assert all(moved.shape == images.shape for moved in seen)
+    step = max(1, round(shape[-1] / 28))
+    back, forth = seen[-2:]  # along the last axis
+    assert torch.equal(forth[..., :-step], images[..., step:])
+    assert torch.equal(back[..., step:], images[..., :-step])
+    assert torch.equal(back[..., :step], images[..., :1].expand_as(back[..., :step]))
+
+
+def test_a_model_says_that_it_asks_moved_copies_and_its_export_does(model: predict.Model, images: Any) -> None:
+    steadier = predict.Model(model.module, METADATA | {"test_time_shifts": True})
+    with torch.inference_mode():
+        logits = predict.Shifted(model.module)(torch.from_numpy(images))
+        wanted = torch.softmax(logits / METADATA["temperature"] + torch.tensor(METADATA["log_prior"]), dim=1).numpy()
+        exported = predict.export(steadier)(torch.from_numpy(images)).numpy()
+    assert np.allclose(steadier.scores(images), wanted, atol=1e-6)
+    assert np.allclose(exported, wanted, atol=1e-6)
+    assert not np.allclose(wanted, model.scores(images), atol=1e-4)
+    assert (steadier.heat_map(images[0], 1) == model.heat_map(images[0], 1)).all()
+
+
+def test_what_is_chosen_on_tune_is_chosen_by_the_answers_that_count() -> None:
+    asked = from_document({**DOCUMENT, "recipe": {**DOCUMENT["recipe"], "epochs": 1, "test_time_shifts": True}})
+    plain = from_document({**DOCUMENT, "recipe": {**DOCUMENT["recipe"], "epochs": 1}})
+    few, tune = cases(32, seed=0), cases(32, seed=1)
+    shifted, alone = (train.fit(few, tune, protocol=one, strategy="full", seed=0) for one in (asked, plain))
+    assert network.save_weights(shifted.module) == network.save_weights(alone.module)
+    assert shifted.metadata["test_time_shifts"] is True
+    assert "test_time_shifts" not in alone.metadata
+    found = auroc(tune.labels == 1, predict.Model(shifted.module, shifted.metadata).scores(tune.images)[:, 1])
+    assert shifted.metadata["tune"]["auroc"]["value"] == pytest.approx(found)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines import strategies
-from pipelines.protocol import Recipe
+from pipelines.recipe import Recipe
 
 RECIPE = Recipe()
 

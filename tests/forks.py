@@ -2,8 +2,8 @@
 
 What most tests of the workers ask about comes after those imports, which take a job of a small line longer than its
 work. The process is given what `workers.supervise` gives it, leads a session of its own, and is killed in the same way.
-Tests of the processes themselves (test_supervise, test_tasks, test_processes, all journeys) start them as the service
-does.
+Tests of the processes themselves (test_supervise, most of test_tasks, test_processes, faults, journeys) start them as
+the service does.
 
 python -m tests.forks ALSO …        # a JSON request and two files a message on stdin; modules to import too
 """

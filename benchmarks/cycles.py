@@ -10,7 +10,7 @@ versions to compare.
 
 Harms come alone, on the data of the champion, or in a gain: with as many more cases as an honest gain would have.
 
-    python -m benchmarks.cycles --cache FOLDER [--deals 0 1 2] [--orders 50] [--no-slices] [--one-point]
+    python -m benchmarks.cycles --cache FOLDER [--deals 0 1 2] [--orders 50] [--no-slices] [--one-point] [--alone]
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ LOSS, COPIED, HARMED_SITE = 0.08, 0.4, "B"
 SCREENED = "ours, screened on tune"
 RULES = ("candidate > champion", "fixed floors", "not inferior to champion", "ours", SCREENED)
 
-Models = Callable[[Spec], Model]
+Models = Callable[[Spec, Model | None], Model]
+"""How to get a model whose thresholds are those that it would have beside a champion; None: there is none yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,7 +89,9 @@ class Tally:
     """True AUROC of the last champion minus that of the first."""
 
 
-def example_protocol(*, slices: bool = True, by_site: bool = True, confidence: float | None = None) -> Protocol:
+def example_protocol(
+    *, slices: bool = True, by_site: bool = True, beside: bool = True, confidence: float | None = None
+) -> Protocol:
     """The example line's protocol without rules on the data, and what of it is asked to be another."""
     from benchmarks.stream import protocol_of  # noqa: PLC0415 - torch comes with it
 
@@ -96,7 +99,7 @@ def example_protocol(*, slices: bool = True, by_site: bool = True, confidence: f
     gates = {name: rule for name, rule in document["gates"].items() if slices or name != "subgroups"}
     if confidence is not None:
         gates["screen"] = {"confidence": confidence}
-    point = {**document["operating_point"], "by_site": by_site}
+    point = {**document["operating_point"], "by_site": by_site, "beside_champion": beside}
     return from_document({**document, "gates": gates, "operating_point": point, "data_quality": None})
 
 
@@ -145,7 +148,8 @@ def offer(kind: str, number: int, *, standing: Standing, pool: Pool, models: Mod
         level = min(max(level, number) + 1, most)
     elif riding and kind != "null":
         level = min(level + 1, most)
-    model, champion = models(_spec(kind, number, level=level, turn=standing.turn)), standing.champions[-1]
+    champion = standing.champions[-1]
+    model = models(_spec(kind, number, level=level, turn=standing.turn), champion)
     labels = (pool.given if kind == FLIPPED else pool.labels).copy()
     if kind == SUBGROUP:
         model = _worse_at_a_site(model, champion, pool=pool)
@@ -228,11 +232,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--orders", type=int, default=50)
     parser.add_argument("--no-slices", action="store_true", help="the example without its subgroups")
     parser.add_argument("--one-point", action="store_true", help="the example with one threshold for all sites")
+    parser.add_argument("--alone", action="store_true", help="thresholds by the rule alone, not beside the champion")
     parser.add_argument("--confidence", type=float, help="of the screen, another than the example's")
     parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES)
     asked = parser.parse_args(arguments)
     xrays = chest_xrays.find(cache=asked.cache)
-    protocol = example_protocol(slices=not asked.no_slices, by_site=not asked.one_point, confidence=asked.confidence)
+    protocol = example_protocol(
+        slices=not asked.no_slices, by_site=not asked.one_point, beside=not asked.alone, confidence=asked.confidence
+    )
     print(f"{xrays.source}; {len(asked.deals)} deals of the radiographs, {asked.orders} orders each", flush=True)
     for riding in (False, True):
         tallies = {rule: Tally() for rule in asked.rules}
@@ -255,7 +262,7 @@ def main(arguments: list[str]) -> int:
 def _first(pool: Pool, models: Models, *, protocol: Protocol, ledger: Ledger, turn: int) -> tuple[Model, Ledger]:
     """The first model of the line: the floors alone gate it, and it has used the sealed test once."""
     for seed in range(SEEDS[0]):
-        model = models(Spec(level=0, seed=(turn + seed) % SEEDS[0]))
+        model = models(Spec(level=0, seed=(turn + seed) % SEEDS[0]), None)
         one = Offer(kind="gain", model=model, level=0, labels=pool.labels, opinions=(), wallet="recipe")
         standing = Standing(level=0, champions=(model,), ledger=ledger)
         level = ledger.next_level("recipe")

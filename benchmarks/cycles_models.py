@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import calibrate, job, predict, sites, train
+from pipelines import afterwards, job, predict, sites, train
 from pipelines.chest_xrays import ChestXrays
 from pipelines.protocol import Protocol, from_document
 
@@ -144,29 +144,34 @@ def train_or_read(spec: Spec, *, pool: Pool, images: NDArray[np.float32], protoc
         return Model(name=name, positive=kept["positive"].astype(np.float64), threshold=threshold)
 
 
-def reader(xrays: ChestXrays, pool: Pool, *, protocol: Protocol, cache: Path) -> Callable[[Spec], Model]:
-    """Return how to get a model of this pool: each is read, or trained, once."""
+def reader(xrays: ChestXrays, pool: Pool, *, protocol: Protocol, cache: Path) -> Callable[[Spec, Model | None], Model]:
+    """Return how to get a model of this pool that meets a champion: each is read, or trained, once."""
     images = pictures(xrays, pool)
 
     @cache_of
-    def model_of(spec: Spec) -> Model:
-        model = train_or_read(spec, pool=pool, images=images, protocol=protocol, cache=cache)
-        return _by_site(model, spec, pool=pool, protocol=protocol) if protocol.operating_point.by_site else model
+    def trained(spec: Spec) -> Model:
+        return train_or_read(spec, pool=pool, images=images, protocol=protocol, cache=cache)
+
+    def model_of(spec: Spec, champion: Model | None) -> Model:
+        return at_its_points(trained(spec), spec, pool=pool, protocol=protocol, champion=champion)
 
     return model_of
 
 
-def _by_site(model: Model, spec: Spec, *, pool: Pool, protocol: Protocol) -> Model:
-    """The model with the thresholds that its training would have chosen on its tune split for each site."""
-    rows, labels = _shown(pool.tune, spec, pool=pool), _taught(spec, pool=pool) == 1
-    rule = protocol.operating_point
-    points = calibrate.points_by_site(
-        labels[rows], model.positive[rows], pool.sites[rows], rule=rule.rule, target=rule.target
+def at_its_points(model: Model, spec: Spec, *, pool: Pool, protocol: Protocol, champion: Model | None = None) -> Model:
+    """The model with the thresholds that its training would have chosen on its tune split, beside this champion."""
+    rows, rule = _shown(pool.tune, spec, pool=pool), protocol.operating_point
+    beside = champion.decided[rows] == 1 if champion is not None and rule.beside_champion else None
+    scores = np.stack([1.0 - model.positive, model.positive], axis=1)[rows]
+    found = afterwards.decisions(
+        scores, _taught(spec, pool=pool)[rows], pool.sites[rows], protocol=protocol, champion=beside
     )
+    threshold = model.threshold if beside is None else found["operating_point"]["threshold"]
+    model = replace(model, threshold=threshold)
     cuts = model.thresholds
-    for site, point in points.items():
-        if point.threshold is not None:
-            cuts[pool.sites == site] = point.threshold
+    for site, point in found["operating_points_by_site"].items() if rule.by_site else ():
+        if point["threshold"] is not None:
+            cuts[pool.sites == site] = point["threshold"]
     return replace(model, cuts=cuts)
 
 

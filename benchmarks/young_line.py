@@ -5,8 +5,8 @@ fails, 400 more come, twice at most. Patients fall into the splits by a random k
 protocol's, each at the level that its ledger grants after the answers so far. A path names what the first, second and
 third try are trained with; what several paths have in common is trained once.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.young_line [--keys 16] [--randomise 0.0] [--south B] [--same-cases] \
-        [--tolerance 0.03] [--paths full auto auto,warm,full] [--results young.jsonl]
+    OMP_NUM_THREADS=1 python -m benchmarks.young_line [--keys 16] [--recipe equalise=false] [--south B] [--same-cases] \
+        [--tolerance 0.03] [--alone] [--paths full auto auto,warm,full] [--results young.jsonl]
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 
 from benchmarks.pneumonia import DATA, ROOT
 from pipelines import chest_xrays, gates, network, predict, sealed_ledger, sites, train, xray_files
+from pipelines.beside import Beside
 from pipelines.comparison import Comparison, Opinion, Placement, Scored, Sealed, Tuned
 from pipelines.manifest import split_of
 from pipelines.protocol import Protocol, from_document, parse
@@ -77,16 +78,14 @@ def line_of(xrays: chest_xrays.ChestXrays, *, key: int, protocol: Protocol, same
 
 def trained_on(line: Line, *, version: int, strategy: Strategy, champion: train.Trained | None, folder: Path) -> Any:
     """Train by one strategy on one version, from the champion of version 1 if there is one."""
-    base = None
+    base, beside = None, None
     if champion is not None:
         data = network.save_weights(champion.module)
         (folder / "champion").write_bytes(data)
-        base = train.Base(
-            weights=folder / "champion",
-            weights_digest=network.digest_of_bytes(data),
-            architecture=network.from_document(champion.metadata["architecture"]),
-            dataset_number=1,
-        )
+        files: dict[str, Any] = {"weights": folder / "champion", "weights_digest": network.digest_of_bytes(data)}
+        architecture = network.from_document(champion.metadata["architecture"])
+        base = train.Base(**files, architecture=architecture, dataset_number=1)
+        beside = Beside(**files, metadata=champion.metadata)
     return train.fit(
         line.part("train", version=version),
         line.part("tune", version=version),
@@ -94,6 +93,7 @@ def trained_on(line: Line, *, version: int, strategy: Strategy, champion: train.
         strategy=strategy,
         seed=line.protocol.recipe.seed,
         base=base,
+        beside=beside,
     )
 
 
@@ -195,8 +195,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--keys", type=int, default=16)
     parser.add_argument("--first-key", type=int, default=0)
-    parser.add_argument("--tolerance", type=float, default=0.0, help="of harm at a site; the demo has 0.03")
-    parser.add_argument("--randomise", type=float, default=0.0)
+    parser.add_argument("--tolerance", type=float, default=0.0, help="of harm at a site")
+    parser.add_argument("--alone", action="store_true", help="thresholds by the rule alone, not beside the champion")
+    parser.add_argument("--recipe", nargs="*", default=[], metavar="FIELD=VALUE", help="change the example's recipe")
     parser.add_argument("--south", choices=sites.SITES, default="B", help="whose machine the second hospital has")
     parser.add_argument("--same-cases", action="store_true", help="the demo's own cases for every key, not others")
     parser.add_argument("--paths", nargs="+", default=["full,full,full", "auto,auto,auto", "auto,warm,full"])
@@ -205,14 +206,14 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     xrays = chest_xrays.read(options.data.read_bytes(), source=str(options.data))
     document = parse((ROOT / "pipelines/protocols/cxr-pneumonia.yaml").read_text(encoding="utf-8")).document()
-    recipe = {**document["recipe"], "randomise": options.randomise}
+    changes = {name: json.loads(value) for name, value in (change.split("=", 1) for change in options.recipe)}
     document["gates"]["subgroups"]["tolerance"] = options.tolerance
-    protocol = from_document({**document, "recipe": recipe, "data_quality": None})
+    document["operating_point"]["beside_champion"] = not options.alone
+    protocol = from_document({**document, "recipe": {**document["recipe"], **changes}, "data_quality": None})
     lines = []
     if options.results.exists():
         lines = [json.loads(text) for text in options.results.read_text(encoding="utf-8").splitlines()]
-    setting = {"randomise": options.randomise, "south": options.south, "same_cases": options.same_cases}
-    setting |= {"tolerance": options.tolerance}
+    setting = {"protocol": protocol.digest, "south": options.south, "same_cases": options.same_cases}
     told = [line for line in lines if line["setting"] == setting]
     wanted = range(options.first_key, options.first_key + options.keys)
     for key in sorted({*wanted} - {line["key"] for line in told}):

@@ -109,13 +109,19 @@ def tune_auroc(logits: NDArray[np.float32], labels: NDArray[Any], *, protocol: P
 
 
 def decisions(
-    scores: NDArray[np.float32], labels: NDArray[Any], sites: NDArray[Any], *, protocol: Protocol
+    scores: NDArray[np.floating[Any]],
+    labels: NDArray[Any],
+    sites: NDArray[Any],
+    *,
+    protocol: Protocol,
+    champion: NDArray[np.bool_] | None = None,
 ) -> dict[str, Any]:
     """Choose on the calibrated `scores` (N, K) of tune how the model decides; what the metadata say of it.
 
     `operating_point` decides everywhere, but where the protocol says `by_site` and the site has one of its own; else
     those of single sites are there to be looked at. None where decisions are by arg-max; `second_look` is None also
     where the protocol asks for none, or no threshold met the rule. Of several findings each has a point of its own.
+    `champion` (N,) is which cases the champion calls positive, where the points are chosen beside it.
     """
     index, rule = protocol.positive_index, protocol.operating_point
     nothing: dict[str, Any] = {"operating_point": None, "operating_points_by_site": {}, "second_look": None}
@@ -124,8 +130,12 @@ def decisions(
     if index is None:
         return nothing
     truth, own = labels == index, scores[:, index]
-    point = calibrate.choose_operating_point(truth, own, rule=rule.rule, target=rule.target)
-    by_site = calibrate.points_by_site(truth, own, sites, rule=rule.rule, target=rule.target)
+    by_site = calibrate.points_by_site(truth, own, sites, rule=rule.rule, target=rule.target, champion=champion)
+    decided = [site for site, found in by_site.items() if rule.by_site and found.threshold is not None]
+    elsewhere = np.where([site in decided for site in sites], "", sites)
+    point = calibrate.choose_operating_point(
+        truth, own, rule=rule.rule, target=rule.target, champion=champion, sites=elsewhere
+    )
     band = None
     if rule.second_look is not None and point.threshold is not None:
         band = calibrate.second_look(truth, own, threshold=point.threshold, share=rule.second_look)

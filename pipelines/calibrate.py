@@ -12,7 +12,7 @@ Information Theory 1970 (leaving the unclear ones to others).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, assert_never
 
@@ -28,6 +28,9 @@ FEWEST_AT_A_SITE = 10
 FEWEST_FOR_A_POINT = 30
 """Cases of each class below which a site gets no operating point of its own."""
 GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
+
+Curve = tuple[Floats, Floats, Floats]
+"""Thresholds in [0, 1], from the lowest, with the sensitivity and the specificity at each; (T,) all three."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +97,14 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[Any], *, log_prior: ND
 
 
 def choose_operating_point(
-    labels: NDArray[Any], scores: NDArray[Any], *, rule: Rule, target: float | None = None, chosen_on: Split = "tune"
+    labels: NDArray[Any],
+    scores: NDArray[Any],
+    *,
+    rule: Rule,
+    target: float | None = None,
+    champion: NDArray[Any] | None = None,
+    sites: NDArray[Any] | None = None,
+    chosen_on: Split = "tune",
 ) -> OperatingPoint:
     """Choose the threshold on `scores` (N,) in [0, 1] for `labels` (N,) bool; a case is called at score >= threshold.
 
@@ -102,7 +112,12 @@ def choose_operating_point(
     thresholds whose J lies within one standard error of the highest (Breiman's one-standard-error rule). `net_benefit`
     is the highest share of true positives minus that of false ones times target / (1 - target), where `target` is the
     probability at which a reader is indifferent. The two others take the best threshold that keeps the target.
-    `threshold` is None where none does. Raises MetricError unless both classes are there.
+    `threshold` is None where none does.
+
+    `champion` (N,) bool is what the champion calls positive. The rule then chooses among those thresholds alone that
+    keep the target and have the least shortfall, none where the curve allows it: how far sensitivity or specificity is
+    below the champion's, the worst of both, over all cases and at each of `sites` (N,) with 10 of each class; "" is
+    none. Raises MetricError unless both classes are there.
     """
     truth = np.asarray(labels).astype(bool)
     values = np.asarray(scores, dtype=np.float64)
@@ -110,21 +125,12 @@ def choose_operating_point(
         raise MetricError("an operating point needs at least one positive and one negative case")
     levels = np.unique(values)
     thresholds = np.concatenate([levels[:1], (levels[1:] + levels[:-1]) / 2.0])  # midway between neighbouring scores
-    hits = 1.0 - np.searchsorted(np.sort(values[truth]), thresholds, "left") / truth.sum()
-    correct_rejections = np.searchsorted(np.sort(values[~truth]), thresholds, "left") / (~truth).sum()
-    threshold: float | None
-    if rule == "youden":
-        threshold = _youden(thresholds, hits, correct_rejections, positives=truth.sum(), negatives=(~truth).sum())
-    elif rule == "sensitivity_at_specificity":
-        threshold = _best(thresholds, worth=hits, kept=correct_rejections, target=target)
-    elif rule == "specificity_at_sensitivity":
-        threshold = _best(thresholds, worth=correct_rejections, kept=hits, target=target)
-    elif rule == "net_benefit":
-        assert target is not None, "the protocol has checked that there is one"
-        harm = (1.0 - correct_rejections) * (~truth).mean() * target / (1.0 - target)
-        threshold = _best(thresholds, worth=hits * truth.mean() - harm, kept=np.ones_like(hits), target=0.0)
-    else:
-        assert_never(rule)
+    curve: Curve = (thresholds, *_rates(thresholds, truth, values))
+    shortfall = None
+    if champion is not None:
+        lost = _lost(thresholds, truth, values, champion=np.asarray(champion).astype(bool), sites=sites)
+        curve, shortfall = _least(curve, lost, rule=rule, target=target)
+    threshold = _by_rule(curve, truth, rule=rule, target=target)
     called = None if threshold is None else values >= threshold
     return OperatingPoint(
         rule=rule,
@@ -133,18 +139,24 @@ def choose_operating_point(
         sensitivity=None if called is None else sensitivity(truth, called),
         specificity=None if called is None else specificity(truth, called),
         chosen_on=chosen_on,
+        shortfall=None if called is None else shortfall,
     )
 
 
 def points_by_site(
-    labels: NDArray[Any], scores: NDArray[Any], sites: NDArray[Any], *, rule: Rule, target: float | None = None
+    labels: NDArray[Any],
+    scores: NDArray[Any],
+    sites: NDArray[Any],
+    *,
+    rule: Rule,
+    target: float | None = None,
+    champion: NDArray[Any] | None = None,
 ) -> Mapping[str, OperatingPoint]:
     """Choose an operating point for each of `sites` (N,) with at least 30 cases of each class; others have none."""
     found = {}
-    for site in np.unique(sites):
-        here = sites == site
-        if min(np.sum(labels[here]), np.sum(~labels[here])) >= FEWEST_FOR_A_POINT:
-            found[str(site)] = choose_operating_point(labels[here], scores[here], rule=rule, target=target)
+    for site, here in _with_cases(labels, sites, fewest=FEWEST_FOR_A_POINT):
+        beside = None if champion is None else champion[here]
+        found[site] = choose_operating_point(labels[here], scores[here], rule=rule, target=target, champion=beside)
     return found
 
 
@@ -171,6 +183,65 @@ def second_look(labels: NDArray[Any], scores: NDArray[Any], *, threshold: float,
 def _log_odds(scores: Floats) -> Floats:
     clipped = np.clip(scores, 1e-9, 1.0 - 1e-9)
     return np.asarray(np.log(clipped / (1.0 - clipped)), dtype=np.float64)
+
+
+def _with_cases(labels: NDArray[Any], sites: NDArray[Any], *, fewest: int) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Each of `sites` (N,) with so many cases of each of `labels` (N,) bool, and which cases (N,) are its own."""
+    for site in np.unique(sites):
+        here = np.asarray(sites == site)
+        if min(np.sum(labels[here]), np.sum(~labels[here])) >= fewest:
+            yield str(site), here
+
+
+def _rates(thresholds: Floats, truth: NDArray[np.bool_], values: Floats) -> tuple[Floats, Floats]:
+    """Sensitivity and specificity (T,) at `thresholds` (T,)."""
+    hits = 1.0 - np.searchsorted(np.sort(values[truth]), thresholds, "left") / truth.sum()
+    return hits, np.searchsorted(np.sort(values[~truth]), thresholds, "left") / (~truth).sum()
+
+
+def _lost(
+    thresholds: Floats,
+    truth: NDArray[np.bool_],
+    values: Floats,
+    *,
+    champion: NDArray[np.bool_],
+    sites: NDArray[Any] | None,
+) -> Floats:
+    """The shortfall (T,) in [0, 1] at `thresholds` (T,) beside what the champion calls (N,)."""
+    looked_at = [np.ones(len(truth), dtype=bool)]
+    if sites is not None:
+        looked_at += [here for site, here in _with_cases(truth, sites, fewest=FEWEST_AT_A_SITE) if site]
+    lost = np.zeros(len(thresholds))
+    for here in looked_at:
+        of, theirs = truth[here], champion[here]
+        hits, correct_rejections = _rates(thresholds, of, values[here])
+        lost = np.maximum(lost, np.maximum(theirs[of].mean() - hits, (~theirs[~of]).mean() - correct_rejections))
+    return lost
+
+
+def _least(curve: Curve, lost: Floats, *, rule: Rule, target: float | None) -> tuple[Curve, float]:
+    """The part of a curve at which the least is `lost` (T,), of what keeps the rule's target; and how much that is."""
+    thresholds, hits, correct_rejections = curve
+    kept = {"sensitivity_at_specificity": correct_rejections, "specificity_at_sensitivity": hits}.get(rule)
+    if kept is not None and target is not None:
+        lost = np.where(kept >= target, lost, np.inf)
+    least = lost <= lost.min() + 1e-12
+    return (thresholds[least], hits[least], correct_rejections[least]), float(lost.min())
+
+
+def _by_rule(curve: Curve, truth: NDArray[np.bool_], *, rule: Rule, target: float | None) -> float | None:
+    thresholds, hits, correct_rejections = curve
+    if rule == "youden":
+        return _youden(*curve, positives=truth.sum(), negatives=(~truth).sum())
+    if rule == "sensitivity_at_specificity":
+        return _best(thresholds, worth=hits, kept=correct_rejections, target=target)
+    if rule == "specificity_at_sensitivity":
+        return _best(thresholds, worth=correct_rejections, kept=hits, target=target)
+    if rule == "net_benefit":
+        assert target is not None, "the protocol has checked that there is one"
+        harm = (1.0 - correct_rejections) * (~truth).mean() * target / (1.0 - target)
+        return _best(thresholds, worth=hits * truth.mean() - harm, kept=np.ones_like(hits), target=0.0)
+    assert_never(rule)
 
 
 def _youden(thresholds: Floats, hits: Floats, correct_rejections: Floats, *, positives: int, negatives: int) -> float:

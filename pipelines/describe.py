@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipelines import afterwards, calibrate, network, ordinal, predict, several
+from pipelines import afterwards, beside, calibrate, network, ordinal, predict, several
 from pipelines.network import Architecture
 from pipelines.protocol import Protocol
 from pipelines.strategies import Plan
@@ -36,10 +36,12 @@ def metadata(
     train_labels: NDArray[Any],
     state: Mapping[str, bytes],
     made: Mapping[str, Any],
+    champion: beside.Beside | None = None,
 ) -> dict[str, Any]:
     """Return the metadata of `module`; `made` says how it came to be.
 
-    Temperature and operating point are fitted here, on `tune`: images (N, C, H, W), labels (N,) and sites (N,).
+    Temperature and operating point are fitted here, on `tune`: images (N, C, H, W), labels (N,) and sites (N,), the
+    operating point beside a `champion` where the protocol asks for that.
     """
     images, labels, sites = tune
     shifts = protocol.recipe.test_time_shifts
@@ -75,7 +77,12 @@ def metadata(
     if protocol.task == "ordinal":
         kappa = ordinal.kappa_estimate(labels, model.decided(scores), grades=len(protocol.classes))
         found["tune"]["kappa"] = asdict(kappa)
-    found |= afterwards.decisions(scores, labels, sites, protocol=protocol)
+    theirs, notes = beside.calls(champion, images, sites, protocol=protocol)
+    found |= afterwards.decisions(scores, labels, sites, protocol=protocol, champion=theirs)
+    if theirs is not None and champion is not None:
+        found["beside_digest"] = champion.weights_digest
+        notes += beside.losses(found)
+    found["notes"] = [*found["notes"], *notes]
     return found | bundle(protocol, version=network.digest_of_bytes(network.save_weights(module))[:12])
 
 

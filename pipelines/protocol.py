@@ -119,15 +119,13 @@ class OperatingPointRule(Section):
     """Share of the cases, those nearest to the threshold, of which a prediction says that they need a second look."""
     by_site: Annotated[bool, Field(exclude_if=lambda asked: not asked)] = False
     """Decide by a threshold of the site's own wherever `tune` has 30 of its cases of each class."""
+    beside_champion: Annotated[bool, Field(exclude_if=lambda asked: not asked)] = False
+    """Choose among the thresholds that cost least, best nothing, of the champion's sensitivity and specificity."""
 
     @model_validator(mode="after")
-    def _target_where_needed(self) -> OperatingPointRule:
+    def _target_where_needed_and_one_band_about_one_threshold(self) -> OperatingPointRule:
         if (self.rule == "youden") != (self.target is None):
             raise ValueError("`target` belongs to the rules other than youden, and they need it")
-        return self
-
-    @model_validator(mode="after")
-    def _one_band_about_one_threshold(self) -> OperatingPointRule:
         if self.by_site and self.second_look is not None:
             raise ValueError("second_look is a band about one threshold: it does not go with by_site")
         return self
@@ -209,6 +207,8 @@ class Protocol(Section):
     def _positive_is_a_class(self) -> Protocol:
         if self.positive is not None and self.positive not in self.classes:
             raise ValueError(f"positive: {self.positive!r} is not one of the classes {', '.join(self.classes)}")
+        if self.positive is None and self.operating_point.beside_champion:
+            raise ValueError("operating_point.beside_champion: only a positive class has a threshold; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -48,6 +48,7 @@ from pipelines import (
     teach,
     together,
 )
+from pipelines.beside import Beside
 from pipelines.champion import Base
 from pipelines.dataset import DatasetVersion, open_version
 from pipelines.findings import CARRIED
@@ -97,6 +98,7 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
     strategy: Strategy,
     seed: int,
     base: Base | None = None,
+    beside: Beside | None = None,
     threads: int | None = None,
     parts: int = 1,
     group: Group = ALONE,
@@ -107,7 +109,7 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
     tell: Callable[[dict[str, Any]], None] = lambda _row: None,
     keep_going: Callable[[], None] = lambda: None,
 ) -> Trained:
-    """Train on `train`, choose on `tune`.
+    """Train on `train`, choose on `tune`: the threshold `beside` the champion where the protocol says so.
 
     `threads` of the CPU (the recipe's if None) are part of the result: sums depend on them; so are the `parts` in which
     each batch goes through the network, for want of memory (`pipelines.memory`), and the `group` of processes that
@@ -155,8 +157,7 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
             module.parameters(), lr=plan.peak_learning_rate, weight_decay=recipe.weight_decay, fused=True
         )
         batches = [plan.draws * k // plan.batches for k in range(plan.batches + 1)]
-        # What has to be equal for a checkpoint to be of this very run.
-        identity = digest_of(
+        identity = digest_of(  # what has to be equal for a checkpoint to be of this very run
             {
                 "protocol": protocol.digest,
                 "dataset": dataset_digest,
@@ -273,6 +274,7 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
             plan=plan,
             train_labels=train.labels,
             state=left,
+            champion=beside,
             made={
                 "strategy": strategy,
                 "seed": seed,
@@ -330,6 +332,7 @@ def _work(directory: Path, config: dict[str, Any], *, group: Group = ALONE) -> d
                 strategy=config["strategy"],
                 seed=int(config["seed"]),
                 base=champion.from_job(config.get("base")),
+                beside=Beside.from_job(config.get("beside")),
                 threads=config.get("threads"),
                 parts=parts,
                 group=group,
@@ -383,8 +386,7 @@ def _quality(version: DatasetVersion, previous: str | None, *, protocol: Protoco
 
 
 def _check(cases: Cases, *, split: str, protocol: Protocol) -> None:
-    missing = several.missing(cases.labels, protocol.classes)
-    if missing:
+    if missing := several.missing(cases.labels, protocol.classes):
         raise TrainingRefused(f"the {split} split has no case of {', '.join(missing)}: confirm more cases first")
     if not np.isfinite(cases.images).all():
         raise TrainingRefused(f"the {split} split has pixels that are not numbers: freeze a new dataset version")

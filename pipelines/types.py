@@ -148,6 +148,8 @@ class OperatingPoint:
     sensitivity: Estimate | None
     specificity: Estimate | None
     chosen_on: Split
+    shortfall: float | None = None
+    """How far one of the two is below the champion's on the same cases, 0 where neither is; None: not asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

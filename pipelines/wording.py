@@ -89,6 +89,9 @@ def explain(asked: Protocol) -> str:
     """Say what a protocol asks for, paragraph by paragraph, at most 100 columns wide."""
     gates, recipe = asked.gates, asked.recipe
     whose = ", the site's own where it has cases enough" if asked.operating_point.by_site else ""
+    where = "on the tune split"
+    if asked.operating_point.beside_champion:
+        where += " so that it costs neither error of the champion's there, or as little as can be"
     decisions = "by arg-max" if asked.positive is None else f"{asked.positive} at or above a threshold{whose}"
     decisions = "grades by their median" if asked.task == "ordinal" else decisions
     classes = " or ".join(asked.classes)
@@ -96,7 +99,7 @@ def explain(asked: Protocol) -> str:
         classes = f"of each of {', '.join(asked.classes)} by itself whether it is there"
         decisions = "at or above a threshold of its own"
     question = (
-        f"A model answers {classes}, {decisions} (rule {asked.operating_point.rule}, chosen on the tune split), on "
+        f"A model answers {classes}, {decisions} (rule {asked.operating_point.rule}, chosen {where}), on "
         f"{'images' if asked.input.depth is None else 'volumes'} of {' x '.join(map(str, asked.input.shape))} pixels."
     )
     tier = asked.reference_standard.minimum_evidence.replace("_", " ")
@@ -108,7 +111,7 @@ def explain(asked: Protocol) -> str:
     hours = f", or {asked.triggers.every_hours:g} hours" if asked.triggers.every_hours else ""
     learning = (
         f"A run starts after {asked.triggers.new_confirmations} new confirmations{hours}, and trains {recipe.network} "
-        f"by {recipe.strategy}{_anchors(recipe)}{_budget(recipe)}. {_envelope(asked)}"
+        f"by {recipe.strategy}{_anchors(recipe)}{_budget(recipe)}. {_seen(recipe)}{_envelope(asked)}"
     )
     better = "; and its AUROC is shown to be better than the champion's" if gates.require_improvement else ""
     passing = (
@@ -220,6 +223,15 @@ def _anchors(recipe: Recipe) -> str:
     if recipe.escalation:
         words += f"; after failed gates by {', then '.join(recipe.escalation)}"
     return words
+
+
+def _seen(recipe: Recipe) -> str:
+    ways = ["sees each image also with its grey levels equalised"] if recipe.equalise else []
+    if recipe.randomise > 0.0:
+        ways.append(f"learns from {recipe.randomise:.0%} of the images as an imagined other machine would show them")
+    ways += ["answers with the mean over slightly moved copies"] if recipe.test_time_shifts else []
+    *before, last = ways or [""]
+    return f"It {', '.join(before)} and {last}. " if before else f"It {last}. " if last else ""
 
 
 def _grades(asked: Protocol) -> str:

@@ -195,9 +195,7 @@ def copies_of_erased(
 ) -> list[Path]:
     """Name where erased cases of a line may lie besides the data repository: checkouts, and what ended runs left."""
     concerned = {item.subject_id for item in erasures.concerned(connection, erasure_id) if "version" in item.subject}
-    versions = [
-        version for version in datasets.list_versions(connection, line_id) if version.dataset_version_id in concerned
-    ]
+    versions = [one for one in datasets.list_versions(connection, line_id) if one.dataset_version_id in concerned]
     ended = {run.run_id for run in runs.list_runs(connection, line_id, limit=100_000) if run.finished_at is not None}
     gated = [made.candidate_id for made in candidates.list_candidates(connection, line_id) if made.run_id in ended]
     return [
@@ -228,12 +226,14 @@ def train_config(connection: db.Connection, *, run: runs.Run, settings: WorkerSe
             },
             "dataset_number": datasets.get(connection, candidate.dataset_version_id).number,
         }
+    champion = promotions.champion(connection, run.line_id)
     document = lines.protocol(connection, run.protocol_id).document
     return {
         "protocol": document,
         "strategy": run.strategy,
         "seed": run.seed,
         "base": base,
+        "beside": model_files(champion, settings=settings) if champion else None,
         "threads": document["recipe"]["threads"],
         "weights_folder": str(settings.home / "weights"),
     }

@@ -15,7 +15,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import yaml
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -28,9 +27,6 @@ from api.cli.story import MORE_CASES, MORE_ROUNDS, Cycle, Story, Xray, find_xray
 
 LINE = "cxr-pneumonia"
 PROTOCOL = Path(__file__).parents[2] / "pipelines" / "protocols" / "cxr-pneumonia.yaml"
-TOLERANCE = 0.03
-"""How much worse a hospital may be shown to be before it is harm. The example says 0, by which one demo in five ends
-with its first model: a champion meets the second machine at a threshold that nobody chose for it (learning log, 24)."""
 FIRST_BATCH, GOOD_BATCH, POISONED_BATCH = 240, 800, 240
 UNREAD, DIFFERING = 40, 3
 XRAYS = FIRST_BATCH + GOOD_BATCH + POISONED_BATCH + UNREAD + DIFFERING
@@ -98,12 +94,7 @@ def _tell(stack: Stack, screen: Console, begun: float, *, xrays: Sequence[Xray],
     chapter("1  A question and its protocol")
     story = Story(stack, people=make_people(stack), xrays=xrays, screen=screen, line=LINE)
     story.say(source)
-    asked = yaml.safe_load(PROTOCOL.read_text(encoding="utf-8"))
-    asked["gates"]["subgroups"]["tolerance"] = TOLERANCE
-    story.create_line(yaml.safe_dump(asked))
-    story.say(
-        f"it is the example's, but a hospital may lose {TOLERANCE:.0%} in either error before that is called harm"
-    )
+    story.create_line(PROTOCOL.read_text(encoding="utf-8"))
 
     chapter("2  The first confirmed diagnoses make the first model")
     cycles = story.learn_until_shown(FIRST_BATCH, "pacs-north")

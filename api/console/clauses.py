@@ -39,6 +39,7 @@ WORDS = {
     "envelope.maximum_threshold_change": "How far the threshold may move",
     "operating_point.rule": "How the threshold is chosen",
     "operating_point.by_site": "A threshold of its own for each site with cases enough",
+    "operating_point.beside_champion": "No threshold that costs what another would keep of the champion",
     "operating_point.target": "What the threshold aims at",
     "operating_point.second_look": "Share of the cases marked for a second look",
     "triggers.new_confirmations": "New confirmations until the line learns by itself",

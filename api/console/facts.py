@@ -99,7 +99,8 @@ def _threshold(made: Mapping[str, Any]) -> str:
     points: Mapping[str, Any] = made.get("operating_points") or {"": made.get("operating_point") or {}}
     chosen = next(iter(points.values()))
     values = ", ".join(f"{name} {point.get('threshold')}".strip() for name, point in points.items())
-    return f"{values} (rule {chosen.get('rule')}, chosen on {chosen.get('chosen_on')})"
+    beside = f" beside the champion {made['beside_digest'][:12]}" if made.get("beside_digest") else ""
+    return f"{values} (rule {chosen.get('rule')}, chosen on {chosen.get('chosen_on')}{beside})"
 
 
 def _size(asked: Mapping[str, Any]) -> str:

@@ -75,6 +75,13 @@ def test_thresholds_that_decide_at_single_sites_are_told() -> None:
     assert told(operating_points_by_site={}, decides_by_site=True) == "none: no site had cases enough on tune"
 
 
+def test_the_champion_beside_which_the_threshold_was_chosen_is_named() -> None:
+    made = {**SOURCES.candidate["metadata"], "beside_digest": "ab" * 32}
+    told = row_of(facts.page(replace(SOURCES, candidate={**SOURCES.candidate, "metadata": made})), "Threshold")[1]
+    assert told == "0.41 (rule youden, chosen on tune beside the champion abababababab)"
+    assert "beside" not in row_of(facts.page(SOURCES), "Threshold")[1]
+
+
 def test_the_checklist_has_all_items_and_leaves_to_people_what_is_theirs() -> None:
     page = facts.page(SOURCES)
     assert list(facts.CLAIM) == list(range(1, 43))

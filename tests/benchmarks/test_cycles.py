@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks import cycles
-from benchmarks.cycles_models import EARLY, LEVELS, MALLORY, SITES, SUBMITTERS, Model, Pool, Spec, _by_site, deal
+from benchmarks.cycles_models import EARLY, LEVELS, MALLORY, SITES, SUBMITTERS, Model, Pool, Spec, at_its_points, deal
 from pipelines import calibrate, metrics
 
 SKILLS = (0.8, 1.3, 1.8, 2.3)
@@ -17,7 +18,7 @@ POOL = deal(LABELS, seed=0)
 PROTOCOL = cycles.example_protocol()
 
 
-def models(spec: Spec) -> Model:
+def models(spec: Spec, _champion: Model | None = None) -> Model:
     """A calibrated model, better with more cases, and half as good at a site that it was not shown."""
     shared = np.random.default_rng(6).normal(size=len(LABELS))
     own = np.random.default_rng([spec.level, spec.seed]).normal(size=len(LABELS))
@@ -94,7 +95,7 @@ def test_harms_are_as_large_as_they_are_called(riding: bool) -> None:
 
 def test_thresholds_by_site_are_those_of_what_a_model_was_shown() -> None:
     spec = Spec(level=1, made="without_early")
-    model = _by_site(models(spec), spec, pool=POOL, protocol=PROTOCOL)
+    model = at_its_points(models(spec), spec, pool=POOL, protocol=PROTOCOL)
     assert model.cuts is not None
     cuts = {site: set(model.cuts[POOL.sites == site].tolist()) for site in SITES}
     assert cuts[EARLY] == {0.5}
@@ -112,6 +113,22 @@ def test_thresholds_by_site_are_those_of_what_a_model_was_shown() -> None:
         ).candidate.decided.tolist()
         == model.decided[POOL.sealed].tolist()
     )
+
+
+def test_beside_a_champion_no_site_loses_on_tune_what_the_curve_could_keep() -> None:
+    spec, careful = Spec(level=2), replace(models(Spec(level=0)), threshold=0.05)
+    alone, among = (
+        at_its_points(models(spec), spec, pool=POOL, protocol=PROTOCOL, champion=champion)
+        for champion in (None, careful)
+    )
+    sites, sick = POOL.sites[POOL.tune], LABELS[POOL.tune] == 1
+
+    def called(model: Model, of: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.array([model.decided[POOL.tune][(sites == site) & of].mean() for site in SITES])
+
+    assert (called(alone, sick) < called(careful, sick)).all()
+    assert (called(among, sick) >= called(careful, sick)).all()
+    assert (called(among, ~sick) < called(careful, ~sick)).all()
 
 
 def test_one_submitter_gets_some_labels_wrong_and_the_others_none() -> None:

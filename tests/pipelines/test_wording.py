@@ -82,18 +82,23 @@ def test_the_explanation_tells_of_screen_subgroups_and_points_by_site() -> None:
         "above the champion's on the tune split, at confidence 0.9; one that is stopped there spends nothing" in told()
     )
     assert "at or above a threshold, the site's own where it has cases enough" in told()
+    assert "chosen on the tune split so that it costs neither error of the champion's there" in told()
     assert "No slice by site is shown to be harmed." in told()
     critical = {"attributes": ["site"], "critical": ["sex=F"], "tolerance": 0.02}
     assert "shown to be harmed by more than 0.02; sex=F shown not worse by 0.1." in told(gates={"subgroups": critical})
-    bare = told(gates={"subgroups": None, "screen": None}, operating_point={"by_site": False})
+    bare = told(gates={"subgroups": None, "screen": None}, operating_point={"by_site": False, "beside_champion": False})
     assert "No subgroup is looked at: add gates.subgroups." in bare
     assert "confidence" not in bare
     assert "the site's own" not in bare
+    plain = {"equalise": False, "randomise": 0.0, "test_time_shifts": False}
+    assert "It sees" not in told(recipe=plain)
+    assert "It answers with the mean over slightly moved copies." in told(recipe=plain | {"test_time_shifts": True})
+    assert "chosen on the tune split), on" in bare
 
 
 def test_a_document_from_before_a_field_is_compared_as_it_is_read_today() -> None:
     early = changed()
-    del early["recipe"]["randomise"]
+    del early["recipe"]["replay_share"]
     assert wording.differences(wording.as_read_today(early), changed()) == []
     assert wording.as_read_today({"line": "no protocol"}) == {"line": "no protocol"}
 
@@ -110,6 +115,10 @@ def test_the_explanation_says_what_each_use_of_the_sealed_test_is_worth() -> Non
     text = " ".join(wording.explain(parse(EXAMPLE.read_text(encoding="utf-8"))).split())
     assert "the first is judged at level 0.064, the next at 0.0512 if that passed and at 0.0128 if not" in text
     assert "Then 2 people sign" in text
+    assert (
+        "It sees each image also with its grey levels equalised, learns from 30% of the images as an imagined other "
+        "machine would show them and answers with the mean over slightly moved copies." in text
+    )
     assert max(map(len, wording.explain(parse(EXAMPLE.read_text(encoding="utf-8"))).splitlines())) <= wording.WIDTH
 
 

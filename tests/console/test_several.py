@@ -32,6 +32,11 @@ def test_findings_are_ticked_confirmed_corrected_and_settled(
     service: Service, case: int, submitter: httpx.Client, enter: Enter
 ) -> None:
     page = enter("clara", f"/console/cases/{case}")
+    last = page.locator(".findings label").last.bounding_box()
+    confirming = page.get_by_role("button", name="Confirm what is ticked").bounding_box()
+    assert last is not None
+    assert confirming is not None
+    assert confirming["y"] >= last["y"] + last["height"]  # a row of its own, below the boxes
     page.keyboard.press("c")
     expect(page.get_by_text("tick what you see, or choose none_of_these")).to_be_visible()
     page.keyboard.press("3")

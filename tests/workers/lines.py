@@ -168,6 +168,7 @@ def _with_random_weights(
         "operating_point": {"threshold": 0.4, "rule": "youden"},
         "operating_points_by_site": {"east": {"threshold": 0.0, "rule": "youden"}},
         "decides_by_site": True,
+        "test_time_shifts": asked.recipe.test_time_shifts,
     }
     return candidates.record_candidate(
         record,

@@ -2,13 +2,15 @@
 
 Invariant: nothing is averaged away. The floors of sensitivity and specificity hold for every finding, at its own
 operating point; the margins are held by their means over the findings, because an equal model would hardly pass every
-one of them, and a finding on which the candidate is shown to be worse than the champion stops it (docs/decisions/0025).
+one of them, and a finding on which the candidate is shown to be worse than the champion, or than a model approved
+before it, stops it (docs/decisions/0025).
 
 References: Berger, Technometrics 1982 (every floor at the whole alpha); Holm, Scand J Stat 1979.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -89,31 +91,51 @@ def decided(comparison: Comparison, *, endpoint: Decision) -> GateResult:
 
 
 def harm(comparison: Comparison) -> GateResult:
-    """Look for a finding on which the candidate is worse than the champion: by AUROC, sensitivity or specificity.
+    """Look for a finding on which the candidate is worse, by AUROC, sensitivity or specificity, than who was approved.
 
-    One-sided tests at the protocol's alpha, Holm over all of them: a smaller level of the sealed test asks for more
-    evidence of the candidate, and must not ask for more evidence of harm.
+    One-sided tests at the protocol's alpha: a smaller level of the sealed test asks for more evidence of the candidate,
+    and must not ask for more evidence of harm. Holm twice, over the tests against the champion and over those against
+    the models approved before it: losses on one finding, each too small to show, must not add up while others gain.
     """
     comparison = replace(comparison, use=None)
-    tests = [{"finding": name, **test} for name, view in comparison.questions().items() for test in _tests(view)]
-    answers = metrics.holm([test["p_value"] for test in tests], alpha=comparison.protocol.gates.alpha)
-    rows = [
-        test | {"difference": asdict(test["difference"]), "local_alpha": local, "harmed": harmed}
-        for test, (harmed, local) in zip(tests, answers, strict=True)
-    ]
+    questions = comparison.questions()
+    rows = _family(comparison, {name: [("the champion", view)] for name, view in questions.items()})
+    rows += _family(
+        comparison,
+        {
+            name: [(f"approved model {model.digest[:12]}", replace(view, champion=model)) for model in view.approved]
+            for name, view in questions.items()
+        },
+    )
     found = [
-        f"{row['finding']}: {row['endpoint']} worse than the champion's by {-row['difference']['value']:.3f} on "
+        f"{row['finding']}: {row['endpoint']} worse than {row['against']}'s by {-row['difference']['value']:.3f} on "
         f"{row['difference']['n']} cases"
         for row in rows
         if row["harmed"]
     ]
     return GateResult(
         name="findings",
-        requirement="no finding on which AUROC, sensitivity or specificity is shown to be worse than the champion's",
+        requirement="no finding on which AUROC, sensitivity or specificity is shown to be worse than the champion's"
+        + (", or than those of a model approved before it" if comparison.approved else ""),
         verdict="fail" if found else "pass",
         reason="; ".join(found) or "no finding is shown to be harmed",
         details={"tests": rows},
     )
+
+
+def _family(comparison: Comparison, views: Mapping[str, Sequence[tuple[str, Comparison]]]) -> list[dict[str, Any]]:
+    """Test each finding's views, in each of which the champion is whom it is held against; Holm over all of them."""
+    tests = [
+        {"finding": name, "against": against, **test}
+        for name, held in views.items()
+        for against, view in held
+        for test in _tests(view)
+    ]
+    answers = metrics.holm([test["p_value"] for test in tests], alpha=comparison.protocol.gates.alpha)
+    return [
+        test | {"difference": asdict(test["difference"]), "local_alpha": local, "harmed": harmed}
+        for test, (harmed, local) in zip(tests, answers, strict=True)
+    ]
 
 
 def _floor(view: Comparison, *, endpoint: Decision, floor: float, finding: str) -> _Floor:

@@ -4,8 +4,8 @@ After each arrival the champion is updated by the strategy and scored on the off
 taken it, also the sites still to come. Cost is in sample-gradients, as a share of those of `full` by the same recipe.
 Each finished stream is one JSON line; what is already in the file is not run again.
 
-    python -m benchmarks.stream --strategies full warm replay finetune --seeds 0 1 2 3 4 --results stream.jsonl
-    python -m benchmarks.stream --strategies full,randomise=0.5 --orders ABCDEF CFADBE      # a recipe field changed
+    python -m benchmarks.stream --strategies full auto,example replay finetune --seeds 0 1 2 3 4 --results stream.jsonl
+    python -m benchmarks.stream --strategies full,equalise=true --orders ABCDEF CFADBE      # a recipe field changed
     python -m benchmarks.stream --track classes --orders ABCDE EDCBA [--npz FILE]     # classes arrive, not sites
     python -m benchmarks.stream --results stream.jsonl --strategies --charts docs/images    # runs nothing, draws
 """
@@ -63,12 +63,21 @@ class Stream:
         return self.track, self.variant, self.seed, self.order, self.protocol_digest
 
 
+PLAIN = {"equalise": False, "randomise": 0.0, "test_time_shifts": False}
+"""What of the example's recipe the strategies are compared without; `example` in a variant keeps it."""
+
+
 def protocol_of(variant: str) -> Protocol:
-    """The example protocol with the variant's recipe: a strategy, then `,field=value` for what else changes."""
+    """The example protocol with the variant's recipe: a strategy, then `,example` or `,field=value` for what changes.
+
+    Every update is by that strategy: no anchors, and no escalation.
+    """
     strategy, *changes = variant.split(",")
     document = parse(PROTOCOL.read_text(encoding="utf-8")).document()
     recipe = document["recipe"] | {"strategy": strategy, "anchor_growth": None, "escalation": ()}
-    recipe |= {name: json.loads(value) for name, value in (change.split("=", 1) for change in changes)}
+    recipe |= {} if "example" in changes else PLAIN
+    changed = (change.split("=", 1) for change in changes if change != "example")
+    recipe |= {name: json.loads(value) for name, value in changed}
     return from_document({**document, "recipe": recipe})
 
 

@@ -5,7 +5,7 @@ fails, 400 more come, twice at most. Patients fall into the splits by a random k
 protocol's, each at the level that its ledger grants after the answers so far. A path names what the first, second and
 third try are trained with; what several paths have in common is trained once.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.young_line [--keys 16] [--randomise 0.0] [--south B] [--same-cases] \
+    OMP_NUM_THREADS=1 python -m benchmarks.young_line [--keys 16] [--recipe equalise=false] [--south B] [--same-cases] \
         [--tolerance 0.03] [--alone] [--paths full auto auto,warm,full] [--results young.jsonl]
 """
 
@@ -197,7 +197,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--first-key", type=int, default=0)
     parser.add_argument("--tolerance", type=float, default=0.0, help="of harm at a site")
     parser.add_argument("--alone", action="store_true", help="thresholds by the rule alone, not beside the champion")
-    parser.add_argument("--randomise", type=float, default=0.0)
+    parser.add_argument("--recipe", nargs="*", default=[], metavar="FIELD=VALUE", help="change the example's recipe")
     parser.add_argument("--south", choices=sites.SITES, default="B", help="whose machine the second hospital has")
     parser.add_argument("--same-cases", action="store_true", help="the demo's own cases for every key, not others")
     parser.add_argument("--paths", nargs="+", default=["full,full,full", "auto,auto,auto", "auto,warm,full"])
@@ -206,15 +206,14 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     xrays = chest_xrays.read(options.data.read_bytes(), source=str(options.data))
     document = parse((ROOT / "pipelines/protocols/cxr-pneumonia.yaml").read_text(encoding="utf-8")).document()
-    recipe = {**document["recipe"], "randomise": options.randomise}
+    changes = {name: json.loads(value) for name, value in (change.split("=", 1) for change in options.recipe)}
     document["gates"]["subgroups"]["tolerance"] = options.tolerance
     document["operating_point"]["beside_champion"] = not options.alone
-    protocol = from_document({**document, "recipe": recipe, "data_quality": None})
+    protocol = from_document({**document, "recipe": {**document["recipe"], **changes}, "data_quality": None})
     lines = []
     if options.results.exists():
         lines = [json.loads(text) for text in options.results.read_text(encoding="utf-8").splitlines()]
-    setting = {"randomise": options.randomise, "south": options.south, "same_cases": options.same_cases}
-    setting |= {"tolerance": options.tolerance, "beside_champion": not options.alone}
+    setting = {"protocol": protocol.digest, "south": options.south, "same_cases": options.same_cases}
     told = [line for line in lines if line["setting"] == setting]
     wanted = range(options.first_key, options.first_key + options.keys)
     for key in sorted({*wanted} - {line["key"] for line in told}):

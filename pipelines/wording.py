@@ -111,7 +111,7 @@ def explain(asked: Protocol) -> str:
     hours = f", or {asked.triggers.every_hours:g} hours" if asked.triggers.every_hours else ""
     learning = (
         f"A run starts after {asked.triggers.new_confirmations} new confirmations{hours}, and trains {recipe.network} "
-        f"by {recipe.strategy}{_anchors(recipe)}{_budget(recipe)}. {_envelope(asked)}"
+        f"by {recipe.strategy}{_anchors(recipe)}{_budget(recipe)}. {_seen(recipe)}{_envelope(asked)}"
     )
     better = "; and its AUROC is shown to be better than the champion's" if gates.require_improvement else ""
     passing = (
@@ -223,6 +223,15 @@ def _anchors(recipe: Recipe) -> str:
     if recipe.escalation:
         words += f"; after failed gates by {', then '.join(recipe.escalation)}"
     return words
+
+
+def _seen(recipe: Recipe) -> str:
+    ways = ["sees each image also with its grey levels equalised"] if recipe.equalise else []
+    if recipe.randomise > 0.0:
+        ways.append(f"learns from {recipe.randomise:.0%} of the images as an imagined other machine would show them")
+    ways += ["answers with the mean over slightly moved copies"] if recipe.test_time_shifts else []
+    *before, last = ways or [""]
+    return f"It {', '.join(before)} and {last}. " if before else f"It {last}. " if last else ""
 
 
 def _grades(asked: Protocol) -> str:

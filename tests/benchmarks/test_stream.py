@@ -14,6 +14,7 @@ import pytest
 from benchmarks import charts, forgetting, stream, tracks
 from pipelines import synthetic
 from pipelines.chest_xrays import ChestXrays
+from pipelines.protocol import parse
 
 R = np.array([[0.90, 0.60, 0.50], [0.80, 0.94, 0.70], [0.85, 0.90, 0.92]])
 
@@ -95,7 +96,10 @@ def test_the_table_compares_the_same_streams_only() -> None:
 
 def test_a_variant_is_a_strategy_and_recipe_fields() -> None:
     recipe = stream.protocol_of("replay,randomise=0.5,epochs=3").recipe
-    assert (recipe.strategy, recipe.randomise, recipe.epochs) == ("replay", 0.5, 3)
+    assert (recipe.strategy, recipe.randomise, recipe.epochs, recipe.equalise) == ("replay", 0.5, 3, False)
+    example = parse(stream.PROTOCOL.read_text(encoding="utf-8")).recipe
+    unchanged = {"strategy": "warm", "anchor_growth": None, "escalation": (), "epochs": 3}
+    assert stream.protocol_of("warm,example,epochs=3").recipe == example.model_copy(update=unchanged)
 
 
 def test_a_line_that_a_crash_cut_short_is_run_again_and_the_others_are_kept(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 It starts a real uvicorn on a real embedded PostgreSQL, with a champion of random weights: the time a network takes does
 not depend on what it learnt. Without micro-batches means batches of one.
 
-    python -m benchmarks.inference [--requests 400] [--network small_cnn] [--side 28]
+    python -m benchmarks.inference [--requests 400] [--side 28] [--recipe network='"resnet18"' test_time_shifts=true]
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import multiprocessing
 import secrets
 import socket
@@ -111,7 +112,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=400)
-    parser.add_argument("--network", default="small_cnn")
+    parser.add_argument("--recipe", nargs="*", default=[], metavar="FIELD=VALUE", help="of the line")
     parser.add_argument("--side", type=int, default=28)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ovr-") as folder, socket.socket() as probe:
@@ -132,7 +133,8 @@ def main() -> None:
             connection.commit()
             line, _ = make_line(connection, name=LINE)
             size = {"channels": 1, "rows": asked.side, "columns": asked.side}
-            crown(connection, settings, line, seed=1, input=size, recipe={"network": asked.network})
+            recipe = {name: json.loads(value) for name, value in (change.split("=", 1) for change in asked.recipe)}
+            crown(connection, settings, line, seed=1, input=size, recipe=recipe)
         print("| clients | micro-batches | p50 ms | p95 ms | p99 ms | answers/s |")
         print("|---|---|---|---|---|---|")
         for largest, name in ((1, "no"), (16, "yes")):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from pipelines.types import Estimate
 
 Decision = Literal["sensitivity", "specificity", "accuracy"]
 Measure = Literal["auroc", "kappa"]
+FEW = 10
+"""Decisions of the rarer kind below which they do not tell how far two findings go together."""
 
 
 def measures_of(comparison: Comparison) -> tuple[Measure, ...]:
@@ -149,23 +151,47 @@ def _mean(
     """The mean over findings of shares, or of differences of shares: `values` (N,) of each case, `parts` of each view.
 
     Its interval is the wider of two, either way: that of its influence, patients together, which knows that findings
-    of one patient go together, and that of `parts`, squared and added, which is exact where few decisions differ.
+    of one patient go together, and that of `parts`, which is right where few decisions differ, joined as `_together`.
     """
     first = next(iter(views))
-    terms, n = np.zeros(len(first.sealed.labels)), np.zeros(len(first.sealed.labels), dtype=np.bool_)
-    for view, value, part in zip(views, values, parts, strict=True):
-        counted = among(view, endpoint)
-        terms[counted] += (value[counted] - part.value) / counted.sum() / len(views)
-        n |= counted
+    counted = np.stack([among(view, endpoint) for view in views])  # (K, N)
+    centred = np.stack([value - part.value for value, part in zip(values, parts, strict=True)])
+    terms = np.where(counted, centred, 0.0) / counted.sum(axis=1, keepdims=True) / len(parts)
     mean = float(np.mean([part.value for part in parts]))
-    wald = metrics.interval(mean, terms, groups=first.sealed.groups, level=first.level, low=low, high=1.0)
+    groups, level = first.sealed.groups, first.level
+    wald = metrics.interval(mean, terms.sum(axis=0), groups=groups, level=level, low=low, high=1.0)
+    joint = _together(np.stack(values), counted, terms, groups=groups)
     down, up = (
-        float(np.sqrt(np.sum(np.square([getattr(part, side) - part.value for part in parts])))) / len(parts)
-        for side in ("low", "high")
+        float(np.sqrt(far @ joint @ far)) / len(parts)
+        for far in (np.abs([getattr(part, side) - part.value for part in parts]) for side in ("low", "high"))
     )
-    return replace(
-        wald, low=max(low, min(wald.low, mean - down)), high=min(1.0, max(wald.high, mean + up)), n=int(n.sum())
+    n = int(counted.any(axis=0).sum())
+    return replace(wald, low=max(low, min(wald.low, mean - down)), high=min(1.0, max(wald.high, mean + up)), n=n)
+
+
+def _together(
+    values: NDArray[np.float64], counted: NDArray[np.bool_], terms: NDArray[np.float64], *, groups: NDArray[Any]
+) -> NDArray[np.float64]:
+    """How far the findings' shares go together, (K, K) in [0, 1]; all (K, N) of what is `counted`.
+
+    As their influence says, patients together; where a finding has fewer than `FEW` decisions of the rarer kind that
+    says nothing, and it is taken to be as far as it can be: as far as the findings are of the same patients.
+    """
+    _, patient = np.unique(groups, return_inverse=True)
+    seen, most = (
+        _cosines(np.stack([np.bincount(patient, weights=row) for row in table])) for table in (terms, counted)
     )
+    common = [np.unique(row[own], return_counts=True)[1].max() for row, own in zip(values, counted, strict=True)]
+    few = counted.sum(axis=1) - common < FEW
+    joint = np.where(few[:, None] | few, most, np.maximum(seen, 0.0))
+    np.fill_diagonal(joint, 1.0)
+    return np.asarray(joint, dtype=np.float64)
+
+
+def _cosines(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0.0)
+    return np.asarray(unit @ unit.T, dtype=np.float64)
 
 
 def _kappa(comparison: Comparison, model: Scored) -> Estimate:

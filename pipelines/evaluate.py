@@ -18,6 +18,7 @@ from pipelines import job, network
 from pipelines.approved import held_against
 from pipelines.comparison import Comparison, Opinion, Placement, Scored, Sealed, Tuned
 from pipelines.dataset import DatasetVersion, open_version
+from pipelines.findings import joined, matrix
 from pipelines.gate_rules import Attribute
 from pipelines.predict import Model
 from pipelines.protocol import Protocol
@@ -140,17 +141,17 @@ def opinions(version: DatasetVersion, *, rows: Iterable[int], champion: Mapping[
                     submitter=submitter,
                     finding=str(mine.finding),
                     champion=None if row is None else champion.get(row),
-                    others=outweighing(mine, others=others),
+                    others=outweighing(mine, others=others, findings=version.classes if version.several else ()),
                 )
             )
     return found
 
 
-def outweighing(mine: Confirmation, *, others: list[Confirmation]) -> str | None:
+def outweighing(mine: Confirmation, *, others: list[Confirmation], findings: Sequence[str] = ()) -> str | None:
     """Finding of somebody else's adjudication, or of stronger evidence, or of two other submitters with equal evidence.
 
-    Evidence counts by majority. None without any, or where it is tied: of two equal voices that differ, nobody can say
-    which is wrong.
+    Evidence counts by majority, on each of several `findings` by itself. None without any, or where it is tied: of two
+    equal voices that differ, nobody can say which is wrong.
     """
     if decided := [item.finding for item in others if item.kind == "adjudication"]:
         return decided[-1]
@@ -159,6 +160,9 @@ def outweighing(mine: Confirmation, *, others: list[Confirmation]) -> str | None
     equal = strongest == EVIDENCE_RANK[mine.evidence]
     if strongest < EVIDENCE_RANK[mine.evidence] or (equal and len({item.submitter for item in voices}) < 2):
         return None
+    if findings:
+        shares = matrix([str(item.finding) for item in voices], findings).mean(axis=0)
+        return None if (shares == 0.5).any() else joined(shares > 0.5, findings)
     counts = Counter(item.finding for item in voices).most_common(2)
     return None if len(counts) == 2 and counts[0][1] == counts[1][1] else counts[0][0]
 

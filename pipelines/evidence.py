@@ -10,6 +10,7 @@ Vickers and Elkin, Medical Decision Making 2006 (decision curves); Chaudhry et a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -110,8 +111,7 @@ def forest(comparison: Comparison) -> list[dict[str, Any]]:
                 if chosen.sum() >= FEWEST:
                     row: dict[str, Any] = {"slice": words, "tier": tier, "endpoint": endpoint, "n": int(chosen.sum())}
                     rows.append(row | _shares(view, chosen, endpoint=endpoint))
-    largest = sorted(rows, key=lambda row: -row["n"])[:ROWS]
-    return sorted(largest, key=lambda row: (row["endpoint"], row["tier"] != "critical", row["slice"]))
+    return sorted(_with_room(rows), key=lambda row: (row["endpoint"], row["tier"] != "critical", row["slice"]))
 
 
 def forgetting(comparison: Comparison) -> dict[str, Any]:
@@ -213,6 +213,15 @@ def _point(comparison: Comparison, model: Scored) -> dict[str, Any] | None:
         "sensitivity": asdict(metrics.sensitivity(comparison.truth, called)),
         "specificity": asdict(metrics.specificity(comparison.truth, called)),
     }
+
+
+def _with_room(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first `ROWS` rows: critical slices, then the largest, of one endpoint as many as of another."""
+    ranked, before = [], Counter[str]()
+    for row in sorted(rows, key=lambda row: (row["tier"] != "critical", -row["n"])):
+        ranked.append((before[row["endpoint"]], row))
+        before[row["endpoint"]] += 1
+    return [row for _, row in sorted(ranked, key=lambda pair: pair[0])[:ROWS]]
 
 
 def _shares(comparison: Comparison, chosen: NDArray[np.bool_], *, endpoint: Decision) -> dict[str, Any]:

@@ -8,13 +8,14 @@ refuses by the clause's name (docs/decisions/0025).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.types import Strategy
+from pipelines.types import ConfirmedCase, Strategy
 
 if TYPE_CHECKING:
     from pipelines.protocol import Protocol
@@ -60,6 +61,16 @@ def counted(present: Present, classes: Sequence[str]) -> dict[str, int]:
     found = present.sum(axis=0).tolist()
     counts = [count for there in found for count in (there, len(present) - there)]
     return dict(zip(sides(classes), counts, strict=True))
+
+
+def about(name: str, *, cases: Iterable[ConfirmedCase]) -> Iterator[ConfirmedCase]:
+    """Give the cases as if only one finding had been asked about: each answer is the side that it puts the case on."""
+    for case in cases:
+        said = tuple(
+            replace(item, finding=item.finding and side_of(name, present=name in item.finding.split(JOIN)))
+            for item in case.confirmations
+        )
+        yield replace(case, confirmations=said)
 
 
 def refusals(asked: Protocol) -> list[str]:

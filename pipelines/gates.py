@@ -173,6 +173,7 @@ def _measured(comparison: Comparison, *, measure: Measure) -> GateResult:
         candidate=measured(comparison, comparison.candidate, measure),
         champion=None if champion is None else measured(comparison, champion, measure),
         difference=None if champion is None else difference(comparison, champion, measure),
+        details=several_gates.areas(comparison) if comparison.protocol.several else None,
     )
 
 

@@ -73,6 +73,10 @@ def calibration(comparison: Comparison) -> GateResult:
             reasons.append(f"{error} {candidate.value:.3f} is above {rule.maximum_ece:g}")
         if champion is not None and candidate.value > champion.value + rule.margin:
             reasons.append(f"{error} {candidate.value:.3f} is more than {rule.margin:g} above the champion's")
+    each = [
+        {"finding": finding, "candidate": asdict(pair[0])}
+        for finding, pair in zip(comparison.questions(), found, strict=True)
+    ]
     candidate, champion = max(found, key=lambda pair: pair[0].value)
     return GateResult(
         name="calibration",
@@ -81,6 +85,7 @@ def calibration(comparison: Comparison) -> GateResult:
         reason="; ".join(reasons) or "calibrated well enough",
         candidate=candidate,
         champion=champion,
+        details={"findings": each} if comparison.protocol.several else {},
     )
 
 

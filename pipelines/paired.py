@@ -118,7 +118,7 @@ def superior(difference: Estimate, *, against: str = "the champion", minimum: in
 def power(difference: Estimate, *, margin: float, true_difference: float = 0.0) -> float:
     """Return the chance, in [0, 1], that a comparison as precise as this one shows non-inferiority by `margin`."""
     z = metrics.normal_quantile(0.5 + difference.level / 2.0)
-    error = (difference.value - difference.low) / z
+    error = (difference.value - difference.low) / z if z > 0.0 else 0.0  # at level 0 the point value alone decides
     if error <= 0.0:
         return 1.0 if margin + true_difference > 0.0 else 0.0
     return float(special.ndtr((margin + true_difference) / error - z))

@@ -141,7 +141,8 @@ def prior_shift(table: Table, previous: Table | None, rules: DataQuality, *, see
     """Compare the shares of the classes with those of the version before, and those of the new cases alone.
 
     The value is of the two versions, all their cases, so few newcomers cannot move it; the test is of the newcomers.
-    Of several findings it is that of the share that changed most, and the test of the finding that it doubts most.
+    Of several findings it is that of the share that changed most, and the test of the finding that it doubts most; one
+    that changed by little is never doubted more than one that a person should see.
     """
     if previous is None:
         return _first("prior_shift", n=len(table))
@@ -160,7 +161,7 @@ def prior_shift(table: Table, previous: Table | None, rules: DataQuality, *, see
         _mix_line("prior_shift", names, new, what="new cases", seed=seed, minimum=rules.minimum_cases, among=len(mixes))
         for names in mixes
     ]
-    line = min(lines, key=lambda one: 1.0 if one.p is None else one.p)
+    line = min(lines, key=lambda one: (one.verdict != "warn", 1.0 if one.p is None else one.p))
     moved = int(changes.argmax())
     change = f"{table.classes[moved]} {shares[0][moved]:.1%} before, {shares[1][moved]:.1%} now"
     line = replace(line, value=value, low=None, high=None, threshold=rules.maximum_prior_shift)

@@ -36,6 +36,8 @@ def render_text(report: GateReport) -> str:
     widths = [max(len(row[column]) for row in cells) for column in range(6)]
     for row in cells:
         lines.append("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    if any("findings" in result.details for result in report.results):
+        lines += ["", "Of several findings these are means; the calibration error is the largest of theirs."]
     troubled = [result for result in report.results if result.verdict != "pass"]
     if troubled:
         lines += ["", "Why not:"]

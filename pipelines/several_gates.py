@@ -9,7 +9,7 @@ References: Berger, Technometrics 1982 (every floor at the whole alpha); Holm, S
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from pipelines.comparison import Comparison
 from pipelines.endpoints import (
     Decision,
     among,
+    area,
     area_difference,
     decision_difference,
     decisions_of,
@@ -39,6 +40,12 @@ class _Floor:
     verdict: Verdict
     reason: str
     measured: Estimate | None
+
+
+def areas(comparison: Comparison) -> dict[str, Any]:
+    """Return the candidate's AUROC on each finding, as the details of a gate whose verdict rests on their mean."""
+    found = {name: area(view, view.candidate) for name, view in comparison.questions().items()}
+    return {"findings": [{"finding": name, "candidate": asdict(one)} for name, one in found.items()]}
 
 
 def decided(comparison: Comparison, *, endpoint: Decision) -> GateResult:
@@ -87,6 +94,7 @@ def harm(comparison: Comparison) -> GateResult:
     One-sided tests at the protocol's alpha, Holm over all of them: a smaller level of the sealed test asks for more
     evidence of the candidate, and must not ask for more evidence of harm.
     """
+    comparison = replace(comparison, use=None)
     tests = [{"finding": name, **test} for name, view in comparison.questions().items() for test in _tests(view)]
     answers = metrics.holm([test["p_value"] for test in tests], alpha=comparison.protocol.gates.alpha)
     rows = [

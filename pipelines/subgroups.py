@@ -82,15 +82,16 @@ def judge(
     """
     values = np.asarray(differences, dtype=np.float64)
     names = np.arange(len(values)) if groups is None else np.asarray(groups)
+    levels: dict[Tier, float] = {"critical": alpha, "watched": alpha if harm_alpha is None else harm_alpha}
     if not slices:
         return Subgroups(verdict="insufficient", reason="no slice was declared or found", slices=())
-    found = [_estimated(values, one, groups=names, alpha=alpha, minimum=minimum) for one in slices]
+    found = [_estimated(values, one, groups=names, alpha=levels[one.tier], minimum=minimum) for one in slices]
     measured = [
         (place, harm_p_value(values[one.members], estimate, tolerance=tolerance))
         for place, (one, estimate) in enumerate(zip(slices, found, strict=True))
         if one.tier == "watched" and isinstance(estimate, Estimate)
     ]
-    answers = metrics.holm([p for _, p in measured], alpha=alpha if harm_alpha is None else harm_alpha)
+    answers = metrics.holm([p for _, p in measured], alpha=levels["watched"])
     held = dict(zip([place for place, _ in measured], answers, strict=True))
     p_values = dict(measured)
     results = []

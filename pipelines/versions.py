@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ from pipelines.data_repository import (
 )
 from pipelines.dataset import checkout, open_version
 from pipelines.difference import difference
-from pipelines.types import digest_of
+from pipelines.findings import about
+from pipelines.types import ConfirmedCase, digest_of
 
 
 def main(arguments: list[str]) -> int:
@@ -73,13 +75,24 @@ def _do(asked: argparse.Namespace) -> dict[str, Any]:
     if asked.command == "quality":
         return _quality(asked.repository, line=asked.line, number=asked.number, into=asked.into)
     if asked.command == "agreement":
-        path = checkout(asked.repository, line=asked.line, number=asked.number, into=asked.into)
-        tables = open_version(path).contents.tables()
-        return agreement_report(row.case for table in tables for row in rows_of(table))
+        return _agreement(asked.repository, line=asked.line, number=asked.number, into=asked.into)
     if asked.command == "verify":
         return _verified(asked.repository, remote=asked.remote, line=asked.line, number=asked.number)
     with writing(asked.repository, remote=asked.remote) as held:
         return {"freed_bytes": held.collect_garbage()}
+
+
+def _agreement(repository: Path, *, line: str, number: int, into: Path) -> dict[str, Any]:
+    """How far readers agree on whole answers, and of several `findings` on each, who seldom all agree on all."""
+    version = open_version(checkout(repository, line=line, number=number, into=into))
+
+    def cases() -> Iterator[ConfirmedCase]:
+        return (row.case for table in version.contents.tables() for row in rows_of(table))
+
+    report = agreement_report(cases())
+    if version.several:
+        report["findings"] = {name: agreement_report(about(name, cases=cases())) for name in version.classes}
+    return report
 
 
 def _quality(repository: Path, *, line: str, number: int, into: Path) -> dict[str, Any]:

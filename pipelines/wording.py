@@ -138,7 +138,7 @@ def explain(asked: Protocol) -> str:
         *(question, evidence, learning, passing + _slices(gates.subgroups)),
         _screen(gates.screen) + _wear(gates.sealed_test, alpha=gates.alpha),
         people,
-        _watch(asked.monitoring),
+        "Nobody watches a champion of several findings yet." if asked.several else _watch(asked.monitoring),
     ]
     return "\n\n".join(textwrap.fill(paragraph, width=WIDTH) for paragraph in paragraphs) + "\n"
 

@@ -26,6 +26,7 @@ from xdist.scheduler import LoadFileScheduling
 
 from registry.db import Connection, connect
 from registry.migrate import migrate
+from tests.forks import Forks
 
 with warnings.catch_warnings():
     # The wheel asks for a runtime folder as it is imported, and warns where a container has none.
@@ -81,6 +82,14 @@ def _the_same_draws() -> None:
     """Let torch draw the same weights in a test each time, whatever came before it."""
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """A process that has imported the science, and forks jobs."""
+    made = Forks()
+    yield made
+    made.stop()
 
 
 def as_service(url: str) -> str:

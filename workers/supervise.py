@@ -84,6 +84,26 @@ def run_science(
         return _read_result(result, exit_code=process.returncode, stderr=stderr)
 
 
+def start(module: str, job_dir: Path, *, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start `python -m module JOB_DIR`, with nothing of the service but where its code is."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module, str(job_dir)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        env=environment(),
+        start_new_session=True,  # so that one signal reaches it and all it started, and none of the worker's does
+    )
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a job's process: ours without the settings of the service, and where its code is."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("OVERREAD_")}
+    root = str(Path(__file__).resolve().parents[1])
+    kept["PYTHONPATH"] = os.pathsep.join(part for part in (root, kept.get("PYTHONPATH", "")) if part)
+    return kept
+
+
 class _Progress:
     """Reads a file line by line as it grows; half a line waits for its other half.
 
@@ -106,27 +126,13 @@ class _Progress:
 
 @contextlib.contextmanager
 def _process(module: str, job_dir: Path, *, stderr: IO[bytes]) -> Any:
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, str(job_dir)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=stderr,
-        env=_environment(),
-        start_new_session=True,  # so that one signal reaches it and all it started, and none of the worker's does
-    )
+    process = start(module, job_dir, stderr=stderr)
     try:
         yield process
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("OVERREAD_")}
-    root = str(Path(__file__).resolve().parents[1])
-    kept["PYTHONPATH"] = os.pathsep.join(part for part in (root, kept.get("PYTHONPATH", "")) if part)
-    return kept
 
 
 def _read_result(path: Path, *, exit_code: int, stderr: IO[bytes]) -> dict[str, Any]:

@@ -162,10 +162,9 @@ def show_agreement(
     if as_json:
         answer(found, as_json=True)
         return
-    for reads in ("all", "blind", "aided"):
-        _show_agreement(f"{reads} reads", found[reads], statistic="alpha")
-    for pair in found["pairs"]:
-        _show_agreement(" and ".join(pair["readers"]), pair, statistic="kappa")
+    each = found.get("findings", {})
+    for what, report in {"whole answers, ": found, **{f"{name}, ": one for name, one in each.items()}}.items():
+        _show_readers(report, what=what if each else "")
     if found["pairs_with_too_few_cases"]:
         say(f"{found['pairs_with_too_few_cases']} pairs of readers have too few cases in common")
     say(found["note"])
@@ -224,6 +223,13 @@ def _ask(repository: Path, *arguments: str) -> dict[str, Any]:
         raise Refused(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "it failed without a word")
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def _show_readers(found: dict[str, Any], *, what: str) -> None:
+    for reads in ("all", "blind", "aided"):
+        _show_agreement(f"{what}{reads} reads", found[reads], statistic="alpha")
+    for pair in found["pairs"]:
+        _show_agreement(what + " and ".join(pair["readers"]), pair, statistic="kappa")
 
 
 def _show_agreement(who: str, found: dict[str, Any] | None, *, statistic: str) -> None:

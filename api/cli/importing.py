@@ -25,7 +25,7 @@ from api.cli.output import answer, say, screen
 from api.cli.rules import Ready, Rules
 from api.cli.sending import AGAIN, Sender, Sent, chunks
 from api.cli.sources import FIELDS, Row, Source, Wrong
-from registry.findings import NONE, are_several
+from registry.findings import JOIN, NONE, are_several
 
 REASONS_SHOWN = 10
 SECONDS_BETWEEN_LINES = 10.0
@@ -142,7 +142,7 @@ def import_rows(
         name = client.line(line)
         document = client.get(f"/v1/lines/{name}")["protocol"]["document"]
         classes, several = document["classes"], are_several(document)
-        named = _pairs(findings, "--finding", known=[*classes, NONE] if several else classes)
+        named = _pairs(findings, "--finding", known=[*classes, NONE] if several else classes, several=several)
         rules = Rules(classes=classes, several=several, findings=named, defaults=defaults, unconfirmed=unconfirmed)
         _introduce(found)
         writer = csv.writer(stack.enter_context(_new_file(errors))) if errors else None
@@ -257,12 +257,13 @@ def _new_file(path: Path) -> IO[str]:
         raise SetupError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def _pairs(given: list[str] | None, option: str, *, known: Collection[str]) -> dict[str, str]:
-    """Read NAME=VALUE options. Raises SetupError where VALUE is unknown, or the form is another."""
+def _pairs(given: list[str] | None, option: str, *, known: Collection[str], several: bool = False) -> dict[str, str]:
+    """Read NAME=VALUE options; a VALUE may be `several` joined. Raises SetupError where it is unknown, or no pair."""
     pairs = {}
     for text in given or ():
         name, equals, value = text.rpartition("=")
-        if not equals or not name or value not in known:
+        values = value.split(JOIN) if several else [value]
+        if not equals or not name or not set(values) <= {*known}:
             raise SetupError(
                 f"{option} {text} says nothing", fix=f"write {option} NAME=…, with one of {', '.join(known)}"
             )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from api.cli.sources import IMAGE_CAP_BYTES, Row, Wrong
 from registry.errors import UnknownFinding
-from registry.findings import canonical
+from registry.findings import JOIN, canonical
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -94,12 +94,17 @@ class Rules:
             fix = "name its column with --map COLUMN=finding, or send such rows unconfirmed with --unconfirmed"
             return [("/problems/invalid-request", f"finding: missing; {fix}")]
         given = diagnosis["finding"]
-        said = self._findings.get(given, given)
         try:
-            diagnosis["finding"] = canonical(said, classes=self._classes, several=self._several)
+            diagnosis["finding"] = canonical(self._named(given), classes=self._classes, several=self._several)
         except UnknownFinding as refusal:
             return [("/problems/unknown-finding", f"{refusal}: say which with --finding '{given}=…'")]
         return _misses(self._diagnosis, diagnosis)
+
+    def _named(self, given: str) -> str:
+        """A label of the source by its name here; of several findings each, where nothing is said of all of them."""
+        if given in self._findings or not self._several:
+            return self._findings.get(given, given)
+        return JOIN.join(self._findings.get(part.strip(), part) for part in given.split(JOIN))
 
 
 def load(row: Ready, *, line: str) -> Loaded:

@@ -17,6 +17,7 @@ from api.cli.client import Client
 from api.cli.errors import Refused
 from api.cli.options import JsonFlag, LineOption, ReasonOption
 from api.cli.output import answer, say, screen
+from registry.findings import are_several
 
 lines = typer.Typer(no_args_is_help=True, help="Model lines: a diagnostic question and its protocol.")
 runs = typer.Typer(no_args_is_help=True, help="Training runs: freeze, train, gate.")
@@ -111,9 +112,13 @@ def show_monitoring(
     with Client() as client:
         name = client.line(line)
         looks = client.get(f"/v1/lines/{name}/monitoring")
-        watched = client.get(f"/v1/lines/{name}")["protocol"]["document"].get("monitoring") is not None
+        document = client.get(f"/v1/lines/{name}")["protocol"]["document"]
     nobody = "Nobody has looked yet; the first look comes within a day of a promotion."
-    empty = nobody if watched else "The protocol has nobody watched: add `monitoring` (overread protocol amend)."
+    add = "add `monitoring` (overread protocol amend)"
+    if are_several(document):
+        add = "a champion of several findings cannot be watched yet"
+    watched = document.get("monitoring") is not None
+    empty = nobody if watched else f"The protocol has nobody watched: {add}."
     answer(looks, as_json=as_json, columns=WATCH_COLUMNS, empty=empty)
     if looks and looks[0]["what_to_do"]:
         say(f"✗ alarm: {looks[0]['what_to_do']}")
@@ -124,6 +129,9 @@ def predict(
     line: LineOption = None,
     heat_map: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Also write where the champion looked for what it decided")
+    ] = None,
+    finding: Annotated[
+        str | None, typer.Option(help="For what the heat map is drawn; it has to be said where several may be there")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -136,11 +144,20 @@ def predict(
         image = {"image": ("image", file.read_bytes(), media_type)}
         asked = {"line": client.line(line)}
         made = client.post("/v1/predictions", params=asked, files=image)
+        columns = ("decision", "scores", "threshold", "number", "weights_digest", "latency_seconds", "prediction_id")
+        answer(made, as_json=as_json, columns=() if as_json else columns)
         if heat_map is not None:
-            asked["finding"] = made["decision"]
+            asked["finding"] = finding or _looked_for(made)
             heat_map.write_bytes(client.send("POST", "/v1/predictions/heat-map", params=asked, files=image).content)
-    columns = ("decision", "scores", "threshold", "number", "weights_digest", "latency_seconds", "prediction_id")
-    answer(made, as_json=as_json, columns=() if as_json else columns)
+
+
+def _looked_for(made: dict[str, Any]) -> str:
+    """What a heat map is drawn for where nobody said: what was decided, if that is one finding. Raises Refused."""
+    decision: str = made["decision"]
+    if decision not in made["scores"]:
+        known = ", ".join(made["scores"])
+        raise Refused(f"the champion says {decision}, and a heat map is of one", fix=f"add --finding, one of {known}")
+    return decision
 
 
 @runs.command("start")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.console.charts import estimate
+from api.console.words import over_findings
 from registry.findings import are_several
 
 Row = Mapping[str, Any]
@@ -123,20 +124,31 @@ def _performance(found: Sources) -> str:
             "What was measured is not open to you yet: nobody has decided, and you asked for the run or may not review."
         )
     rows = [
-        (
-            row["name"],
-            estimate(row.get("candidate")),
-            estimate(row.get("difference"), signed=True),
-            str(row["candidate"]["n"]),
-        )
+        line
         for row in found.report["document"]["results"]
         if row["name"] in MEASURED and row.get("candidate")
+        for line in _measured(row)
     ]
     missed = [
         f"{row['name']}: {row['reason']}" for row in found.report["document"]["results"] if row["verdict"] != "pass"
     ]
     known = "Not shown: " + "; ".join(missed) if missed else "Every requirement of the protocol was shown."
     return _table(("Endpoint", "Candidate", "Against the champion then", "n"), rows) + "\n\n" + known
+
+
+def _measured(row: Row) -> list[tuple[str, ...]]:
+    """An endpoint, and of several findings that of each after it."""
+    whole = {"finding": None, "candidate": row["candidate"], "difference": row.get("difference")}
+    each = [one for one in (row.get("details") or {}).get("findings", []) if one.get("candidate")]
+    return [
+        (
+            row["name"] + (f" of {one['finding']}" if one["finding"] else over_findings(row)),
+            estimate(one["candidate"]),
+            estimate(one.get("difference"), signed=True),
+            str(one["candidate"]["n"]),
+        )
+        for one in (whole, *each)
+    ]
 
 
 def _traced(found: Sources) -> list[tuple[str, ...]]:

@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from api.console import charts
 from api.console.charts import Chart
+from api.console.words import over_findings
 
 FOLDER = Path(__file__).parent
 MARKS = {"pass": "passed", "fail": "FAILED", "insufficient": "too few cases", "withheld": "withheld"}
@@ -159,7 +160,7 @@ def _worst_first(rows: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def _check(row: Mapping[str, Any]) -> Check:
     measured = [row.get(name) for name in ("candidate", "difference")]
     return Check(
-        name=str(row["name"]).replace("_", " "),
+        name=str(row["name"]).replace("_", " ") + over_findings(row),
         verdict=row["verdict"],
         mark=MARKS.get(row["verdict"], str(row["verdict"])),
         reason=str(row.get("reason", "")),

@@ -30,7 +30,7 @@ from api.console.charts import (
     text_at,
     ticks,
 )
-from api.console.words import WATCHED
+from api.console.words import WATCHED, over_findings
 from registry.watches import Watch
 
 HEIGHT = 240
@@ -188,6 +188,7 @@ def _reigns(name: str, title: str, reigns: Sequence[Reign]) -> Chart | None:
     found = [(one, measured) for one in reigns if (measured := one.measured(name)) is not None]
     if len(found) < 2:
         return None
+    title += next(over_findings(row) for row in found[-1][0].results if row["name"] == name)
     x = _across(0.0, float(len(found) - 1), inset=24)
     y = _up(min(measured["low"] for _, measured in found), max(measured["high"] for _, measured in found))
     parts = _grid(y)

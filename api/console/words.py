@@ -82,6 +82,13 @@ def plain(word: str) -> str:
     return STATES.get(word, word.replace("_", " ").replace("auroc", "AUROC"))
 
 
+def over_findings(gate: Mapping[str, Any]) -> str:
+    """What the numbers of a gate's line are where it asked of several findings; nothing where there is one question."""
+    if "findings" not in (gate.get("details") or {}):
+        return ""
+    return " (the largest of the findings)" if gate["name"] == "calibration" else " (mean of the findings)"
+
+
 def estimate(value: Mapping[str, Any] | None) -> str:
     """An estimate with its interval and number of cases."""
     if not value:

@@ -90,3 +90,12 @@ def submitter(service: Service) -> Iterator[httpx.Client]:
     """The API as the submitter sees it."""
     with service.client("submitter") as client:
         yield client
+
+
+@pytest.fixture
+def people(service: Service) -> Iterator[dict[str, httpx.Client]]:
+    """The API as each of the people sees it."""
+    clients = {name: service.client(name) for name in service.keys}
+    yield clients
+    for client in clients.values():
+        client.close()

@@ -103,6 +103,11 @@ class Service:
         return name
 
 
+def slug(answer: httpx.Response) -> tuple[int, str]:
+    """The status of a refusal, and the problem it names."""
+    return answer.status_code, answer.json()["type"].removeprefix("/problems/")
+
+
 _PORTS = itertools.cycle(range(first := 12_000 + os.getpid() % 100 * 200, first + 200))
 """Below those the system gives to whoever asks for any, and another part of them for each session of tests."""
 

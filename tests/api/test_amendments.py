@@ -5,33 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 import yaml
 
 from registry import audit, candidates, lines
 from tests import factories
-from tests.api.service import PASSWORD, PROTOCOL, Service
+from tests.api.service import PASSWORD, PROTOCOL, Service, slug
 from tests.api.test_report_page import DOCUMENT
 
 SIGN = {"decision": "approve", "reason": "I read what changes", "password": PASSWORD}
-
-
-def slug(answer: httpx.Response) -> tuple[int, str]:
-    return answer.status_code, answer.json()["type"].removeprefix("/problems/")
-
-
-@pytest.fixture
-def people(service: Service) -> Iterator[dict[str, httpx.Client]]:
-    """The API as each of the people sees it."""
-    clients = {name: service.client(name) for name in service.keys}
-    yield clients
-    for client in clients.values():
-        client.close()
 
 
 def amended(line: str, **changes: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -13,22 +12,9 @@ from registry import jobs, lines, runs, users
 from registry.candidates import Candidate
 from tests import factories
 from tests.api.pictures import png
-from tests.api.service import PASSWORD, PROTOCOL, Service
+from tests.api.service import PASSWORD, PROTOCOL, Service, slug
 
 SIGN = {"decision": "approve", "reason": "I read the report", "password": PASSWORD}
-
-
-def slug(answer: httpx.Response) -> tuple[int, str]:
-    return answer.status_code, answer.json()["type"].removeprefix("/problems/")
-
-
-@pytest.fixture
-def people(service: Service) -> Iterator[dict[str, httpx.Client]]:
-    """The API as each of the people sees it."""
-    clients = {name: service.client(name) for name in service.keys}
-    yield clients
-    for client in clients.values():
-        client.close()
 
 
 def gated(service: Service, line: str, *, verdict: str = "pass", **fields: Any) -> Candidate:

@@ -16,15 +16,11 @@ import pytest
 from api.auth import COOKIE
 from registry import lines, passwords, users
 from tests import factories
-from tests.api.service import PASSWORD, ROOT, Service
+from tests.api.service import PASSWORD, ROOT, Service, slug
 from tests.conftest import as_superuser
 
 SIGN = {"decision": "approve", "reason": "I read the report"}
 OURS = {"Sec-Fetch-Site": "same-origin"}
-
-
-def slug(answer: httpx.Response) -> tuple[int, str]:
-    return answer.status_code, answer.json()["type"].removeprefix("/problems/")
 
 
 def sign_in(service: Service, name: str = "approver", password: str = PASSWORD, **headers: str) -> httpx.Response:

@@ -20,14 +20,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from api.cli.demo import LINE
 from api.cli.home import home_at, read_stack_file
 from api.cli.links import make_link
+from pipelines import images, network, synthetic, train
+from pipelines.protocol import from_document
+from pipelines.types import canonical_json
 from pipelines.wording import as_read_today, differences
-from registry import adjudications, amendments, audit, candidates, datasets, db, lines, runs, users
+from registry import adjudications, amendments, audit, blobs, candidates, datasets, db, lines, runs, users
+from tests import factories
+from tests.pipelines.plates import DOCUMENT, drawn
+from tests.waiting import until
 
 FOLDER = Path(__file__).parents[2] / "docs" / "images"
 PLAY = (sys.executable, "-m", "api.cli", "demo", "--keep", "--home")
@@ -76,6 +83,7 @@ class Camera:
         assert stack is not None
         assert stack.database_url is not None
         self.browser, self.url, self.database_url = browser, stack.api_url, stack.database_url
+        self.blob_root = home_at(home).root / "blobs"
 
     def enter(self, name: str, *, height: int = 800, scheme: str = "light") -> Page:
         """Somebody's browser, signed in."""
@@ -145,6 +153,7 @@ def photograph(camera: Camera) -> None:
     dark = camera.enter("clara", scheme="dark")
     dark.goto(f"{at}/worklist/next?place=5")
     camera.shoot(dark, "dark")
+    photograph_several(camera)
 
     rita = camera.enter("rita")
     camera.shoot(rita, "discordances", path=f"{at}/discordances")
@@ -180,6 +189,54 @@ def photograph(camera: Camera) -> None:
     camera.shoot(otto, "sealed-test", path=f"{at}/sealed-test")
     camera.shoot(otto, "export", path=f"/console/export?candidate={passed.candidate_id}")
     camera.shoot(otto, "audit", path="/console/audit?action=promotion:&verify=true")
+
+
+def photograph_several(camera: Camera) -> None:
+    """Photograph how a case that may show several findings is answered."""
+    case = a_plate_to_read(camera)
+    clara = camera.enter("clara", height=1100)
+
+    def told() -> int:
+        clara.goto(case)
+        clara.keyboard.press("p")
+        clara.wait_for_load_state("networkidle")
+        return clara.get_by_text("At the operating point of each finding").count()
+
+    until(told, what="an answer of the champion")
+    for key in "23":
+        clara.keyboard.press(key)
+    camera.shoot(clara, "several")
+
+
+def a_plate_to_read(camera: Camera) -> str:
+    """Make a line of several findings, with a champion that has learned them; returns the page of a case of it."""
+    protocol = from_document({**DOCUMENT, "recipe": {"epochs": 12}})
+    learned = train.fit(drawn(600, seed=0), drawn(200, seed=1), protocol=protocol, strategy="full", seed=0)
+    weights = network.save_weights(learned.module)
+    pictures, present = synthetic.plates(100, rng=np.random.default_rng(2), size=96)
+    both = pictures[(present == [False, True, True]).all(axis=1)][0]
+    with db.connect(camera.database_url) as connection:
+
+        def kept(data: bytes) -> str:
+            return blobs.put(connection, camera.blob_root, data, media_type="application/octet-stream")
+
+        otto = users.by_name(connection, "otto")
+        line = lines.create_line(
+            connection, name=protocol.line, document=protocol.document(), digest=protocol.digest, actor=otto
+        )
+        made = candidates.record_candidate(
+            connection,
+            run_id=factories.training_run(connection, line).run_id,
+            weights_digest=kept(weights),
+            metadata_digest=kept(canonical_json(learned.metadata).encode()),
+            metadata=learned.metadata,
+        )
+        factories.gate_report(connection, made)
+        factories.signatures(connection, made, [factories.user(connection, "approver") for _ in range(2)])
+        factories.promotion(connection, made)
+        case = factories.case(connection, line, image_digest=kept(images.npy_bytes(both)), external_id="plate-0007")
+        connection.commit()
+    return f"/console/cases/{case.case_id}"
 
 
 def propose_a_watch(camera: Camera) -> int:

@@ -32,6 +32,11 @@ def test_findings_are_ticked_confirmed_corrected_and_settled(
     service: Service, case: int, submitter: httpx.Client, enter: Enter
 ) -> None:
     page = enter("clara", f"/console/cases/{case}")
+    last = page.locator(".findings label").last.bounding_box()
+    confirming = page.get_by_role("button", name="Confirm what is ticked").bounding_box()
+    assert last is not None
+    assert confirming is not None
+    assert confirming["y"] >= last["y"] + last["height"]  # a row of its own, below the boxes
     page.keyboard.press("c")
     expect(page.get_by_text("tick what you see, or choose none_of_these")).to_be_visible()
     page.keyboard.press("3")
@@ -73,7 +78,7 @@ def test_findings_are_ticked_confirmed_corrected_and_settled(
     ]
 
 
-def test_what_the_model_says_of_each_finding_is_shown_and_accepted_whatever_is_ticked(
+def test_what_the_model_says_of_each_finding_is_shown_and_accepted_where_nothing_else_is_ticked(
     service: Service, line: str, case: int, enter: Enter
 ) -> None:
     crown(service, line)
@@ -86,6 +91,9 @@ def test_what_the_model_says_of_each_finding_is_shown_and_accepted_whatever_is_t
     expect(page.locator("tr.decided")).to_have_count(3)  # a threshold of 0 calls everything
     page.get_by_role("link", name="pneumonia").click()
     expect(page.get_by_alt_text("Heat map: where the network looked for pneumonia")).to_be_visible()
+    page.keyboard.press("2")
+    page.keyboard.press("a")
+    expect(page.get_by_text("you ticked pneumonia, the model says effusion+pneumonia+nodule")).to_be_visible()
     page.keyboard.press("2")
     page.keyboard.press("a")
     expect(page.get_by_text("You answered effusion+pneumonia+nodule")).to_be_visible()

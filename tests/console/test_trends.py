@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from xml.etree import ElementTree
 
@@ -56,6 +57,17 @@ def test_the_champions_of_a_line_are_drawn_from_the_first_to_the_last() -> None:
     assert [y for _, y in line] == sorted((y for _, y in line), reverse=True)
     assert "model 7" in chart.svg
     assert trends.of_line([reign(1, 0.9)]) == []
+
+
+def test_of_several_findings_what_is_drawn_is_called_a_mean() -> None:
+    several = [
+        replace(one, results=[{**one.results[0], "details": {"findings": []}}])
+        for one in (reign(1, 0.9), reign(4, 0.93))
+    ]
+    (chart,) = trends.of_line(several)
+    assert chart.title == "AUROC (mean of the findings)"
+    (plain,) = trends.of_line([reign(1, 0.9), reign(4, 0.93)])
+    assert plain.title == "AUROC"
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.9, 0.902), (0.0, 1.0), (-0.3, 0.3), (0.0, 40.0), (0.0, 1e9)])

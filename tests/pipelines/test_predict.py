@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,13 @@ def test_scores_within_the_band_need_a_second_look() -> None:
     assert not without.unclear(np.full((3, 2), 0.5)).any()
 
 
-def test_the_exported_program_gives_the_same_scores_for_any_number_of_images(model: predict.Model, images: Any) -> None:
+@pytest.mark.parametrize("steadier", [False, True])
+def test_the_exported_program_gives_the_same_scores_for_any_number_of_images(images: Any, steadier: bool) -> None:
+    architecture = replace(ARCHITECTURE, equalise=steadier)
+    model = predict.Model(
+        network.build(architecture),
+        METADATA | {"architecture": architecture.document(), "test_time_shifts": steadier},
+    )
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(
         predict.export(model), (torch.from_numpy(images),), dynamic_shapes={"images": {0: batch}}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from registry import db
+from tests.forks import Forks
 from workers.lease import Workshop
 from workers.settings import WorkerSettings
 
@@ -47,6 +48,12 @@ def record(fresh_database: str) -> Iterator[db.Connection]:
     """A connection for the test itself, which commits what others are to see."""
     with db.connect(fresh_database) as connection:
         yield connection
+
+
+@pytest.fixture
+def at_hand(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have jobs forked: for tests that ask what becomes of them, not how they are started."""
+    monkeypatch.setattr("workers.supervise.start", forks.start)
 
 
 def state_of(record: db.Connection, table: str, **key: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -13,7 +13,7 @@ import torch
 
 from pipelines import images, network, protocol, synthetic
 from pipelines.types import digest_of
-from registry import blobs, candidates, cases, confirmations, datasets, db, jobs, lines, runs, users
+from registry import blobs, candidates, datasets, db, jobs, lines, runs, users
 from tests import factories
 from workers.lease import Workshop
 from workers.settings import WorkerSettings
@@ -61,31 +61,29 @@ def confirm_cases(
 ) -> None:
     """Submit and confirm synthetic radiographs, each of a patient of its own."""
     pictures, labels = synthetic.radiographs(count, rng=np.random.default_rng(seed), size=28)
-    for index, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+    said = [("normal", "pneumonia")[label] for label in labels]
+    confirm_pictures(record, settings, line=line, person=person, pictures=pictures, said=said, seed=seed)
+
+
+def confirm_pictures(
+    record: db.Connection,
+    settings: WorkerSettings,
+    *,
+    line: lines.Line,
+    person: users.User,
+    pictures: Iterable[np.ndarray[Any, Any]],
+    said: Iterable[str],
+    seed: int = 0,
+    attributes: Mapping[str, Any] | None = None,
+) -> None:
+    """Submit and confirm pictures, each of a patient of its own, whose name has the seed in it."""
+    for index, (picture, finding) in enumerate(zip(pictures, said, strict=True)):
         digest = blobs.put(record, settings.blob_root, images.npy_bytes(picture), media_type="application/x-npy")
-        case, _ = cases.submit_case(
-            record,
-            line_id=line.line_id,
-            image_digest=digest,
-            patient=f"patient-{seed}-{index}",
-            site="north",
-            scanner=None,
-            sex=None,
-            age_band=None,
-            attributes={},
-            external_id=None,
-            actor=person,
+        patient = f"patient-{seed}-{index}"
+        case = factories.case(
+            record, line, actor=person, image_digest=digest, patient=patient, attributes=attributes or {}
         )
-        diagnosis = confirmations.Diagnosis(
-            case_id=case.case_id,
-            finding=("normal", "pneumonia")[int(label)],
-            evidence="single_read",
-            ai_exposure="blind",
-            reader="reader-1",
-            confirmed_at=None,
-            supersedes=None,
-        )
-        confirmations.confirm(record, diagnosis, actor=person)
+        factories.confirmation(record, case, actor=person, finding=finding)
     record.commit()
 
 
@@ -170,6 +168,7 @@ def _with_random_weights(
         "operating_point": {"threshold": 0.4, "rule": "youden"},
         "operating_points_by_site": {"east": {"threshold": 0.0, "rule": "youden"}},
         "decides_by_site": True,
+        "test_time_shifts": asked.recipe.test_time_shifts,
     }
     return candidates.record_candidate(
         record,

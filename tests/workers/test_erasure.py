@@ -39,6 +39,8 @@ from workers.verify import check_datasets
 from .conftest import state_of
 from .lines import confirm_cases, in_thread, make_line, only, start_run, waiting, work
 
+pytestmark = pytest.mark.usefixtures("at_hand")
+
 
 def erase(record: db.Connection, patient: str, **options: object) -> erasures.Erasure:
     """Erase a patient as the command line does."""

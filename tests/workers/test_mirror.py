@@ -16,6 +16,7 @@ import pytest
 from registry import audit, candidates, db, promotions, verify
 from tests import factories
 from tests.api.service import free_port
+from tests.forks import Forks
 from tests.waiting import PATIENCE_SECONDS, until
 from workers import drift
 from workers import verify as workers_verify
@@ -25,6 +26,16 @@ from workers.tasks import TASKS
 
 from .conftest import state_of
 from .lines import crown, make_line, waiting, work
+
+pytestmark = pytest.mark.usefixtures("at_hand")
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    """A process that has imported MLflow too."""
+    made = Forks("registry.mirror")
+    yield made
+    made.stop()
 
 
 @pytest.fixture(scope="module")

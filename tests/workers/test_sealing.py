@@ -22,6 +22,8 @@ from workers.tasks import TASKS
 from .conftest import state_of
 from .lines import as_holder, confirm_cases, make_line, only, promote, start_run, story, untrained, work
 
+pytestmark = pytest.mark.usefixtures("at_hand")
+
 STATED = {"success_weight": 0.8, "recipe_share": 0.6, "uses": 50, "smallest_level": 1e-4, "new_epoch_cases": 100}
 PLAN = Plan(alpha=0.05, uses=50)
 

@@ -9,18 +9,21 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 from PIL import Image
 
 from pipelines import findings, images, synthetic
 from pipelines.dataset import checkout, open_version
-from registry import blobs, candidates, cases, confirmations, datasets, db, lines, runs, users
+from registry import candidates, datasets, db, lines, runs, users
 from tests import factories
 from workers.inference import make_app
 from workers.lease import Workshop
 from workers.settings import WorkerSettings
 
 from .conftest import state_of
-from .lines import make_line, start_run, story, work
+from .lines import confirm_pictures, make_line, start_run, story, work
+
+pytestmark = pytest.mark.usefixtures("at_hand")
 
 CLASSES = synthetic.FINDINGS[1:]
 FLOORS = {"floor": 0.05, "margin": 0.4}
@@ -42,34 +45,10 @@ ASKED: dict[str, Any] = {
 def confirm_plates(
     record: db.Connection, settings: WorkerSettings, *, line: lines.Line, person: users.User, count: int, seed: int
 ) -> None:
-    """Submit and confirm plates, each of a patient of its own; what is on them is said in any order."""
+    """Submit and confirm plates; what is on them is said in any order."""
     pictures, present = synthetic.plates(count, rng=np.random.default_rng(seed))
-    for index, (picture, shown) in enumerate(zip(pictures, present[:, 1:], strict=True)):
-        stored = blobs.put(record, settings.blob_root, images.npy_bytes(picture), media_type="application/x-npy")
-        case, _ = cases.submit_case(
-            record,
-            line_id=line.line_id,
-            image_digest=stored,
-            patient=f"patient-{seed}-{index}",
-            site="north",
-            scanner=None,
-            sex=None,
-            age_band=None,
-            attributes={},
-            external_id=None,
-            actor=person,
-        )
-        diagnosis = confirmations.Diagnosis(
-            case_id=case.case_id,
-            finding="+".join(findings.joined(shown, CLASSES).split("+")[::-1]),
-            evidence="single_read",
-            ai_exposure="blind",
-            reader="reader-1",
-            confirmed_at=None,
-            supersedes=None,
-        )
-        confirmations.confirm(record, diagnosis, actor=person)
-    record.commit()
+    said = ["+".join(findings.joined(shown, CLASSES).split("+")[::-1]) for shown in present[:, 1:]]
+    confirm_pictures(record, settings, line=line, person=person, pictures=pictures, said=said, seed=seed)
 
 
 def learn(workshop: Workshop, record: db.Connection, line: lines.Line) -> candidates.Candidate:

@@ -78,6 +78,7 @@ def test_confirmed_cases_become_a_gated_candidate(
     assert "nothing is new" in str(runs.get(record, again.run_id).outcome)
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_the_same_message_ten_times_freezes_once(
     workshop: Workshop, record: db.Connection, settings: WorkerSettings
 ) -> None:
@@ -159,6 +160,7 @@ def test_a_lease_taken_over_changes_nothing(
     assert datasets.latest(record, line.line_id) is None
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_a_crash_at_every_attempt_fails_the_run_and_leaves_the_candidate_as_it_was(
     workshop: Workshop, record: db.Connection, settings: WorkerSettings
 ) -> None:
@@ -179,6 +181,7 @@ def test_a_crash_at_every_attempt_fails_the_run_and_leaves_the_candidate_as_it_w
     assert "run:fail" in {event.action[:8] for event in audit.list_events(record, limit=10_000)}
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_mlflow_being_down_costs_the_mirror_a_pause_and_learning_nothing(
     workshop: Workshop, record: db.Connection, settings: WorkerSettings
 ) -> None:

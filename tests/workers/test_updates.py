@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from registry import blobs, candidates, db, promotions, runs
 from workers import translate
 from workers.lease import Workshop
@@ -9,6 +11,8 @@ from workers.settings import WorkerSettings
 
 from .conftest import state_of
 from .lines import confirm_cases, make_line, promote, start_run, untrained, work
+
+pytestmark = pytest.mark.usefixtures("at_hand")
 
 RECIPE = {"network": "small_cnn", "strategy": "ewc", "epochs": 2, "update_epochs": 1, "threads": 1}
 

@@ -9,67 +9,41 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 from fastapi import FastAPI
 from PIL import Image
 
 from pipelines import images, synthetic
 from pipelines.dataset import checkout, open_version
 from pipelines.protocol import InputSpec
-from registry import blobs, candidates, cases, confirmations, datasets, db, lines, runs, users
+from registry import candidates, datasets, db, runs
 from tests.pipelines.test_volumes import enhanced, slices
 from workers.inference import make_app
 from workers.lease import Workshop
 from workers.settings import WorkerSettings
 
 from .conftest import state_of
-from .lines import crown, make_line, start_run, story, work
+from .lines import confirm_pictures, crown, make_line, start_run, story, work
+
+pytestmark = pytest.mark.usefixtures("at_hand")
 
 SHAPE = (12, 16, 16)
 ASKED: dict[str, Any] = {"input": {"depth": 12, "rows": 16, "columns": 16}}
-
-
-def confirm_volumes(
-    record: db.Connection, settings: WorkerSettings, *, line: lines.Line, person: users.User, count: int
-) -> None:
-    volumes, labels = synthetic.volumes(count, rng=np.random.default_rng(0), shape=SHAPE)
-    for index, (volume, label) in enumerate(zip(volumes, labels, strict=True)):
-        stored = blobs.put(record, settings.blob_root, images.npy_bytes(volume), media_type="application/x-npy")
-        case, _ = cases.submit_case(
-            record,
-            line_id=line.line_id,
-            image_digest=stored,
-            patient=f"patient-{index}",
-            site="north",
-            scanner=None,
-            sex=None,
-            age_band=None,
-            attributes={
-                "NumberOfFrames": 12,
-                "SliceThickness_mm": 2.0,
-                "PixelSpacingRows_mm": 0.5,
-                "PixelSpacingColumns_mm": 0.5,
-            },
-            external_id=None,
-            actor=person,
-        )
-        diagnosis = confirmations.Diagnosis(
-            case_id=case.case_id,
-            finding=("normal", "pneumonia")[int(label)],
-            evidence="single_read",
-            ai_exposure="blind",
-            reader="reader-1",
-            confirmed_at=None,
-            supersedes=None,
-        )
-        confirmations.confirm(record, diagnosis, actor=person)
-    record.commit()
+HEADER = {
+    "NumberOfFrames": 12,
+    "SliceThickness_mm": 2.0,
+    "PixelSpacingRows_mm": 0.5,
+    "PixelSpacingColumns_mm": 0.5,
+}
 
 
 def test_a_line_of_volumes_is_frozen_trained_and_gated(
     workshop: Workshop, record: db.Connection, settings: WorkerSettings
 ) -> None:
     line, person = make_line(record, **ASKED)
-    confirm_volumes(record, settings, line=line, person=person, count=100)
+    volumes, labels = synthetic.volumes(100, rng=np.random.default_rng(0), shape=SHAPE)
+    said = [("normal", "pneumonia")[label] for label in labels]
+    confirm_pictures(record, settings, line=line, person=person, pictures=volumes, said=said, attributes=HEADER)
     run = start_run(record, line)
     work(workshop, record, "freeze_dataset", "train_candidate", "gate_candidate")
 

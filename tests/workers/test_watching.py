@@ -22,6 +22,8 @@ from workers.watching import watch_config, watch_due_champions
 from .conftest import state_of
 from .lines import approved, make_line, only, story, waiting, work
 
+pytestmark = pytest.mark.usefixtures("at_hand")
+
 WATCHED: dict[str, Any] = {"tolerance": 0.036, "maturity_days": 0.0, "alpha": 0.1, "sample": "every_case"}
 """With a sealed test of 200 errors in 2000 cases the limit is .15, that of the simulation of the alarm."""
 SHARE = {"value": 0.9, "low": 0.88, "high": 0.92, "n": 1000, "level": 0.9}

@@ -22,6 +22,8 @@ from workers.settings import WorkerSettings
 from .conftest import state_of
 from .lines import approved, crown, make_line, only, waiting, work
 
+pytestmark = pytest.mark.usefixtures("at_hand")
+
 
 def submit(
     record: db.Connection, settings: WorkerSettings, *, line: lines.Line, person: users.User, count: int

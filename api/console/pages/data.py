@@ -14,6 +14,7 @@ from api.console.route import pages_router, people
 from api.dependencies import Id, Pool
 from registry import candidates, datasets, db, erasures, lines, sealed_tests
 from registry.datasets import DatasetVersion
+from registry.findings import are_several
 from registry.sealed_tests import Use
 
 router = pages_router()
@@ -42,7 +43,11 @@ def show_version(request: Request, pool: Pool, dataset_version_id: Id) -> Respon
         line=line,
         version=version,
         before=before,
-        tables=[(words, _grown(version, before, name)) for name, words in _TABLES.items() if _table(version, name)],
+        tables=[
+            (words, _grown(version, before, name), _cases(version, name))
+            for name, words in _TABLES.items()
+            if _table(version, name)
+        ],
         made=made,
         erased=erased,
         quality=next((one.metadata["data_quality"] for one in made if one.metadata.get("data_quality")), None),
@@ -93,6 +98,15 @@ _TABLES = {"counts": "By split and finding", "sites": "By site and split"}
 def _table(version: DatasetVersion | None, name: str) -> Mapping[str, Mapping[str, int]]:
     found: Any = version.manifest.get(name) if version else None
     return found if isinstance(found, Mapping) else {}
+
+
+def _cases(version: DatasetVersion, name: str) -> dict[str, int]:
+    """The cases of each row; of several findings each is counted once for every one of them, with it or without."""
+    each = are_several(version.manifest) and name == "counts"
+    return {
+        outer: sum(row.values()) // (max(1, len(row) // 2) if each else 1)
+        for outer, row in _table(version, name).items()
+    }
 
 
 def _grown(

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from fastapi import Depends, Form, Query, Request, Response
+from fastapi import Form, Query, Request, Response
 
 from api.console import forms, words
 from api.console.frame import live, page
 from api.console.pictures import place, png, slices
 from api.console.route import pages_router, people, see
+from api.console.trail import OnTrail, Trail
 from api.dependencies import CurrentReader, Id, Inference, Pool, Reader, Settings
 from api.inference import kind_of
 from api.v1 import adjudications, predictions, worklist
@@ -36,24 +37,6 @@ router = pages_router()
 READERS: tuple[Role, ...] = ("submitter", "reviewer")
 LOOKERS: tuple[Role, ...] = ("submitter", "reviewer", "approver")
 PER_PAGE = 25
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trail:
-    """Where a reader is on a worklist, and how they read: it goes along in the address from page to page."""
-
-    site: str = ""
-    reason: str = ""
-    place: int = 0
-    evidence: str = "single_read"
-
-    def __str__(self) -> str:
-        all_of_it = {"site": self.site, "reason": self.reason, "place": self.place, "evidence": self.evidence}
-        return urlencode({name: value for name, value in all_of_it.items() if value})
-
-    def at(self, place: int) -> Trail:
-        """The same way of reading, at another place."""
-        return replace(self, place=place)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,17 +72,7 @@ class Seen:
         return self.answers if self.mine is not None else []
 
 
-def _trail(
-    site: Annotated[str, Query(max_length=80)] = "",
-    reason: Annotated[str, Query(max_length=40)] = "",
-    place: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
-    evidence: Annotated[str, Query(max_length=40)] = "single_read",
-) -> Trail:
-    known = evidence if evidence in words.EVIDENCE else "single_read"
-    return Trail(site=site.strip(), reason=reason, place=place, evidence=known)
-
-
-OnTrail = Annotated[Trail, Depends(_trail)]
+Ticked = Annotated[list[str], Form(alias="finding")]
 
 
 @router.get("/lines/{line}/worklist", **people(*READERS))
@@ -158,10 +131,18 @@ def next_case(pool: Pool, line: str, trail: OnTrail) -> Response:
 
 @router.get("/cases/{case_id}", **people(*LOOKERS))
 def show_case(
-    *, request: Request, reader: CurrentReader, pool: Pool, case_id: Id, trail: OnTrail, heat: str = ""
+    *,
+    request: Request,
+    reader: CurrentReader,
+    pool: Pool,
+    case_id: Id,
+    trail: OnTrail,
+    heat: str = "",
+    ticked: Annotated[list[str], Query()] = [],  # noqa: B006 - FastAPI copies it
 ) -> Response:
-    """Show a case: its image, what this reader said, and what they asked the model."""
-    return _show(request, reader, pool, case_id, trail, heat=heat)
+    """Show a case: its image, what this reader said, and what they asked the model; `ticked` are ticks not yet sent."""
+    typed = {"finding": JOIN.join(ticked), "evidence": trail.evidence, "note": ""}
+    return _show(request, reader, pool, case_id, trail, heat=heat, typed=typed)
 
 
 @router.post("/cases/{case_id}/answer", **people(*READERS))
@@ -173,7 +154,7 @@ def answer(
     case_id: Id,
     trail: OnTrail,
     key: forms.Key,
-    finding: Annotated[list[str], Form()] = [],  # noqa: B006 - FastAPI copies it
+    ticked: Ticked = [],  # noqa: B006 - FastAPI copies it
     accept: Annotated[str, Form()] = "",
     evidence: Annotated[str, Form()] = "",
     note: Annotated[str, Form()] = "",
@@ -181,18 +162,20 @@ def answer(
 ) -> Response:
     """Confirm a finding in the reader's own name, or correct what they said before.
 
-    Of several findings all that are ticked; `accept` is the model's answer, whatever is ticked.
+    Of several findings all that are ticked; `accept` is the model's answer, where nothing else is ticked.
     """
-    chosen = accept or JOIN.join(finding)
+    chosen = JOIN.join(ticked)
 
     def work() -> str:
-        if not chosen:
+        if accept and chosen not in {"", accept}:
+            raise Invalid(f"you ticked {chosen}, the model says {accept}: confirm what is ticked, or untick it first")
+        if not (accept or chosen):
             raise Invalid(f"tick what you see, or choose {NONE}")
         with db.transaction(pool) as connection:
             exposure = _exposure(connection, case_id, reader.user)
         wish = forms.asked(
             NewConfirmation,
-            finding=chosen,
+            finding=accept or chosen,
             evidence=evidence,
             ai_exposure=exposure,
             reader=reader.user.name,
@@ -239,16 +222,20 @@ def ask_model(
     settings: Settings,
     case_id: Id,
     trail: OnTrail,
+    ticked: Ticked = [],  # noqa: B006 - FastAPI copies it
 ) -> Response:
-    """Show the reader what the champion says; from then on what they answer is `aided`."""
+    """Show the reader what the champion says; from then on what they answer is `aided`. Ticks stay as they are."""
 
     def work() -> str:
         predictions.predict_case(
             reader=reader, pool=pool, inference=inference, settings=settings, case_id=case_id, shown=True
         )
-        return f"/cases/{case_id}?{trail}"
+        return f"/cases/{case_id}?{trail.keeping(ticked)}"
 
-    return forms.done(work, again=lambda refused: _show(request, reader, pool, case_id, trail, refused=refused))
+    typed = {"finding": JOIN.join(ticked), "evidence": trail.evidence, "note": ""}
+    return forms.done(
+        work, again=lambda refused: _show(request, reader, pool, case_id, trail, refused=refused, typed=typed)
+    )
 
 
 @router.post("/cases/{case_id}/reject", **people(*READERS))
@@ -260,9 +247,10 @@ def reject(
     case_id: Id,
     trail: OnTrail,
     key: forms.Key,
+    ticked: Ticked = [],  # noqa: B006 - FastAPI copies it
     note: Annotated[str, Form()] = "",
 ) -> Response:
-    """Reject what the model says without saying what it is; the case stays on the worklist."""
+    """Reject what the model says without saying what it is; the case stays on the worklist, and ticks as they are."""
 
     def work() -> str:
         with db.transaction(pool) as connection:
@@ -271,9 +259,9 @@ def reject(
             raise Invalid("ask the model first: there is nothing to reject")
         wish = forms.asked(rejections_api.NewRejection, reason=note.strip() or None)
         rejections_api.reject(reader.user, pool, key, shown.prediction_id, wish)
-        return f"/cases/{case_id}?{trail}"
+        return f"/cases/{case_id}?{trail.keeping(ticked)}"
 
-    typed = {"finding": "", "evidence": trail.evidence, "note": note}
+    typed = {"finding": JOIN.join(ticked), "evidence": trail.evidence, "note": note}
     return forms.done(
         work, again=lambda refused: _show(request, reader, pool, case_id, trail, refused=refused, typed=typed)
     )

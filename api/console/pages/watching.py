@@ -16,6 +16,7 @@ from api.console.route import pages_router, people
 from api.dependencies import CurrentUser, Pool
 from registry import candidates, db, disclosure, lines, promotions, watches
 from registry.candidates import Candidate
+from registry.findings import are_several
 from registry.lines import Line
 from registry.promotions import Promotion
 from registry.users import User
@@ -38,6 +39,8 @@ class Monitored:
     champion: Candidate | None
     reign: Promotion | None
     rule: Mapping[str, Any] | None
+    several: bool
+    """Whether these are several findings, which nobody can have watched yet."""
     blind_fraction: float
     promised: Promised | None
     newest: Watch | None
@@ -71,6 +74,7 @@ def _monitored(connection: db.Connection, line: Line, *, user: User) -> Monitore
         champion=champion,
         reign=promotions.current(connection, line.line_id),
         rule=document.get("monitoring"),
+        several=are_several(document),
         blind_fraction=document.get("blind_fraction") or 0.0,
         promised=promised,
         newest=newest,

@@ -23,6 +23,16 @@ document.addEventListener("submit", (event) => {
 });
 addEventListener("pageshow", () => document.querySelectorAll("[data-sent]").forEach((form) => delete form.dataset.sent));
 
+// What is ticked and not yet sent goes along where a link shows the same page with more or less on it.
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("a[data-keeps]");
+  if (!link) return;
+  const url = new URL(link.href);
+  url.searchParams.delete("ticked");
+  for (const box of document.querySelectorAll("form.answer input:checked")) url.searchParams.append("ticked", box.value);
+  link.href = url.href;
+});
+
 function tellTimes(root) {
   const format = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
   for (const time of root.querySelectorAll("time[datetime]")) time.textContent = format.format(new Date(time.dateTime));

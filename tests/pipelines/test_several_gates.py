@@ -85,6 +85,25 @@ def test_a_candidate_that_is_worse_on_one_finding_of_three_is_stopped_though_the
     assert len(rows["findings"].details["tests"]) == 9
 
 
+def test_a_finding_that_is_given_up_step_by_step_is_held_against_who_was_approved_before() -> None:
+    labels = _labels()
+    first = _scored("f", labels, skill=(1.1, 1.1, 1.7))
+    comparison = _compared(candidate=(1.8, 1.8, 1.2), champion=(1.5, 1.5, 1.3))
+    assert several_gates.harm(comparison).verdict == "pass"
+    asked = several_gates.harm(replace(comparison, approved=(first,)))
+    assert asked.verdict == "fail"
+    assert asked.reason.startswith("band: ")
+    assert "worse than approved model ffffffffffff's by" in asked.reason
+    assert "the champion's by" not in asked.reason
+    assert asked.requirement.endswith("or than those of a model approved before it")
+    tests = asked.details["tests"]
+    assert [
+        sum(test["against"] == name for test in tests) for name in ("the champion", "approved model ffffffffffff")
+    ] == [9, 9]
+    smallest = min(tests[9:], key=lambda test: test["p_value"])
+    assert smallest["local_alpha"] == pytest.approx(PROTOCOL.gates.alpha / 9)  # the families do not thin each other
+
+
 def test_equal_models_are_seldom_said_to_harm_a_finding() -> None:
     comparison, stopped = _compared(candidate=GOOD, champion=GOOD), 0
     for letter in "cdefghijklmnopqrstuv":

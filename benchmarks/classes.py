@@ -95,6 +95,7 @@ def growing(protocol: Protocol, *, arrival: Arrival) -> Protocol:
             **protocol.document(),
             "classes": list(arrival.classes),
             "positive": None,
+            "operating_point": {},
             "input": {"channels": channels, "rows": rows, "columns": columns},
         }
     )

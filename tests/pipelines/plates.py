@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import synthetic, train
+from pipelines import quality_lines, synthetic, train
 from pipelines.protocol import from_document
 
 CLASSES = synthetic.FINDINGS
@@ -30,4 +30,25 @@ def drawn(n: int, *, seed: int, number: int = 1) -> train.Cases:
         labels=present,
         sites=np.array(["north", "south"])[np.arange(n) % 2],
         label_since=np.full(n, number),
+    )
+
+
+def quality_table(labels: Any, *, number: int, before: int = 300) -> quality_lines.Table:
+    """A dataset version of one image a patient, the first `before` of them from the version before."""
+    n = len(labels)
+    same = np.full(n, "a")
+    return quality_lines.Table(
+        number=number,
+        classes=CLASSES,
+        case_ids=np.arange(n),
+        image_digests=np.array([f"digest-{row}" for row in range(n)]),
+        phashes=np.zeros(n, dtype=np.uint64),
+        labels=labels,
+        splits=np.full(n, "train"),
+        groups=np.array([f"patient:{row}" for row in range(n)]),
+        sites=same,
+        scanners=same,
+        sexes=same,
+        age_bands=same,
+        added_in=np.where(np.arange(n) < before, 1, number),
     )

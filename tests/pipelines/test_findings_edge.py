@@ -16,23 +16,16 @@ from pipelines.evaluate import outweighing
 from pipelines.gate_rules import DataQuality
 from pipelines.protocol import Protocol, from_document
 from pipelines.types import CaseId, ConfirmedCase, Digest
+from tests.pipelines.plates import CLASSES, DOCUMENT, quality_table
 from tests.pipelines.saying import adjudication, read
 
-CLASSES = ("opacity", "ring", "band")
-DOCUMENT: dict[str, Any] = {
-    "line": "plates",
-    "title": "Opacity, ring and band",
-    "intended_use": "Finds what synthetic plates show, in tests; of no use to anybody.",
-    "classes": list(CLASSES),
-    "task": "multilabel",
-    "input": {"rows": 28, "columns": 28},
-    "recipe": {"strategy": "replay"},
-}
 N = 400
 
 
 def asked(**gates_of: Any) -> Protocol:
-    return from_document({**DOCUMENT, "gates": {"require_improvement": False, **gates_of}})
+    return from_document(
+        {**DOCUMENT, "recipe": {"strategy": "replay"}, "gates": {"require_improvement": False, **gates_of}}
+    )
 
 
 def scored(name: str, labels: Any, *, skill: float) -> Scored:
@@ -103,33 +96,13 @@ def test_a_finding_whose_share_hardly_moved_hides_none_that_a_person_should_see(
 
     old, new = cases(3000, (0.01, 0.50, 0.30)), cases(300, (0.10, 0.38, 0.30))
     line = quality_lines.prior_shift(
-        table(np.concatenate([old, new]), number=2, before=3000),
-        table(old, number=1, before=3000),
+        quality_table(np.concatenate([old, new]), number=2, before=3000),
+        quality_table(old, number=1, before=3000),
         DataQuality(),
         seed=0,
     )
     assert line.verdict == "warn"
     assert "no ring 50.0% of those before, 62.0% of the new cases" in line.reason
-
-
-def table(labels: Any, *, number: int, before: int) -> quality_lines.Table:
-    n = len(labels)
-    same = np.full(n, "a")
-    return quality_lines.Table(
-        number=number,
-        classes=CLASSES,
-        case_ids=np.arange(n),
-        image_digests=np.array([f"digest-{row}" for row in range(n)]),
-        phashes=np.zeros(n, dtype=np.uint64),
-        labels=labels,
-        splits=np.full(n, "train"),
-        groups=np.array([f"patient:{row}" for row in range(n)]),
-        sites=same,
-        scanners=same,
-        sexes=same,
-        age_bands=same,
-        added_in=np.where(np.arange(n) < before, 1, number),
-    )
 
 
 def test_others_outweigh_a_submitter_on_each_finding_by_its_own_majority() -> None:

@@ -18,7 +18,7 @@ from pipelines.metrics import MetricError
 from pipelines.near_duplicates import Pairs
 from pipelines.protocol import from_document
 from pipelines.types import Digest, GateReport, GateResult
-from tests.pipelines.plates import CLASSES, DOCUMENT, PROTOCOL
+from tests.pipelines.plates import CLASSES, DOCUMENT, PROTOCOL, quality_table
 
 
 def _labels(n: int = 600) -> Any:
@@ -214,38 +214,18 @@ def test_the_share_that_changed_most_is_what_shifted_and_copies_differ_where_any
     rng = np.random.default_rng(0)
     before = rng.random((300, 3)) < [0.4, 0.4, 0.2]
     after = np.concatenate([before, rng.random((300, 3)) < [0.4, 0.4, 0.8]])
-    old, new = _table(before, number=1), _table(after, number=2)
+    old, new = quality_table(before, number=1), quality_table(after, number=2)
     line = quality_lines.prior_shift(new, old, DataQuality(), seed=0)
     assert line.value == pytest.approx(after[:, 2].mean() - before[:, 2].mean())
     assert line.verdict == "fail"
     assert line.reason.startswith("the findings of the whole version shifted by 0.29")
     assert "band 2" in line.reason
-    calm = quality_lines.prior_shift(_table(np.tile(before, (2, 1)), number=2), old, DataQuality(), seed=0)
+    calm = quality_lines.prior_shift(quality_table(np.tile(before, (2, 1)), number=2), old, DataQuality(), seed=0)
     assert calm.verdict == "pass"
     pairs = Pairs(first=np.array([0]), second=np.array([1]), distance=np.array([2]))
     twins = replace(new, labels=np.array([[True, False, True], [True, False, False]]))
     lines = {one.name: one for one in quality_lines.near_duplicates(twins, pairs, DataQuality())}
     assert lines["copies_with_two_answers"].value == 1.0
-
-
-def _table(labels: Any, *, number: int) -> quality_lines.Table:
-    n = len(labels)
-    same = np.full(n, "a")
-    return quality_lines.Table(
-        number=number,
-        classes=CLASSES,
-        case_ids=np.arange(n),
-        image_digests=np.array([f"digest-{row}" for row in range(n)]),
-        phashes=np.zeros(n, dtype=np.uint64),
-        labels=labels,
-        splits=np.full(n, "train"),
-        groups=np.array([f"patient:{row}" for row in range(n)]),
-        sites=same,
-        scanners=same,
-        sexes=same,
-        age_bands=same,
-        added_in=np.where(np.arange(n) < 300, 1, number),
-    )
 
 
 def _with(comparison: Comparison, **gates_of: Any) -> Comparison:

@@ -5,7 +5,7 @@ taken it, also the sites still to come. Cost is in sample-gradients, as a share 
 Each finished stream is one JSON line; what is already in the file is not run again.
 
     python -m benchmarks.stream --strategies full auto,example replay finetune --seeds 0 1 2 3 4 --results stream.jsonl
-    python -m benchmarks.stream --strategies full,equalise=true --orders ABCDEF CFADBE      # a recipe field changed
+    python -m benchmarks.stream --strategies full,network=medium_cnn --orders ABCDEF CFADBE   # a recipe field changed
     python -m benchmarks.stream --track classes --orders ABCDE EDCBA [--npz FILE]     # classes arrive, not sites
     python -m benchmarks.stream --results stream.jsonl --strategies --charts docs/images    # runs nothing, draws
 """
@@ -63,8 +63,8 @@ class Stream:
         return self.track, self.variant, self.seed, self.order, self.protocol_digest
 
 
-PLAIN = {"equalise": False, "randomise": 0.0, "test_time_shifts": False}
-"""What of the example's recipe the strategies are compared without; `example` in a variant keeps it."""
+PLAIN = {"network": "small_cnn", "equalise": False, "randomise": 0.0, "test_time_shifts": False}
+"""What the strategies are compared by instead of the example's recipe; `example` in a variant keeps that."""
 
 
 def protocol_of(variant: str) -> Protocol:
@@ -77,8 +77,16 @@ def protocol_of(variant: str) -> Protocol:
     recipe = document["recipe"] | {"strategy": strategy, "anchor_growth": None, "escalation": ()}
     recipe |= {} if "example" in changes else PLAIN
     changed = (change.split("=", 1) for change in changes if change != "example")
-    recipe |= {name: json.loads(value) for name, value in changed}
+    recipe |= {name: _value(text) for name, text in changed}
     return from_document({**document, "recipe": recipe})
+
+
+def _value(text: str) -> Any:
+    """A recipe's value as it was typed: JSON, or else a word that needs no quotes here."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def run(
@@ -139,12 +147,12 @@ def read(file: Path) -> list[Stream]:
     return found
 
 
-def table(streams: Iterable[Stream]) -> list[dict[str, Any]]:
-    """One row a variant: means over its streams, gaps and costs against `finetune` and `full` of the same streams."""
+def table(streams: Iterable[Stream], *, between: tuple[str, str] = ("finetune", "full")) -> list[dict[str, Any]]:
+    """One row a variant: means over its streams, gaps and costs `between` naive and full of the same streams."""
     by_variant: dict[str, dict[tuple[str, int, str], Stream]] = {}
     for stream in streams:
         by_variant.setdefault(stream.variant, {})[stream.track, stream.seed, stream.order] = stream
-    naive, full = by_variant.get("finetune", {}), by_variant.get("full", {})
+    naive, full = (by_variant.get(variant, {}) for variant in between)
     rows = []
     for variant, mine in by_variant.items():
         row: dict[str, Any] = {"variant": variant, "streams": len(mine)}
@@ -187,7 +195,7 @@ def main(arguments: list[str]) -> int:
     streams = [
         stream for stream in read(options.results) if stream.track == options.track and stream.order in options.orders
     ]
-    print_table(table(streams))
+    print_table(table(streams, between=tuple(options.between)))
     if options.charts is not None:
         draw(streams, options.charts, order=options.orders[0])
     return 0
@@ -232,6 +240,9 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--npz", type=Path, help="for --track classes: a file in MedMNIST's form instead of digits")
     parser.add_argument("--track", choices=[*sorted(tracks.TRACKS), "classes"], default="six_sites")
     parser.add_argument("--strategies", nargs="*", default=["full", "warm", "replay", "finetune"])
+    parser.add_argument(
+        "--between", nargs=2, default=["finetune", "full"], metavar=("NAIVE", "FULL"), help="what gaps and costs are of"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--orders", nargs="+", default=["ABCDEF"])
     parser.add_argument("--results", type=Path, default=Path("stream.jsonl"))

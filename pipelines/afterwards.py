@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipelines import analytic, blend, calibrate, champion, consolidate, network, predict, several, strategies
+from pipelines.calibrate import LogLoss
 from pipelines.champion import Base
 from pipelines.metrics import auroc_estimate, macro_auroc_estimate
 from pipelines.protocol import Protocol
@@ -53,7 +54,7 @@ def finish(
         champion=champion.grown(architecture, base=base, seed=seed).to(device),
         shares=plan.blending.shares,
         images=images[rows],
-        loss=lambda mixed: tune_log_loss(predict.in_batches(mixed, tune[0]), tune[1], tune[2]),
+        loss=lambda mixed: tune_log_loss(predict.in_batches(mixed, tune[0]), tune[1], tune[2]).value,
     )
     return [f"{share:g} of the candidate's weights, {1.0 - share:g} of the champion's"]
 
@@ -88,7 +89,7 @@ def fisher_of(base: Base | None, *, like: nn.Module, columns: Sequence[int]) -> 
     return consolidate.read(base.fisher, expected_digest=str(base.fisher_digest), like=like, columns=columns)
 
 
-def tune_log_loss(logits: NDArray[np.float32], labels: NDArray[Any], sites: NDArray[Any]) -> float:
+def tune_log_loss(logits: NDArray[np.float32], labels: NDArray[Any], sites: NDArray[Any]) -> LogLoss:
     """Return by what an epoch is chosen: the log-loss of `logits` (N, K) at the worst site, all classes weighing alike.
 
     `labels` are (N,) of classes that exclude each other, or (N, K) bool.

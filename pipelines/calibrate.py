@@ -12,9 +12,10 @@ Information Theory 1970 (leaving the unclear ones to others).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, assert_never
+from typing import Any, Literal, NamedTuple, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,13 @@ GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
 
 Curve = tuple[Floats, Floats, Floats]
 """Thresholds in [0, 1], from the lowest, with the sensitivity and the specificity at each; (T,) all three."""
+
+
+class LogLoss(NamedTuple):
+    """A mean negative log-likelihood in nats, and its standard error over the cases."""
+
+    value: float
+    standard_error: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +72,19 @@ def softmax(logits: NDArray[Any], *, temperature: float = 1.0, log_prior: NDArra
     return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
 
 
-def balanced_log_loss(logits: NDArray[Any], labels: NDArray[Any]) -> float:
-    """Return the mean negative log-likelihood of `labels` (N,) in nats, each class weighing the same."""
+def balanced(groups: Sequence[Floats]) -> LogLoss:
+    """Return the mean loss of groups of cases that weigh alike; `groups` hold the losses (n,) of each, n >= 1."""
+    variance = sum(float(losses.var()) / max(1, len(losses) - 1) for losses in groups)
+    return LogLoss(float(np.mean([losses.mean() for losses in groups])), math.sqrt(variance) / len(groups))
+
+
+def balanced_log_loss(logits: NDArray[Any], labels: NDArray[Any]) -> LogLoss:
+    """Return the log-loss of `logits` (N, K) for `labels` (N,), each class weighing the same."""
     losses = _losses(softmax(logits), labels)
-    return float(np.mean([losses[labels == k].mean() for k in np.unique(labels)]))
+    return balanced([losses[labels == k] for k in np.unique(labels)])
 
 
-def worst_site_log_loss(logits: NDArray[Any], labels: NDArray[Any], sites: NDArray[Any]) -> float:
+def worst_site_log_loss(logits: NDArray[Any], labels: NDArray[Any], sites: NDArray[Any]) -> LogLoss:
     """Return `balanced_log_loss` at the site where it is highest; `logits` (N, K), `labels` and `sites` (N,).
 
     Only sites with at least 10 cases of each class are looked at on their own; where there is none, all cases together.

@@ -32,9 +32,11 @@ class State:
     average: nn.Module
     optimiser: torch.optim.Optimizer
     epoch: int = 0
-    best: Mapping[str, Tensor] | None = None
-    best_epoch: int = 0
-    best_loss: float = math.inf
+    chosen: Mapping[str, Tensor] | None = None
+    """Weights of the latest epoch that was no worse than chance would have it than any before."""
+    chosen_epoch: int = 0
+    ceiling: float = math.inf
+    """The least log-loss on tune and one standard error: what an epoch may have and still be chosen."""
     history: tuple[dict[str, Any], ...] = ()
 
 
@@ -43,7 +45,7 @@ def save(state: State, *, directory: Path, identity: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {f"module/{name}": tensor for name, tensor in state.module.state_dict().items()}
     tensors |= {f"average/{name}": tensor for name, tensor in state.average.state_dict().items()}
-    tensors |= {f"best/{name}": tensor for name, tensor in (state.best or {}).items()}
+    tensors |= {f"chosen/{name}": tensor for name, tensor in (state.chosen or {}).items()}
     for position, moments in state.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{position}/{name}": tensor for name, tensor in moments.items()}
     # clone: safetensors refuses tensors that share memory
@@ -54,8 +56,8 @@ def save(state: State, *, directory: Path, identity: str) -> None:
         "identity": identity,
         "digest": digest_of_bytes(data),
         "epoch": state.epoch,
-        "best_epoch": state.best_epoch,
-        "best_loss": state.best_loss,
+        "chosen_epoch": state.chosen_epoch,
+        "ceiling": state.ceiling,
         "history": list(state.history),
     }
     job.write_atomically(directory / f"{name}.json", json.dumps(document, allow_nan=False).encode())
@@ -79,8 +81,8 @@ def _read(file: Path, *, identity: str) -> tuple[dict[str, Any], dict[str, Tenso
         data = file.with_suffix(".safetensors").read_bytes()
     except (OSError, ValueError):  # cut short by a crash: the one before is there for that
         return None
-    if not isinstance(document, dict) or document.get("identity") != identity:
-        return None
+    if not isinstance(document, dict) or document.get("identity") != identity or "ceiling" not in document:
+        return None  # of another run, or of an earlier release, which chose otherwise
     if document["digest"] != digest_of_bytes(data):
         return None
     return document, load_tensors(data)
@@ -102,9 +104,9 @@ def _fill(state: State, *, document: dict[str, Any], tensors: dict[str, Tensor])
         average=state.average,
         optimiser=state.optimiser,
         epoch=document["epoch"],
-        best={name: tensor.to(parameters[0].device) for name, tensor in _below("best/", tensors).items()},
-        best_epoch=document["best_epoch"],
-        best_loss=document["best_loss"],
+        chosen={name: tensor.to(parameters[0].device) for name, tensor in _below("chosen/", tensors).items()},
+        chosen_epoch=document["chosen_epoch"],
+        ceiling=document["ceiling"],
         history=tuple(document["history"]),
     )
 

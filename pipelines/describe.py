@@ -65,7 +65,7 @@ def metadata(
         "sample_gradients": plan.sample_gradients,
         "tune": {
             "auroc": asdict(afterwards.tune_auroc(answers, labels, protocol=protocol)),
-            "log_loss": afterwards.tune_log_loss(answers, labels, sites),
+            "log_loss": afterwards.tune_log_loss(answers, labels, sites).value,
             "n": len(labels),
         },
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},

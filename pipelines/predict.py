@@ -53,13 +53,14 @@ class Shifted(nn.Module):
             for axis, step in enumerate(steps)
             for way in (-1, 1)
         ]
-        logits = []
+        copies = []
         for move in moves:
             moved = padded
             for axis, (step, way) in enumerate(zip(steps, move, strict=True)):
                 moved = moved.narrow(2 + axis, step + way, images.shape[2 + axis])
-            logits.append(self.module(moved))
-        return torch.stack(logits).mean(dim=0)
+            copies.append(moved)
+        logits: Tensor = self.module(torch.cat(copies))  # one pass: half the time of a pass each, for one image
+        return logits.reshape(len(moves), -1, logits.shape[1]).mean(dim=0)
 
 
 class Probabilities(nn.Module):
@@ -192,7 +193,9 @@ def in_batches(module: nn.Module, images: NDArray[np.float32]) -> NDArray[np.flo
     """Return `module` applied to `images` (N, C, H, W) or (N, 1, D, H, W) batch by batch, (N, classes) float32."""
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     parts = []
-    size = BATCH if len(images.shape) == 4 else max(1, min(BATCH, BATCH_VOXELS // math.prod(images.shape[1:])))
+    size = BATCH if len(images.shape) == 4 else min(BATCH, BATCH_VOXELS // math.prod(images.shape[1:]))
+    moved = any(isinstance(part, Shifted) for part in module.modules())
+    size = max(1, size // (2 * len(images.shape) - 3 if moved else 1))  # all copies of a batch go through together
     with torch.inference_mode():
         for start in range(0, len(images), size):
             batch = torch.from_numpy(np.array(images[start : start + size], dtype=np.float32))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from pipelines import calibrate, findings
-from pipelines.calibrate import FEWEST_AT_A_SITE, GOLDEN, LARGEST_TEMPERATURE, SMALLEST_TEMPERATURE
+from pipelines.calibrate import FEWEST_AT_A_SITE, GOLDEN, LARGEST_TEMPERATURE, SMALLEST_TEMPERATURE, LogLoss, balanced
 from pipelines.findings import Present
 from pipelines.metrics import Floats, MetricError
 from pipelines.protocol import Protocol
@@ -46,19 +46,18 @@ def rarest(labels: Present) -> NDArray[np.int64]:
     return np.asarray(np.where(labels.any(axis=1), first, labels.shape[1]), dtype=np.int64)
 
 
-def balanced_log_loss(logits: NDArray[Any], labels: Present) -> float:
-    """Return the log-loss of `logits` (N, K) in nats, the two sides of each finding, and the findings, weighing alike.
+def balanced_log_loss(logits: NDArray[Any], labels: Present) -> LogLoss:
+    """Return the log-loss of `logits` (N, K), the two sides of each finding, and the findings, weighing alike.
 
-    A side without a case is left out.
+    A side without a case is left out. The standard error takes a case's findings for independent.
     """
     losses = _losses(logits, labels)
-    found = [
-        losses[side, k].mean() for k in range(labels.shape[1]) for side in (labels[:, k], ~labels[:, k]) if side.any()
-    ]
-    return float(np.mean(found))
+    return balanced(
+        [losses[side, k] for k in range(labels.shape[1]) for side in (labels[:, k], ~labels[:, k]) if side.any()]
+    )
 
 
-def worst_site_log_loss(logits: NDArray[Any], labels: Present, sites: NDArray[Any]) -> float:
+def worst_site_log_loss(logits: NDArray[Any], labels: Present, sites: NDArray[Any]) -> LogLoss:
     """Return `balanced_log_loss` at the site where it is highest.
 
     Of a site those findings are looked at of which it has 10 cases with and without; where no site has one, all cases

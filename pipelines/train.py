@@ -175,7 +175,6 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
         state = checkpoint.State(module=module, average=average, optimiser=optimiser)
         if checkpoints is not None:
             state = checkpoint.load(state, directory=checkpoints, identity=identity)
-
         planned, plan = plan, budget.in_time(plan, state.history, recipe=recipe)
         while (epoch := state.epoch) < plan.epochs:
             begun = clock()
@@ -233,18 +232,19 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                 "epochs": plan.epochs,
                 "loss": float(np.mean(losses)),
                 "tune_auroc": afterwards.tune_auroc(answers, tune.labels, protocol=protocol).value,
-                "tune_log_loss": tune_loss,
+                "tune_log_loss": tune_loss.value,
                 **seconds,
             }
-            best = state.best if state.best is not None and state.best_loss <= tune_loss else None
+            ceiling = min(state.ceiling, sum(tune_loss))  # of two epochs that chance may tell apart, the later
+            taken = tune_loss.value <= ceiling
             state = checkpoint.State(
                 module=module,
                 average=average,
                 optimiser=optimiser,
                 epoch=epoch + 1,
-                best=best or {name: tensor.clone() for name, tensor in average.state_dict().items()},
-                best_epoch=state.best_epoch if best else epoch + 1,
-                best_loss=min(state.best_loss, tune_loss),
+                chosen={name: value.clone() for name, value in average.state_dict().items()} if taken else state.chosen,
+                chosen_epoch=epoch + 1 if taken else state.chosen_epoch,
+                ceiling=ceiling,
                 history=(*state.history, row),
             )
             if checkpoints is not None and group.first:
@@ -252,8 +252,8 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
             if group.first:
                 tell(row)
 
-        if state.best is not None:
-            average.load_state_dict(state.best)
+        if state.chosen is not None:
+            average.load_state_dict(state.chosen)
         notes += afterwards.finish(
             average,
             plan=plan,
@@ -280,7 +280,7 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                 "seed": seed,
                 "base_digest": None if base is None or plan.start == "nothing" else base.weights_digest,
                 "dataset_digest": dataset_digest,
-                "chosen_epoch": state.best_epoch,
+                "chosen_epoch": state.chosen_epoch,
                 "seconds": round(sum(row["seconds"] for row in state.history), 3),
                 "device": device.type,
                 "threads": threads or recipe.threads,

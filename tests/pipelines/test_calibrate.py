@@ -33,6 +33,30 @@ def test_a_class_without_cases_keeps_a_finite_prior() -> None:
     assert np.isfinite(calibrate.log_prior(np.array([0, 0, 0]), classes=2)).all()
 
 
+def test_the_standard_error_of_a_balanced_loss_is_what_repeating_it_shows() -> None:
+    rng = np.random.default_rng(2)
+    told = []
+    for _ in range(2000):
+        evidence = rng.normal(size=40) + np.repeat([-1.0, 1.0], [30, 10])
+        logits = np.stack([-evidence, evidence], axis=1)
+        told.append(calibrate.balanced_log_loss(logits, np.repeat([0, 1], [30, 10])))
+    values, errors = np.array(told).T
+    assert np.sqrt(np.mean(errors**2)) == pytest.approx(values.std(), rel=0.05)
+
+
+def test_the_worst_site_gives_the_loss_and_a_site_with_few_cases_is_not_asked() -> None:
+    labels = np.array([0, 1] * 20 + [0] * 9 + [1] * 9)
+    sites = np.array(["good", "bad"] * 20 + ["small"] * 18)
+    labels[:40] = np.repeat([0, 1], 20)
+    certain = np.where(sites == "good", 3.0, np.where(sites == "bad", 0.5, -9.0))
+    logits = np.stack([np.where(labels == 0, certain, 0.0), np.where(labels == 1, certain, 0.0)], axis=1)
+    found = calibrate.worst_site_log_loss(logits, labels, sites)
+    assert found.value == pytest.approx(np.log1p(np.exp(-0.5)))
+    assert found.standard_error == pytest.approx(0.0, abs=1e-9)
+    by_hand = calibrate.balanced([np.array([1.0, 3.0]), np.array([2.0])])  # of one case nothing is known but its loss
+    assert by_hand == pytest.approx((2.0, np.sqrt(2.0 / 2.0) / 2.0))
+
+
 def test_youden_lies_amid_the_thresholds_that_are_as_good() -> None:
     labels = np.array([0] * 50 + [1] * 50)
     scores = np.concatenate([np.linspace(0.01, 0.10, 50), np.linspace(0.90, 0.99, 50)])

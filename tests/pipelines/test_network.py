@@ -21,6 +21,7 @@ SMALL = network.Architecture(
     [
         ("small_cnn", 1, 28, 2),
         ("small_cnn", 3, 64, 5),
+        ("medium_cnn", 1, 28, 2),
         ("resnet18", 3, 64, 2),
         ("densenet121", 1, 64, 3),
         ("seresnet50", 1, 64, 2),
@@ -87,7 +88,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_network_names_those_there_are() -> None:
     with pytest.raises(
-        network.UnknownNetwork, match="densenet121, efficientnet_b0, resnet18, seresnet50, small_cnn, vit_tiny"
+        network.UnknownNetwork, match="densenet121, efficientnet_b0, medium_cnn, resnet18, seresnet50, small_cnn, vit"
     ):
         network.build(replace(SMALL, network="alexnet"))
 

@@ -109,7 +109,9 @@ def test_files_give_the_same_scores_and_the_wrong_digest_gives_none(
         predict.Model.from_files(tmp_path / "w", metadata=METADATA, expected_digest="0" * 64)
 
 
-@pytest.mark.parametrize(("name", "size"), [("small_cnn", 28), ("resnet18", 64), ("densenet121", 64)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("small_cnn", 28), ("medium_cnn", 28), ("resnet18", 64), ("densenet121", 64)]
+)
 def test_a_heat_map_covers_the_image_and_leaves_the_scores_alone(name: str, size: int) -> None:
     architecture = network.Architecture(
         network=name,
@@ -209,23 +211,40 @@ def test_no_images_give_no_scores(model: predict.Model) -> None:
 @pytest.mark.parametrize("shape", [(2, 1, 28, 28), (2, 3, 60, 56), (2, 1, 16, 28, 56)])
 def test_moved_copies_answer_with_their_mean(shape: tuple[int, ...]) -> None:
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    seen: list[torch.Tensor] = []
+    passes: list[torch.Tensor] = []
 
     class Watching(torch.nn.Module):
         def forward(self, moved: torch.Tensor) -> torch.Tensor:
-            seen.append(moved)
+            passes.append(moved)
             return moved.flatten(1)[:, :2]
 
     answers = predict.Shifted(Watching())(images)
-    assert torch.equal(answers, torch.stack([moved.flatten(1)[:, :2] for moved in seen]).mean(dim=0))
+    (together,) = passes
+    seen = together.unflatten(0, (1 + 2 * (len(shape) - 2), len(images)))
+    assert torch.allclose(answers, torch.stack([moved.flatten(1)[:, :2] for moved in seen]).mean(dim=0))
     assert torch.equal(seen[0], images)
-    assert len(seen) == 1 + 2 * (len(shape) - 2)
-    assert all(moved.shape == images.shape for moved in seen)
     step = max(1, round(shape[-1] / 28))
     back, forth = seen[-2:]  # along the last axis
     assert torch.equal(forth[..., :-step], images[..., step:])
     assert torch.equal(back[..., step:], images[..., :-step])
     assert torch.equal(back[..., :step], images[..., :1].expand_as(back[..., :step]))
+
+
+@pytest.mark.parametrize(("shape", "copies"), [((1, 28, 28), 5), ((1, 8, 28, 28), 7)])
+def test_the_copies_of_a_batch_are_no_more_than_a_batch(shape: tuple[int, ...], copies: int) -> None:
+    sizes: list[int] = []
+
+    class Watching(torch.nn.Module):
+        def forward(self, moved: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(moved))
+            return moved.flatten(1)[:, :2]
+
+    images = np.random.default_rng(0).random((300, *shape), dtype=np.float32)
+    answers = predict.in_batches(predict.Shifted(Watching()), images)
+    assert answers.shape == (300, 2)
+    assert sum(sizes) == 300 * copies
+    assert max(sizes) <= predict.BATCH
+    assert max(sizes) * images[0].size <= predict.BATCH_VOXELS
 
 
 def test_a_model_says_that_it_asks_moved_copies_and_its_export_does(model: predict.Model, images: Any) -> None:

@@ -35,7 +35,7 @@ def test_the_loss_of_several_findings_is_that_of_each_by_itself() -> None:
     logits, labels = torch.tensor([[2.0, -1.0], [0.0, 3.0]]), torch.tensor([[True, False], [False, False]])
     each = [np.log1p(np.exp(-2.0)), np.log1p(np.exp(-1.0)), np.log(2.0), np.log1p(np.exp(3.0))]
     assert float(teach.given(logits, labels)) == pytest.approx(np.mean(each))
-    assert several.balanced_log_loss(logits.numpy(), labels.numpy()) == pytest.approx(
+    assert several.balanced_log_loss(logits.numpy(), labels.numpy()).value == pytest.approx(
         np.mean([each[0], each[2], np.mean([each[1], each[3]])])
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import calibrate, network, predict, train
+from pipelines import afterwards, calibrate, network, predict, train
 from pipelines.metrics import auroc
 from pipelines.protocol import Protocol, from_document
 from tests.pipelines.toy import DOCUMENT, PROTOCOL, TRAIN, TUNE, cases
@@ -87,6 +87,54 @@ def test_a_killed_run_ends_with_the_same_weights_as_an_unbroken_one(
     assert network.save_weights(resumed.module) == network.save_weights(trained.module)
     assert [row["epoch"] for row in resumed.history] == [1, 2, 3]
     assert resumed.metadata["operating_point"] == trained.metadata["operating_point"]
+
+
+@pytest.mark.parametrize(
+    ("losses", "chosen"),
+    [
+        ([0.50, 0.30, 0.34], 3),  # chance may have made the second look better: the later
+        ([0.50, 0.30, 0.36], 2),  # it was better
+        ([0.30, 0.34, 0.38], 2),  # measured against the best, not against the one before
+        ([0.30, 0.36, 0.34], 3),
+    ],
+)
+def test_the_epoch_is_the_last_that_chance_cannot_tell_from_the_best(
+    losses: list[float], chosen: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def told(logits: object, *_: object) -> calibrate.LogLoss:
+        return calibrate.LogLoss(losses[len(seen) % 3], 0.05)
+
+    monkeypatch.setattr(afterwards, "tune_log_loss", told)
+    averages: list[torch.nn.Module] = []
+    scored = predict.in_batches
+    monkeypatch.setattr(predict, "in_batches", lambda module, images: averages.append(module) or scored(module, images))
+
+    def look(_row: object) -> None:
+        seen.append({name: tensor.clone() for name, tensor in averages[-1].state_dict().items()})
+
+    with pytest.raises(Killed):  # what is known of the epochs before comes back from the checkpoint
+        _fit(checkpoints=tmp_path, tell=look, keep_going=lambda: _killed_after(seen, epochs=2))
+    found = _fit(checkpoints=tmp_path, tell=look)
+    assert found.metadata["chosen_epoch"] == chosen
+    weights = found.module.state_dict()
+    assert [all(torch.equal(weights[name], one[name]) for name in weights) for one in seen].index(True) == chosen - 1
+
+
+def _killed_after(seen: list[Any], *, epochs: int) -> None:
+    if len(seen) == epochs:
+        raise Killed
+
+
+def test_a_checkpoint_of_an_earlier_release_is_not_used(tmp_path: Path) -> None:
+    _fit(checkpoints=tmp_path)
+    for file in tmp_path.glob("epoch-*.json"):
+        document = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json.dumps({"best_loss": document.pop("ceiling"), **document}), encoding="utf-8")
+    epochs: list[int] = []
+    _fit(checkpoints=tmp_path, tell=lambda row: epochs.append(row["epoch"]))
+    assert epochs == [1, 2, 3]
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(trained: train.Trained, tmp_path: Path) -> None:

@@ -206,6 +206,7 @@ def test_nodules_are_told_from_vessels_and_the_heat_map_is_hottest_at_the_nodule
     ("name", "side"),
     [
         ("small_cnn", 16),
+        ("medium_cnn", 16),
         ("resnet18", 32),
         ("seresnet50", 32),
         ("densenet121", 32),

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.pneumonia import DATA, ROOT, cases
+from benchmarks.pneumonia import DATA, cases
+from benchmarks.stream import protocol_of
 from pipelines import predict, train
 from pipelines.metrics import auroc, ece
-from pipelines.protocol import from_document, parse
 
 LEARNT, CHOSEN_ON = 2000, 700
 VARIANTS = ((1, 12), (3, 4), (3, 12))
@@ -44,7 +44,6 @@ def main(arguments: list[str]) -> int:
     if not options.data.exists():
         print(f"{options.data} is not there: name a PneumoniaMNIST .npz file with --data", file=sys.stderr)
         return 2
-    asked = parse((ROOT / "pipelines" / "protocols" / "cxr-pneumonia.yaml").read_text(encoding="utf-8")).document()
     with np.load(options.data, allow_pickle=False) as file:
         arrays = dict(file)
     every, val = cases(arrays, split="train"), cases(arrays, split="val")
@@ -53,11 +52,9 @@ def main(arguments: list[str]) -> int:
         order = np.random.default_rng(seed).permutation(len(every.labels))
         learnt, chosen_on = some(every, order[:LEARNT]), some(every, order[LEARNT : LEARNT + CHOSEN_ON])
         for members, epochs in VARIANTS:
-            recipe = asked["recipe"] | {"members": members, "epochs": epochs, "escalation": (), "anchor_growth": None}
+            protocol = protocol_of(f"full,members={members},epochs={epochs}")
             begun = time.monotonic()
-            made = train.fit(
-                learnt, chosen_on, protocol=from_document({**asked, "recipe": recipe}), strategy="full", seed=seed
-            )
+            made = train.fit(learnt, chosen_on, protocol=protocol, strategy="full", seed=seed)
             seconds = time.monotonic() - begun
             scores = predict.Model(made.module, made.metadata).scores(val.images)
             truth, loss = val.labels == 1, float(-np.log(scores[np.arange(len(scores)), val.labels]).mean())

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from benchmarks.stream import protocol_of
 from pipelines import chest_xrays, hamming, network, perceptual, predict, shift, suspects, train
 from pipelines.metrics import auroc
-from pipelines.protocol import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 Picture = NDArray[np.uint8]
@@ -283,7 +283,7 @@ class Flipped:
 
 def _compare(setting: str, flipped: Flipped, *, seed: int) -> None:
     """Print how well each ranking finds the flipped labels among the cases that are not known to be right."""
-    protocol = parse((ROOT / "pipelines" / "protocols" / "cxr-pneumonia.yaml").read_text(encoding="utf-8"))
+    protocol = protocol_of("full")
     n, given = len(flipped.given), flipped.given
     cases = train.Cases(
         images=flipped.pictures[:, None].astype(np.float32) / 255.0,

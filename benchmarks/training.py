@@ -25,6 +25,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks.pneumonia import DATA, cases
+from benchmarks.stream import PLAIN
 from pipelines import network, strategies, train
 from pipelines.protocol import Protocol, from_document, parse
 
@@ -167,7 +168,7 @@ def main(arguments: list[str]) -> int:
 def _protocol(**changes: Any) -> Protocol:
     text = (ROOT / "pipelines" / "protocols" / "cxr-pneumonia.yaml").read_text(encoding="utf-8")
     document = parse(text).document()
-    return from_document({**document, "recipe": {**document["recipe"], **changes}})
+    return from_document({**document, "recipe": {**document["recipe"], **PLAIN, **changes}})
 
 
 def _some(every: train.Cases, rows: Any, *, new: int = 0) -> train.Cases:

@@ -27,10 +27,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.stream import protocol_of
 from pipelines import chest_xrays, embed, predict, sites, train, worklist
 from pipelines.arms import Opinion, Pool, Shares
 from pipelines.metrics import auroc
-from pipelines.protocol import Protocol, parse
+from pipelines.protocol import Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST, ROUND, ROUNDS, EPOCHS = 200, 100, 3, 8
@@ -215,8 +216,7 @@ def main(arguments: list[str]) -> int:
     if options.out is None:
         parser.error("--out FILE.jsonl is needed")
     known = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    protocol = parse((ROOT / "pipelines" / "protocols" / "cxr-pneumonia.yaml").read_text(encoding="utf-8"))
-    protocol = protocol.model_copy(update={"recipe": protocol.recipe.model_copy(update={"epochs": EPOCHS})})
+    protocol = protocol_of(f"full,epochs={EPOCHS}")
     for seed in () if options.report else options.seeds:
         world = World(seed=seed)
         for arm in options.arms:

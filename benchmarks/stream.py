@@ -63,7 +63,14 @@ class Stream:
         return self.track, self.variant, self.seed, self.order, self.protocol_digest
 
 
-PLAIN = {"network": "small_cnn", "equalise": False, "randomise": 0.0, "test_time_shifts": False}
+PLAIN = {
+    "network": "small_cnn",
+    "batch_size": 64,
+    "learning_rate": 2e-3,
+    "equalise": False,
+    "randomise": 0.0,
+    "test_time_shifts": False,
+}
 """What the strategies are compared by instead of the example's recipe; `example` in a variant keeps that."""
 
 

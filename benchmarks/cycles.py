@@ -352,13 +352,14 @@ def _measured(pool: Pool) -> NDArray[np.int64]:
 
 
 def _worse_at_a_site(model: Model, champion: Model, *, pool: Pool) -> Model:
-    """A model that misses so many of one site's sick, at random, that it finds 8 points fewer than the champion."""
+    """A model that misses so many of one site's sick, by lot, that it finds 8 points fewer than the champion."""
     sick = (pool.labels == 1) & (pool.sites == HARMED_SITE)
     counted = _measured(pool)[sick[_measured(pool)]]
     ours, theirs = (one.decided[counted].mean() for one in (model, champion))
     missed = max(0.0, 1.0 - (theirs - LOSS) / ours)
     rng = np.random.default_rng([24, int(digest_of(model)[:8], 16)])
-    lost = sick & (model.decided == 1) & (rng.random(len(sick)) < missed)
+    lot = rng.random(len(sick))
+    lost = sick & (model.decided == 1) & (lot < np.quantile(lot[counted][model.decided[counted] == 1], missed))
     lower = model.thresholds * rng.uniform(0.3, 0.95, len(sick))
     name = f"{model.name} worse at {HARMED_SITE} than {champion.name}"
     return replace(model, name=name, positive=np.where(lost, lower, model.positive))

@@ -19,7 +19,8 @@ from pipelines import network, predict, train
 from pipelines.metrics import auroc
 from pipelines.types import Strategy
 
-SEEDS = (0, 1)
+SEEDS = (0, 1, 2, 3)
+"""One alone says little: what fine-tuning forgets here is .02 to .57 of AUROC, by the seed and by the processor."""
 REHEARSING: tuple[Strategy, ...] = ("full", "auto", "warm", "replay", "derpp", "analytic")
 """What sees cases of the first site again."""
 WITHOUT_OLD_CASES: tuple[Strategy, ...] = ("lwf", "ewc", "finetune")
@@ -102,7 +103,7 @@ def order(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
 def test_whatever_rehearses_is_ahead_of_whatever_does_not(order: dict[str, Told]) -> None:
     worst = min(order[name].mean for name in REHEARSING)
     best = max(order[name].mean for name in WITHOUT_OLD_CASES)
-    assert worst > best + 0.05
+    assert worst > best + 0.03
 
 
 def test_training_from_nothing_on_everything_is_the_best_up_to_noise_and_the_dearest(order: dict[str, Told]) -> None:
@@ -112,10 +113,10 @@ def test_training_from_nothing_on_everything_is_the_best_up_to_noise_and_the_dea
 
 def test_the_first_site_is_kept_by_rehearsal_and_lost_by_fine_tuning(order: dict[str, Told]) -> None:
     assert min(order[name].old for name in REHEARSING) > 0.95
-    assert order["finetune"].old < 0.85
+    assert order["finetune"].old < 0.9
 
 
 def test_halfway_back_to_the_champion_lies_between_fine_tuning_and_training_from_nothing(
     order: dict[str, Told],
 ) -> None:
-    assert order["finetune"].mean + 0.05 < order["interpolate"].mean < order["full"].mean + 0.02
+    assert order["finetune"].mean + 0.03 < order["interpolate"].mean < order["full"].mean + 0.02

@@ -116,7 +116,7 @@ def test_the_explanation_says_what_each_use_of_the_sealed_test_is_worth() -> Non
     assert "the first is judged at level 0.064, the next at 0.0512 if that passed and at 0.0128 if not" in text
     assert "Then 2 people sign" in text
     assert (
-        "It sees each image also with its grey levels equalised, learns from 30% of the images as an imagined other "
+        "It sees each image also with its grey levels equalised, learns from 10% of the images as an imagined other "
         "machine would show them and answers with the mean over slightly moved copies." in text
     )
     assert max(map(len, wording.explain(parse(EXAMPLE.read_text(encoding="utf-8"))).splitlines())) <= wording.WIDTH

@@ -33,10 +33,10 @@ class State:
     optimiser: torch.optim.Optimizer
     epoch: int = 0
     chosen: Mapping[str, Tensor] | None = None
-    """Weights of the latest epoch that was no worse than chance would have it than any before."""
+    """Weights of the latest epoch that chance could not tell from the best up to it."""
     chosen_epoch: int = 0
     ceiling: float = math.inf
-    """The least log-loss on tune and one standard error: what an epoch may have and still be chosen."""
+    """The least, over the epochs, of log-loss on tune plus its standard error: no epoch above it is chosen."""
     history: tuple[dict[str, Any], ...] = ()
 
 

@@ -260,9 +260,9 @@ def _small_cnn(architecture: Architecture) -> nn.Module:
 
 
 def _medium_cnn(architecture: Architecture) -> nn.Module:
-    """About 394,000 parameters at 28 x 28: `small_cnn` with a stage before it that keeps the image's size, and deeper.
+    """About 394,000 parameters at 28 x 28: four residual stages, of which the first keeps the image's size.
 
-    Four times its time. What it gains is in docs/learning-log.md, 28.
+    A step takes four times that of `small_cnn`; what it gains is in docs/learning-log.md, 28.
     """
     return _stages(architecture, channels=(16, 32, 64, 128), strides=(1, 2, 2, 2))
 

@@ -37,8 +37,14 @@ SHIFT = 1.0 / 28.0
 class Shifted(nn.Module):
     """A network asked of an image and of copies moved along each axis either way: the mean of its logits.
 
-    Five answers for an image, seven for a volume; what comes in at an edge is the edge again.
+    Five answers for an image, seven for a volume; what comes in at an edge is the edge again. All copies go through the
+    network in one pass: for one image that takes less than half the time of a pass each.
     """
+
+    @staticmethod
+    def copies(axes: int) -> int:
+        """How many an image or volume with so many axes is scored as: itself, and two for each axis."""
+        return 1 + 2 * axes
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -59,7 +65,7 @@ class Shifted(nn.Module):
             for axis, (step, way) in enumerate(zip(steps, move, strict=True)):
                 moved = moved.narrow(2 + axis, step + way, images.shape[2 + axis])
             copies.append(moved)
-        logits: Tensor = self.module(torch.cat(copies))  # one pass: half the time of a pass each, for one image
+        logits: Tensor = self.module(torch.cat(copies))
         return logits.reshape(len(moves), -1, logits.shape[1]).mean(dim=0)
 
 
@@ -194,8 +200,8 @@ def in_batches(module: nn.Module, images: NDArray[np.float32]) -> NDArray[np.flo
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     parts = []
     size = BATCH if len(images.shape) == 4 else min(BATCH, BATCH_VOXELS // math.prod(images.shape[1:]))
-    moved = any(isinstance(part, Shifted) for part in module.modules())
-    size = max(1, size // (2 * len(images.shape) - 3 if moved else 1))  # all copies of a batch go through together
+    shifted = any(isinstance(part, Shifted) for part in module.modules())
+    size = max(1, size // (Shifted.copies(len(images.shape) - 2) if shifted else 1))
     with torch.inference_mode():
         for start in range(0, len(images), size):
             batch = torch.from_numpy(np.array(images[start : start + size], dtype=np.float32))

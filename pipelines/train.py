@@ -4,8 +4,8 @@ Invariant: the same inputs give the same weights, byte for byte, on the same CPU
 killed and resumed on the way. All randomness of an epoch comes from (seed, epoch), so a checkpoint holds no generator.
 The sealed test never enters here; epoch, temperature and threshold are chosen on the tune split.
 
-References: AdamW, Loshchilov and Hutter, ICLR 2019; weight averaging, Izmailov et al., UAI 2018. What was tried, and
-what did not work, is in docs/learning-log.md.
+References: AdamW, Loshchilov and Hutter, ICLR 2019; weight averaging, Izmailov et al., UAI 2018; the epoch within a
+standard error, Breiman et al. 1984. What was tried, and what did not work, is in docs/learning-log.md.
 
     python -m pipelines.train JOB_DIR        # config.json in; weights.safetensors, metadata.json, result.json out
 """

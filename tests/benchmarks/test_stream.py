@@ -92,11 +92,25 @@ def test_the_table_compares_the_same_streams_only() -> None:
     assert warm["cost"] == pytest.approx(200 / 400)
     assert warm["last_cost"] == pytest.approx(100 / 300)
     assert warm["streams"] == 2
+    between = stream.table(
+        [
+            _stream("full,network=medium_cnn", seed=0, last=0.98, cost=500),
+            _stream("finetune,network=medium_cnn", seed=0, last=0.90, cost=50),
+            _stream("auto,example", seed=0, last=0.96, cost=200),
+        ],
+        between=("finetune,network=medium_cnn", "full,network=medium_cnn"),
+    )
+    auto = next(row for row in between if row["variant"] == "auto,example")
+    assert (auto["gap"], auto["cost"]) == pytest.approx((0.75, 300 / 600))
 
 
 def test_a_variant_is_a_strategy_and_recipe_fields() -> None:
     recipe = stream.protocol_of("replay,randomise=0.5,epochs=3").recipe
     assert (recipe.strategy, recipe.randomise, recipe.epochs, recipe.equalise) == ("replay", 0.5, 3, False)
+    assert stream.protocol_of("full,network=medium_cnn").recipe.network == "medium_cnn"
+    assert (
+        stream.protocol_of('full,network="medium_cnn"').digest == stream.protocol_of("full,network=medium_cnn").digest
+    )
     example = parse(stream.PROTOCOL.read_text(encoding="utf-8")).recipe
     unchanged = {"strategy": "warm", "anchor_growth": None, "escalation": (), "epochs": 3}
     assert stream.protocol_of("warm,example,epochs=3").recipe == example.model_copy(update=unchanged)

@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.forgetting import Matrix
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 720, 400, 60, 40, 190, 50
+WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 770, 400, 60, 40, 240, 50
 CELL = 62
 
 

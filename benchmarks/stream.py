@@ -204,7 +204,8 @@ def main(arguments: list[str]) -> int:
     ]
     print_table(table(streams, between=tuple(options.between)))
     if options.charts is not None:
-        draw(streams, options.charts, order=options.orders[0])
+        shown = [stream for stream in streams if not options.strategies or stream.variant in options.strategies]
+        draw(shown, options.charts, order=options.orders[0])
     return 0
 
 
@@ -253,7 +254,9 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--orders", nargs="+", default=["ABCDEF"])
     parser.add_argument("--results", type=Path, default=Path("stream.jsonl"))
-    parser.add_argument("--charts", type=Path, help="folder to draw the pictures into")
+    parser.add_argument(
+        "--charts", type=Path, help="folder to draw pictures of these strategies into; of all without any"
+    )
     parser.add_argument("--pause-while", type=Path, help="start no stream while this file is there")
     return parser.parse_args(arguments)
 

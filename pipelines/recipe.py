@@ -71,6 +71,8 @@ class Recipe(Section):
     """Score each image and copies moved by a 28th of its sides, and answer with the mean (`pipelines.predict`)."""
     precision: Annotated[Literal["float32", "bfloat16"], Field(exclude_if=lambda kind: kind == "float32")] = "float32"
     """What the network computes in while it learns; weights, sums and all that is scored are float32."""
+    optimiser: Annotated[Literal["adamw", "muon"], Field(exclude_if=lambda kind: kind == "adamw")] = "adamw"
+    """`muon` turns the steps of layers' matrices into orthogonal ones (`pipelines.optimisers`)."""
     batch_size: Annotated[int, Field(ge=2, le=4096)] = 64
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 2e-3
     weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 1e-2

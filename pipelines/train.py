@@ -4,8 +4,8 @@ Invariant: the same inputs give the same weights, byte for byte, on the same CPU
 killed and resumed on the way. All randomness of an epoch comes from (seed, epoch), so a checkpoint holds no generator.
 The sealed test never enters here; epoch, temperature and threshold are chosen on the tune split.
 
-References: AdamW, Loshchilov and Hutter, ICLR 2019; weight averaging, Izmailov et al., UAI 2018; the epoch within a
-standard error, Breiman et al. 1984. What was tried, and what did not work, is in docs/learning-log.md.
+References: weight averaging, Izmailov et al., UAI 2018; the epoch within a standard error, Breiman et al. 1984. What
+was tried, and what did not work, is in docs/learning-log.md.
 
     python -m pipelines.train JOB_DIR        # config.json in; weights.safetensors, metadata.json, result.json out
 """
@@ -41,6 +41,7 @@ from pipelines import (
     job,
     memory,
     network,
+    optimisers,
     predict,
     repeatable,
     several,
@@ -153,9 +154,7 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
         fisher = afterwards.fisher_of(base, like=module, columns=columns)
         held_to = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
         members = network.members_of(module)
-        optimiser = torch.optim.AdamW(
-            module.parameters(), lr=plan.peak_learning_rate, weight_decay=recipe.weight_decay, fused=True
-        )
+        optimiser = optimisers.over(module, recipe=recipe)
         batches = [plan.draws * k // plan.batches for k in range(plan.batches + 1)]
         identity = digest_of(  # what has to be equal for a checkpoint to be of this very run
             {

@@ -67,8 +67,10 @@ PLAIN = {
     "network": "small_cnn",
     "batch_size": 64,
     "learning_rate": 2e-3,
+    "optimiser": "adamw",
     "equalise": False,
     "randomise": 0.0,
+    "randomise_one_site": 0.0,
     "test_time_shifts": False,
 }
 """What the strategies are compared by instead of the example's recipe; `example` in a variant keeps that."""

@@ -81,6 +81,8 @@ class Recipe(Section):
     augment: bool = True
     randomise: Share = 0.0
     """Share of the training images shown as an imagined other scanner would: the next one surprises less."""
+    randomise_one_site: Annotated[Share, Field(exclude_if=lambda share: share == 0.0)] = 0.0
+    """That share while there is one site to learn from; an S-th of it where there are S, never below `randomise`."""
     weights: Annotated[CaseWeights, Field(exclude_if=lambda weights: weights == CaseWeights())] = CaseWeights()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     threads: Annotated[int, Field(ge=1, le=64)] = 1
@@ -92,6 +94,10 @@ class Recipe(Section):
         if "finetune" in ladder:
             raise ValueError("finetune is never promoted, so it helps nobody after a failure")
         return ladder
+
+    def imagined(self, *, sites: int) -> float:
+        """Share of the training images, from so many sites, that are shown as another scanner would: [0, 1]."""
+        return max(self.randomise, self.randomise_one_site / max(1, sites))
 
     @property
     def declared(self) -> tuple[Strategy, ...]:

@@ -8,7 +8,7 @@ split, n that of what is new since the champion's dataset version, E and U the r
 | strategy | starts from | sees | sample-gradients |
 |---|---|---|---|
 | `full` | nothing | everything, classes evenly: the reference and the first model | E N |
-| `auto` | champion | a third new, the rest archive, (site, class) evenly [8] | .21 E min(N, 6 n) |
+| `auto` | champion | everything, (site, class) evenly, at least a quarter of it new [8] | .21 E min(N, 6 n) |
 | `warm` | champion | everything, (site, class) evenly [1] | 3 N |
 | `replay` | champion | half new, half archive, (site, class) evenly [2, 3] | 2 U n |
 | `derpp` | champion | the same with 200 kept cases, held to the champion's logits on them [4] | 2⅓ U n |
@@ -53,9 +53,9 @@ UPDATE_STEPS = 80
 WARM_EPOCHS = 3
 FORWARD_ONLY = 1.0 / 3.0
 """What a case costs that is only looked at, in sample-gradients: a backward pass costs about two forward passes."""
-AUTO_COST, AUTO_ARCHIVE, AUTO_NEW, AUTO_EPOCHS = 0.2125, 6, 0.35, 4
+AUTO_COST, AUTO_ARCHIVE, AUTO_NEW, AUTO_EPOCHS = 0.2125, 6, 0.25, 4
 """`auto`: its cost as a share of a training from nothing, the archive that still raises it (in times of what is new),
-the share of new cases, and in how many epochs it looks at tune."""
+the least share of new cases, and in how many epochs it looks at tune."""
 ANALYTIC_RIDGE = 1e-3
 EWC_STRENGTH = 300.0
 """Bayes' rule asks for 1 (Laplace's approximation), which holds hardly anything; found by measurement, learning log."""
@@ -274,9 +274,11 @@ def _derpp(known: Known) -> Plan:
 def _auto(known: Known) -> Plan:
     stored = min(len(known.labels), AUTO_ARCHIVE * len(known.new))
     draws = max(2, round(AUTO_COST * known.recipe.epochs * stored / AUTO_EPOCHS))
+    every = _pool(np.arange(len(known.labels)), strata=known.strata, draws=draws, known=known)
+    share = every.weights[known.new].sum() / every.weights.sum()  # of new cases, where all are drawn evenly
+    if len(known.archive) == 0 or share >= AUTO_NEW:
+        return _update((every,), epochs=AUTO_EPOCHS, known=known)
     fresh = replace(_fresh(known), draws=max(1, round(AUTO_NEW * draws)))
-    if len(known.archive) == 0:
-        return _update((replace(fresh, draws=draws),), epochs=AUTO_EPOCHS, known=known)
     rehearsed = _pool(known.archive, strata=known.strata, draws=draws - fresh.draws, known=known)
     return _update((fresh, rehearsed), epochs=AUTO_EPOCHS, known=known)
 

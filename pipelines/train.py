@@ -155,6 +155,7 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
         held_to = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
         members = network.members_of(module)
         optimiser = optimisers.over(module, recipe=recipe)
+        imagined = recipe.imagined(sites=len(np.unique(train.sites)))
         batches = [plan.draws * k // plan.batches for k in range(plan.batches + 1)]
         identity = digest_of(  # what has to be equal for a checkpoint to be of this very run
             {
@@ -191,8 +192,8 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                 labels = torch.from_numpy(train.labels[rows])  # (B,), of several findings (B, K)
                 if recipe.augment:
                     images = augment.acquisition(images, generator=generator)
-                if recipe.randomise > 0.0:
-                    images = augment.another_scanner(images, generator=generator, share=recipe.randomise)
+                if imagined > 0.0:
+                    images = augment.another_scanner(images, generator=generator, share=imagined)
                 images = images.to(device, memory_format=layout)
                 step = epoch * plan.batches + k
                 for settings in optimiser.param_groups:

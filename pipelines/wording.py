@@ -227,8 +227,11 @@ def _anchors(recipe: Recipe) -> str:
 
 def _seen(recipe: Recipe) -> str:
     ways = ["sees each image also with its grey levels equalised"] if recipe.equalise else []
-    if recipe.randomise > 0.0:
-        ways.append(f"learns from {recipe.randomise:.0%} of the images as an imagined other machine would show them")
+    if (most := recipe.imagined(sites=1)) > 0.0:
+        fewer = (
+            f" (fewer the more sites it knows, {recipe.randomise:.0%} at the least)" if most > recipe.randomise else ""
+        )
+        ways.append(f"learns from {most:.0%} of the images as an imagined other machine would show them{fewer}")
     ways += ["answers with the mean over slightly moved copies"] if recipe.test_time_shifts else []
     *before, last = ways or [""]
     return f"It {', '.join(before)} and {last}. " if before else f"It {last}. " if last else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from pipelines import augment
+from pipelines.recipe import Recipe
 
 IMAGES = torch.rand(200, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 0.3 + 0.1
 
@@ -37,3 +38,9 @@ def test_about_one_in_three_is_shown_black_for_white() -> None:
 def test_odd_sides_and_colours_are_taken_too() -> None:
     images = torch.rand(4, 3, 31, 17)
     assert augment.another_scanner(images, generator=torch.Generator().manual_seed(0), share=1.0).shape == images.shape
+
+
+def test_the_fewer_sites_there_are_the_more_machines_are_imagined() -> None:
+    recipe = Recipe(randomise=0.1, randomise_one_site=0.5)
+    assert [recipe.imagined(sites=sites) for sites in (0, 1, 2, 5, 40)] == [0.5, 0.5, 0.25, 0.1, 0.1]
+    assert Recipe(randomise=0.3).imagined(sites=1) == 0.3

@@ -93,13 +93,26 @@ def test_warm_sees_every_case_with_the_sites_and_classes_alike_for_three_epochs(
     assert _share_of_strata(old) == pytest.approx([0.5, 0.5], abs=0.03)
 
 
-def test_auto_is_a_third_new_and_costs_a_fifth_of_a_training_from_nothing() -> None:
+def test_auto_draws_all_sites_and_classes_alike_and_costs_a_fifth_of_a_training_from_nothing() -> None:
     plan, full = _plan("auto", old=3000, new=640), _plan("full", old=3000, new=640)
     assert plan.start == "champion"
     assert plan.sample_gradients == pytest.approx(0.2125 * full.sample_gradients, rel=0.01)
     order = strategies.epoch_order(plan.pools, rng=np.random.default_rng(0))
-    assert np.mean(order >= 3000) == pytest.approx(0.35, abs=0.01)
+    assert np.mean(order >= 3000) == pytest.approx(1 / 3, abs=0.01)  # one site of three
     assert _share_of_strata(order[order < 3000]) == pytest.approx([0.5, 0.5], abs=0.03)
+
+
+@pytest.mark.parametrize(("old", "new", "share"), [(200, 800, 0.8), (600, 400, 0.4), (900, 100, 0.25)])
+def test_of_one_site_auto_draws_new_cases_as_often_as_old_ones_and_a_quarter_at_the_least(
+    old: int, new: int, share: float
+) -> None:
+    labels = np.arange(old + new) % 2
+    since = np.where(np.arange(old + new) < old, 1, 2)
+    sites = np.full(old + new, "a")
+    plan = strategies.plan("auto", labels=labels, sites=sites, label_since=since, base_number=1, recipe=RECIPE)
+    order = strategies.epoch_order(plan.pools, rng=np.random.default_rng(0))
+    assert np.mean(order >= old) == pytest.approx(share, abs=0.02)
+    assert np.mean(order % 2) == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.parametrize("strategy", ["auto", "warm"])

@@ -90,10 +90,12 @@ def test_the_explanation_tells_of_screen_subgroups_and_points_by_site() -> None:
     assert "No subgroup is looked at: add gates.subgroups." in bare
     assert "confidence" not in bare
     assert "the site's own" not in bare
-    plain = {"equalise": False, "randomise": 0.0, "test_time_shifts": False}
+    plain = {"equalise": False, "randomise": 0.0, "randomise_one_site": 0.0, "test_time_shifts": False}
     assert "It sees" not in told(recipe=plain)
     assert "It answers with the mean over slightly moved copies." in told(recipe=plain | {"test_time_shifts": True})
     assert "chosen on the tune split), on" in bare
+    assert "learns from 50% of the images as an imagined other machine would show them (fewer" in told()
+    assert "would show them and answers" in told(recipe=plain | {"randomise": 0.2, "test_time_shifts": True})
 
 
 def test_a_document_from_before_a_field_is_compared_as_it_is_read_today() -> None:
@@ -116,8 +118,8 @@ def test_the_explanation_says_what_each_use_of_the_sealed_test_is_worth() -> Non
     assert "the first is judged at level 0.064, the next at 0.0512 if that passed and at 0.0128 if not" in text
     assert "Then 2 people sign" in text
     assert (
-        "It sees each image also with its grey levels equalised, learns from 10% of the images as an imagined other "
-        "machine would show them and answers with the mean over slightly moved copies." in text
+        "It sees each image also with its grey levels equalised, learns from 50% of the images as an imagined other "
+        "machine would show them (fewer the more sites it knows, 10% at the least) and answers with the mean over slightly moved copies." in text
     )
     assert max(map(len, wording.explain(parse(EXAMPLE.read_text(encoding="utf-8"))).splitlines())) <= wording.WIDTH
 

@@ -119,7 +119,8 @@ def test_the_explanation_says_what_each_use_of_the_sealed_test_is_worth() -> Non
     assert "Then 2 people sign" in text
     assert (
         "It sees each image also with its grey levels equalised, learns from 50% of the images as an imagined other "
-        "machine would show them (fewer the more sites it knows, 10% at the least) and answers with the mean over slightly moved copies." in text
+        "machine would show them (fewer the more sites it knows, 10% at the least) and answers with the mean over "
+        "slightly moved copies." in text
     )
     assert max(map(len, wording.explain(parse(EXAMPLE.read_text(encoding="utf-8"))).splitlines())) <= wording.WIDTH
 

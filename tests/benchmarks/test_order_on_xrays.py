@@ -1,8 +1,8 @@
 """The strategies in the order that the literature expects, on a quarter of three of the six hospitals, real X-rays.
 
-full > warm > replay > derpp > interpolate > lwf > finetune is the order of the means over nine such streams, but for
-`derpp` beside `replay` (docs/benchmarks.md). Three streams, as here, tell the three groups apart, and within a group
-say only that nobody is far out of place. `gdumb` is left out: its memory would hold all of these cases.
+full > warm > replay > derpp > interpolate > lwf > finetune is the order of the means over nine such streams
+(docs/benchmarks.md). Three, as here, tell the three groups apart, and within a group say only that nobody is far out of
+place. `gdumb` is left out: its memory would hold all of these cases.
 """
 
 from __future__ import annotations

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
 
-from pipelines import augment
+from pipelines import augment, train
+from pipelines.protocol import from_document
 from pipelines.recipe import Recipe
+from tests.pipelines.toy import DOCUMENT, cases
 
 IMAGES = torch.rand(200, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 0.3 + 0.1
 
@@ -44,3 +48,21 @@ def test_the_fewer_sites_there_are_the_more_machines_are_imagined() -> None:
     recipe = Recipe(randomise=0.1, randomise_one_site=0.5)
     assert [recipe.imagined(sites=sites) for sites in (0, 1, 2, 5, 40)] == [0.5, 0.5, 0.25, 0.1, 0.1]
     assert Recipe(randomise=0.3).imagined(sites=1) == 0.3
+
+
+@pytest.mark.parametrize(("names", "share"), [(("a",), 0.5), (("a", "b"), 0.25)])
+def test_a_training_imagines_as_many_as_its_sites_ask_for(
+    names: tuple[str, ...], share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def heard(images: torch.Tensor, *, generator: torch.Generator, share: float) -> torch.Tensor:
+        asked.append(share)
+        return images
+
+    monkeypatch.setattr(augment, "another_scanner", heard)
+    few, tune = cases(32, seed=0), cases(32, seed=1)
+    few.sites[:] = np.resize(names, 32)
+    recipe = {"epochs": 1, "threads": 1, "batch_size": 16, "randomise": 0.1, "randomise_one_site": 0.5}
+    train.fit(few, tune, protocol=from_document({**DOCUMENT, "recipe": recipe}), strategy="full", seed=0)
+    assert set(asked) == {share}

@@ -156,6 +156,12 @@ def read(file: Path) -> list[Stream]:
     return found
 
 
+def by_the_last_protocol(streams: Sequence[Stream]) -> list[Stream]:
+    """Without those of a variant that were run by another protocol than its last: they are no repeats of the same."""
+    last = {stream.variant: stream.protocol_digest for stream in streams}
+    return [stream for stream in streams if stream.protocol_digest == last[stream.variant]]
+
+
 def table(streams: Iterable[Stream], *, between: tuple[str, str] = ("finetune", "full")) -> list[dict[str, Any]]:
     """One row a variant: means over its streams, gaps and costs `between` naive and full of the same streams."""
     by_variant: dict[str, dict[tuple[str, int, str], Stream]] = {}
@@ -201,9 +207,10 @@ def main(arguments: list[str]) -> int:
                 )
                 with options.results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(asdict(stream)) + "\n")
-    streams = [
-        stream for stream in read(options.results) if stream.track == options.track and stream.order in options.orders
-    ]
+    every = [one for one in read(options.results) if one.track == options.track and one.order in options.orders]
+    streams = by_the_last_protocol(every)
+    if older := len(every) - len(streams):
+        print(f"left out: {older} streams of {options.results} by an earlier protocol than the last of their variant")
     print_table(table(streams, between=tuple(options.between)))
     if options.charts is not None:
         shown = [stream for stream in streams if not options.strategies or stream.variant in options.strategies]

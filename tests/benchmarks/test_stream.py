@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -121,6 +122,24 @@ def test_a_line_that_a_crash_cut_short_is_run_again_and_the_others_are_kept(tmp_
     whole = json.dumps({**_as_json(_stream("warm", seed=0, last=0.9, cost=1))})
     file.write_text(whole + "\n" + whole[:40])
     assert [found.variant for found in stream.read(file)] == ["warm"]
+
+
+def test_streams_by_an_earlier_protocol_are_left_out_and_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    earlier, later = (replace(_stream("auto", seed=seed, last=0.9, cost=1), order="AB") for seed in (0, 1))
+    later = replace(later, protocol_digest=stream.protocol_of("auto").digest, matrix=[[0.9, 0.8], [0.7, 0.7]])
+    other = replace(earlier, variant="Avalanche Naive", protocol_digest="other")
+    file = tmp_path / "results.jsonl"
+    file.write_text("".join(json.dumps(_as_json(one)) + "\n" for one in (earlier, other, later)))
+    monkeypatch.setattr(stream, "_dealing", lambda _options: None)
+    assert stream.main(["--strategies", "auto", "--seeds", "1", "--orders", "AB", "--results", str(file)]) == 0
+    left_out, *table = capsys.readouterr().out.splitlines()
+    assert left_out.startswith("left out: 1 streams")
+    assert [row.split(" | ")[:3] for row in table[2:]] == [
+        ["| auto", "1", "0.7000 ± 0.0000"],
+        ["| Avalanche Naive", "1", "0.9000 ± 0.0000"],
+    ]
 
 
 def _as_json(one: stream.Stream) -> dict[str, Any]:

@@ -50,8 +50,8 @@ check: setup ## style, types and arrows
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-quick: setup ## the tests that need no whole system (about two minutes)
-	@$(BIN)/python -m pytest --ignore=tests/journeys $(PYTEST_ARGS)
+quick: setup ## the tests without the journeys, without checks and servers
+	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --ignore=tests/journeys $(PYTEST_ARGS)
 
 soak: setup servers ## the long versions of the tests (about an hour)
 	@$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)

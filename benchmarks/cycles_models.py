@@ -2,8 +2,8 @@
 
 One pool of radiographs as four hospitals would have taken them, dealt to train, tune, sealed test and a part that no
 rule sees, for the truth. The official parts are not kept apart, for here the question is what the gates let through and
-not how good a model is. A model is its score of every radiograph and its threshold, both by the example protocol's
-recipe (with fewer epochs); it is a function of what it was trained on and its seed.
+not how good a model is. A model is its score of every radiograph and its threshold, both by the plain recipe of
+`benchmarks.stream` (with fewer epochs); it is a function of what it was trained on and its seed.
 """
 
 from __future__ import annotations

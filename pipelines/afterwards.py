@@ -75,18 +75,26 @@ def state(
     if pool is None:
         return {}
     rows = np.sort(strategies.epoch_order((pool,), rng=np.random.default_rng([seed, AFTERWARDS, 1])))
-    carried = before if plan.start == "champion" else {}
+    carried = before if plan.carries else {}
     return {"fisher": consolidate.measure(module, images[rows], cases=len(pool.rows), seed=seed, before=carried)}
 
 
-def fisher_of(base: Base | None, *, like: nn.Module, columns: Sequence[int]) -> consolidate.Fisher:
-    """Return the Fisher information that a champion comes with, in the shapes of `like`; nothing where there is none.
+def fisher_of(
+    base: Base | None, *, plan: strategies.Plan, like: nn.Module, columns: Sequence[int]
+) -> consolidate.Fisher:
+    """Return the Fisher information that a champion comes with, in the shapes of `like`, where the plan asks for it.
 
-    Raises WeightsCorrupt, OSError.
+    Nothing where there is none. Raises WeightsCorrupt, OSError.
     """
-    if base is None or base.fisher is None:
+    if base is None or base.fisher is None or not (plan.carries or plan.elastic is not None):
         return {}
-    return consolidate.read(base.fisher, expected_digest=str(base.fisher_digest), like=like, columns=columns)
+    return consolidate.read(
+        base.fisher,
+        expected_digest=str(base.fisher_digest),
+        like=like,
+        head=network.head_of(base.architecture),
+        columns=columns,
+    )
 
 
 def tune_log_loss(logits: NDArray[np.float32], labels: NDArray[Any], sites: NDArray[Any]) -> LogLoss:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipelines.predict import BATCH_VOXELS
+from pipelines.predict import BATCH_PIXELS
 
 BATCH = 128
 
@@ -96,7 +96,7 @@ def measure_batch_norm(module: nn.Module, images: NDArray[np.float32]) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over all batches
     module.train()
-    size = BATCH if images.ndim == 4 else max(2, min(BATCH, BATCH_VOXELS // math.prod(images.shape[1:])))
+    size = max(2, min(BATCH, BATCH_PIXELS // math.prod(images.shape[1:])))
     parts = max(1, round(len(images) / size))
     for part in np.array_split(images, parts):
         module(torch.from_numpy(np.array(part)).to(device))

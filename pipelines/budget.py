@@ -30,13 +30,10 @@ def affordable(plan: Plan, *, recipe: Recipe) -> Plan:
     share *= plan.epochs / epochs if epochs else 1.0
     pools = tuple(replace(pool, draws=max(1, int(share * pool.draws))) for pool in plan.pools)
     draws = sum(pool.draws for pool in pools)
-    return replace(
-        plan,
-        pools=pools,
-        epochs=epochs,
-        batch_size=min(plan.batch_size, max(16, draws // FEWEST_STEPS)),
-        notes=(*plan.notes, f"cut from {whole} to the recipe's {most} sample-gradients"),
-    )
+    batch_size = min(plan.batch_size, max(16, draws // FEWEST_STEPS))
+    cut = replace(plan, pools=pools, epochs=epochs, batch_size=batch_size)
+    over = "" if cut.sample_gradients <= most else f", though what it cannot go without costs {cut.sample_gradients}"
+    return replace(cut, notes=(*plan.notes, f"cut from {whole} to the recipe's {most} sample-gradients{over}"))
 
 
 def in_time(plan: Plan, history: Sequence[Mapping[str, Any]], *, recipe: Recipe) -> Plan:

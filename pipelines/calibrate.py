@@ -122,10 +122,10 @@ def choose_operating_point(
 ) -> OperatingPoint:
     """Choose the threshold on `scores` (N,) in [0, 1] for `labels` (N,) bool; a case is called at score >= threshold.
 
-    `youden` is not the highest J itself, which jumps about with a few cases: it is the middle, in log-odds, of all
-    thresholds whose J lies within one standard error of the highest (Breiman's one-standard-error rule). `net_benefit`
-    is the highest share of true positives minus that of false ones times target / (1 - target), where `target` is the
-    probability at which a reader is indifferent. The two others take the best threshold that keeps the target.
+    `youden` is not the highest J itself, which jumps about with a few cases: of all thresholds whose J lies within one
+    standard error of the highest (Breiman's one-standard-error rule) it is the nearest to their middle in log-odds.
+    `net_benefit` is the highest share of true positives minus that of false ones times target / (1 - target), where
+    `target` is the probability at which a reader is indifferent. The two others take the best threshold that keeps it.
     `threshold` is None where none does.
 
     `champion` (N,) bool is what the champion calls positive. The rule then chooses among those thresholds alone that
@@ -264,8 +264,8 @@ def _youden(thresholds: Floats, hits: Floats, correct_rejections: Floats, *, pos
     variance = hits[top] * (1.0 - hits[top]) / positives
     variance += correct_rejections[top] * (1.0 - correct_rejections[top]) / negatives
     near = thresholds[worth >= worth[top] - np.sqrt(variance) - 1e-12].clip(1e-9, 1.0 - 1e-9)
-    odds = np.sqrt(near[0] / (1.0 - near[0]) * near[-1] / (1.0 - near[-1]))
-    return float(odds / (1.0 + odds))
+    places = np.log(near / (1.0 - near))
+    return float(near[np.abs(places - (places[0] + places[-1]) / 2.0).argmin()])
 
 
 def _best(thresholds: Floats, *, worth: Floats, kept: Floats, target: float | None) -> float | None:

@@ -65,7 +65,7 @@ def growth(base: Base | None, *, architecture: network.Architecture, plan: Plan)
     if base is None or base.architecture == architecture or plan.start == "nothing":
         return []
     added = [name for name in architecture.classes if name not in base.architecture.classes]
-    return [f"the champion's head grew by {', '.join(added)}"]
+    return [f"the champion's head grew by {', '.join(added)}" if added else "the champion's classes in another order"]
 
 
 def first_weights(architecture: network.Architecture, *, plan: Plan, base: Base | None, seed: int) -> nn.Module:

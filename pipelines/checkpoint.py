@@ -1,7 +1,8 @@
 """Checkpoints of a training run: one safetensors file and one JSON file an epoch, the last two kept.
 
 Invariant: a checkpoint is used only if its bytes match its digest and it is of the very same run; otherwise the one
-before is used, otherwise the run starts anew. The JSON is written last, so a checkpoint without it does not exist.
+before is used, otherwise the run starts anew. The JSON is written last, so a checkpoint without it does not exist. Runs
+that share a directory, such as one in more parts after memory ran out, leave each other's alone.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def save(state: State, *, directory: Path, identity: str) -> None:
         tensors |= {f"optimiser/{position}/{name}": tensor for name, tensor in moments.items()}
     # clone: safetensors refuses tensors that share memory
     data = save_tensors({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
-    name = f"epoch-{state.epoch:05d}"
+    name = f"epoch-{identity[:16]}-{state.epoch:05d}"
     job.write_atomically(directory / f"{name}.safetensors", data)
     document = {
         "identity": identity,
@@ -61,18 +62,23 @@ def save(state: State, *, directory: Path, identity: str) -> None:
         "history": list(state.history),
     }
     job.write_atomically(directory / f"{name}.json", json.dumps(document, allow_nan=False).encode())
-    for old in sorted(directory.glob("epoch-*.json"))[:-KEPT]:
+    for old in _of(identity, directory=directory)[KEPT:]:
         old.unlink()
         old.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
 def load(state: State, *, directory: Path, identity: str) -> State:
     """Fill the state from the newest sound checkpoint of this run; returns it as it is where there is none."""
-    for file in sorted(directory.glob("epoch-*.json"), reverse=True):
+    for file in _of(identity, directory=directory):
         found = _read(file, identity=identity)
         if found is not None:
             return _fill(state, document=found[0], tensors=found[1])
     return state
+
+
+def _of(identity: str, *, directory: Path) -> list[Path]:
+    """Name a run's checkpoints, the newest first."""
+    return sorted(directory.glob(f"epoch-{identity[:16]}-*.json"), reverse=True)
 
 
 def _read(file: Path, *, identity: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
@@ -96,7 +102,9 @@ def _fill(state: State, *, document: dict[str, Any], tensors: dict[str, Tensor])
         moments = _below(f"optimiser/{position}/", tensors)
         # In the parameter's own memory layout, or the resumed sums would differ in their last bits.
         state.optimiser.state[parameter] = {
-            name: torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
+            name: torch.empty_like(parameter).copy_(tensor)
+            if tensor.shape == parameter.shape
+            else tensor.to(parameter.device)  # the count of steps, which fused AdamW wants beside the parameter
             for name, tensor in moments.items()
         }
     return State(

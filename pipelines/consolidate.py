@@ -11,7 +11,7 @@ al., NeurIPS 2019 (labels drawn from the model's own answers, not the given ones
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,16 +41,20 @@ def measure(module: nn.Module, images: NDArray[np.float32], *, cases: int, seed:
     for image in images:
         logits = module(torch.from_numpy(np.array(image[None], dtype=np.float32)))
         drawn = torch.multinomial(torch.softmax(logits.detach(), dim=1), 1, generator=generator)[:, 0]
-        gradients = torch.autograd.grad(functional.cross_entropy(logits, drawn), list(parameters.values()))
+        loss = functional.cross_entropy(logits, drawn)
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for name, gradient in zip(parameters, gradients, strict=True):
-            sums[name] += gradient**2
+            if gradient is not None:  # some of MONAI's networks have parameters that take no part
+                sums[name] += gradient**2
     scale = cases / max(1, len(images))
-    total = {name: before[name] + scale * own if name in before else scale * own for name, own in sums.items()}
+    total = {
+        name: before[name].to(own.device) + scale * own if name in before else scale * own for name, own in sums.items()
+    }
     return bytes(save_tensors({name: tensor.contiguous() for name, tensor in total.items()}))
 
 
-def read(file: Path, *, expected_digest: str, like: nn.Module, columns: Sequence[int]) -> Fisher:
-    """Return what was measured of a champion, in the shapes of `like`; rows of its head besides `columns` get 0.
+def read(file: Path, *, expected_digest: str, like: nn.Module, head: Collection[str], columns: Sequence[int]) -> Fisher:
+    """Return what was measured of a champion, in the shapes of `like`; of its `head` rows besides `columns` get 0.
 
     Raises WeightsCorrupt where the bytes are not those of `expected_digest` or do not fit, and OSError.
     """
@@ -62,7 +66,7 @@ def read(file: Path, *, expected_digest: str, like: nn.Module, columns: Sequence
         found = {}
         for name, parameter in like.named_parameters():
             found[name] = torch.zeros_like(parameter, requires_grad=False)
-            found[name][... if known[name].shape == parameter.shape else list(columns)] = known[name]
+            found[name][list(columns) if name in head else ...] = known[name]
     except (SafetensorError, KeyError, RuntimeError) as error:
         raise WeightsCorrupt(f"{file.name} does not fit the network: {error}") from error
     return found
@@ -72,5 +76,6 @@ def read(file: Path, *, expected_digest: str, like: nn.Module, columns: Sequence
 def pull(module: nn.Module, *, back_to: Mapping[str, Tensor], fisher: Fisher, weight: float) -> None:
     """Add to the gradients of `module` those of weight / 2 x sum of fisher x (parameter - champion's)^2."""
     for name, parameter in module.named_parameters():
-        assert parameter.grad is not None, "the gradients of the loss come first"
+        if parameter.grad is None:  # it takes no part, and stays where it is
+            continue
         parameter.grad.add_(fisher[name].to(parameter.device) * (parameter - back_to[name]), alpha=weight)

@@ -17,7 +17,7 @@ Attribute = Literal["site", "scanner", "sex", "age_band"]
 class Section(BaseModel):
     """A part of a protocol: it never changes, and a field that it does not know is refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
 
 
 class Margin(Section):

@@ -7,7 +7,6 @@ part at a time, is what changes.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -42,13 +41,13 @@ def in_parts(attempt: Callable[[int], T], *, largest: int) -> T:
 
 
 def parts_of(cases: int, parts: int) -> list[tuple[slice, float]]:
-    """Cut a batch of `cases` into at most `parts` of nearly equal size, each with its share of the batch.
+    """Deal a batch of `cases` out into at most `parts` of nearly equal size, each with its share of the batch.
 
-    None is of a single case, by which BatchNorm could not tell anything.
+    A batch is in the order of its cases' ids, so that each part has of what is old and what is new. None is of a single
+    case, by which BatchNorm could not tell anything.
     """
     count = max(1, min(parts, cases // 2))
-    ends = [cases * k // count for k in range(count + 1)]
-    return [(slice(first, last), (last - first) / cases) for first, last in itertools.pairwise(ends)]
+    return [(slice(k, cases, count), len(range(k, cases, count)) / cases) for k in range(count)]
 
 
 def ran_out(error: BaseException) -> bool:

@@ -215,27 +215,32 @@ def load_model(
 
 
 def grows_into(old: Architecture, new: Architecture) -> bool:
-    """Return whether `new` is `old` with classes added, in any order."""
+    """Return whether `new` has all classes of `old`, in any order, and is else the same."""
     return old != new and set(old.classes) <= set(new.classes) and replace(old, classes=new.classes) == new
+
+
+def head_of(architecture: Architecture) -> frozenset[str]:
+    """Name the tensors that have a row for each class: those that one class more makes longer."""
+    with torch.random.fork_rng(devices=[]):
+        shapes = {name: tensor.shape for name, tensor in build(architecture).state_dict().items()}
+        wider = build(replace(architecture, classes=(*architecture.classes, ""))).state_dict()
+    return frozenset(name for name, tensor in wider.items() if tensor.shape != shapes[name])
 
 
 def load_grown(
     weights: Path, *, architecture: Architecture, trained_as: Architecture, expected_digest: str | None = None
 ) -> nn.Module:
-    """Build the network with more classes than it was trained with: what it knew stays, also in the rows of its head.
+    """Build the network with more classes than it was trained with, or others' order: what it knew stays with its name.
 
     The rows of new classes come from torch's global generator, as in `build`. Returns it in eval mode. Raises
     WeightsCorrupt where the bytes or tensors are not those of `trained_as`, and OSError.
     """
     known = load_model(weights, architecture=trained_as, expected_digest=expected_digest).state_dict()
     module = build(architecture)
-    rows = [architecture.classes.index(name) for name in trained_as.classes]
+    head, rows = head_of(trained_as), [architecture.classes.index(name) for name in trained_as.classes]
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
-            if tensor.shape == known[name].shape:
-                tensor.copy_(known[name])
-            else:
-                tensor[rows] = known[name]
+            tensor[rows if name in head else ...] = known[name]
     return module.eval()
 
 
@@ -291,6 +296,7 @@ def _resnet18(architecture: Architecture) -> nn.Module:
 
 
 def _densenet121(architecture: Architecture) -> nn.Module:
+    _at_least(32, architecture)
     return monai("networks.nets").DenseNet121(  # type: ignore[no-any-return]
         spatial_dims=len(architecture.shape),
         in_channels=architecture.in_channels,
@@ -307,6 +313,7 @@ def _seresnet50(architecture: Architecture) -> nn.Module:
 
 
 def _efficientnet_b0(architecture: Architecture) -> nn.Module:
+    _at_least(32, architecture)
     return monai("networks.nets").EfficientNetBN(  # type: ignore[no-any-return]
         "efficientnet-b0",
         pretrained=False,
@@ -335,6 +342,11 @@ def _vit_tiny(architecture: Architecture) -> nn.Module:
     )
     grid = tuple(side // patch for side in sides)
     return PatchMean(patches, grid=grid, width=VIT_WIDTH, classes=len(architecture.classes))
+
+
+def _at_least(side: int, architecture: Architecture) -> None:
+    if min(architecture.shape) < side:
+        raise NetworkError(f"{architecture.network} needs {side} pixels along each side, not {architecture.shape}")
 
 
 NETWORKS: Mapping[str, tuple[Builder, str]] = {

@@ -26,8 +26,8 @@ from pipelines.findings import joined
 from pipelines.network import Architecture, from_document, load_model
 
 BATCH = 256
-BATCH_VOXELS = 2**23
-"""Most voxels in a batch of volumes."""
+BATCH_PIXELS = 2**21
+"""Most numbers in a batch: 256 images of 90 x 90, 32 of 256 x 256."""
 
 
 SHIFT = 1.0 / 28.0
@@ -199,7 +199,7 @@ def in_batches(module: nn.Module, images: NDArray[np.float32]) -> NDArray[np.flo
     """Return `module` applied to `images` (N, C, H, W) or (N, 1, D, H, W) batch by batch, (N, classes) float32."""
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     parts = []
-    size = BATCH if len(images.shape) == 4 else min(BATCH, BATCH_VOXELS // math.prod(images.shape[1:]))
+    size = min(BATCH, BATCH_PIXELS // math.prod(images.shape[1:]))
     shifted = any(isinstance(part, Shifted) for part in module.modules())
     size = max(1, size // (Shifted.copies(len(images.shape) - 2) if shifted else 1))
     with torch.inference_mode():

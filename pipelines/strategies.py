@@ -120,6 +120,8 @@ class Plan:
     """Not None: each weight is held to the champion's by this much times its Fisher information, summed over cases."""
     consolidates: Pool | None = None
     """Cases, drawn after the last epoch, by which the Fisher information is measured that the next update may need."""
+    carries: bool = False
+    """Whether that is added to the champion's: not where all old cases are measured again."""
     ridge: float | None = None
     """Not None: nothing is learned, and the last layer is solved on one epoch's draws with this penalty."""
     members: int = 1
@@ -145,7 +147,7 @@ class Plan:
     @property
     def batches(self) -> int:
         """Batches an epoch, all within one of the same size: BatchNorm never meets a leftover of one."""
-        return max(1, round(self.draws / self.batch_size))
+        return max(1, min(round(self.draws / self.batch_size), self.draws // 2))
 
     def learning_rate(self, step: int) -> float:
         """The rate of step 0, 1, … of the whole run: a linear warm-up, then a cosine."""
@@ -216,7 +218,7 @@ def plan(
         notes = (f"{strategy}: no case is new since dataset version {base_number}, trained from nothing",)
     planned = replace(_full(known), notes=notes) if notes else PLANS[strategy](known)
     planned = replace(planned, members=recipe.members)
-    return _consolidating(planned, known=known) if "ewc" in (strategy, recipe.strategy) else planned
+    return _consolidating(planned, known=known) if "ewc" in (strategy, *recipe.declared) else planned
 
 
 def epoch_order(pools: tuple[Pool, ...], *, rng: np.random.Generator) -> Rows:
@@ -268,6 +270,8 @@ def _derpp(known: Known) -> Plan:
     kept = _memory(known.archive, strata=known.strata[known.archive], size=DERPP_MEMORY)
     pools = _rehearsal(known, archive=kept)
     planned = _update(pools, epochs=known.recipe.update_epochs, known=known)
+    if len(kept) == 0 or known.recipe.replay_share == 0.0:  # no old case is drawn to be held to the champion's logits
+        return planned
     return replace(planned, teaching=Teaching(weight=0.5, distance="logits", pools=(len(pools) - 1,)))
 
 
@@ -337,7 +341,7 @@ def _update(pools: tuple[Pool, ...], *, epochs: int, known: Known) -> Plan:
 
 
 def _fresh(known: Known) -> Pool:
-    return _pool(known.new, strata=known.labels, draws=len(known.new), known=known)
+    return _pool(known.new, strata=known.labels, draws=max(2, len(known.new)), known=known)  # BatchNorm needs two
 
 
 def _rehearsal(known: Known, *, archive: Rows) -> tuple[Pool, ...]:
@@ -360,7 +364,8 @@ def _consolidating(planned: Plan, *, known: Known) -> Plan:
     """The plan, and how much each weight matters measured afterwards, on what it has learned from."""
     rows = np.unique(np.concatenate([pool.rows for pool in planned.pools]))
     pool = _pool(rows, strata=known.strata, draws=min(FISHER_CASES, len(rows)), known=known)
-    return replace(planned, consolidates=pool)
+    again = len(known.archive) > 0 and bool(np.isin(known.archive, rows).all())
+    return replace(planned, consolidates=pool, carries=planned.start == "champion" and not again)
 
 
 def _memory(rows: Rows, *, strata: Rows, size: int) -> Rows:
@@ -373,11 +378,11 @@ def _memory(rows: Rows, *, strata: Rows, size: int) -> Rows:
 
 
 def _pool(rows: Rows, *, strata: Rows, draws: int, known: Known) -> Pool:
-    """Draw from `rows`, evenly over `strata` (N,), and within each by the cases' weights."""
+    """Draw from `rows`, evenly over `strata` (N,) that are not too small, and within each by the cases' weights."""
     weights = known.weights[rows]
-    _, inverse = np.unique(strata[rows], return_inverse=True)
-    mass = np.bincount(inverse, weights=weights)
-    return Pool(rows=rows, weights=weights / np.maximum(mass, SMALLEST_STRATUM)[inverse], draws=draws)
+    _, inverse, cases = np.unique(strata[rows], return_inverse=True, return_counts=True)
+    mass = np.bincount(inverse, weights=weights) / np.minimum(1.0, cases / SMALLEST_STRATUM)
+    return Pool(rows=rows, weights=weights / mass[inverse], draws=draws)
 
 
 def _batch_size(draws: int, most: float = math.inf, *, recipe: Recipe) -> int:

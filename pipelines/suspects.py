@@ -1,9 +1,12 @@
-"""Which confirmed diagnoses look wrong: ranked within each class by models that have not seen the case.
+"""Which confirmed diagnoses look wrong: ranked within each class by models that were not trained on the case.
 
 Each case is scored by a network trained without it and without its patient (cross-fitting in three folds, stratified by
-site and class), starting from the champion where there is one. Invariant: nothing is dropped or changed; the sealed
-test takes no part, because re-reading just those of its cases that a model doubts would flatter the next model. Cases
-are never ranked by disagreement with the champion alone: at a site it has not learnt it is the champion that is wrong.
+site and class), starting from the champion where there is one. A champion has seen the cases of its own dataset, so a
+network that can learn labels by heart (small data, no augmentation, many epochs) repeats what is wrong there: the list
+is of most worth for what came since, and from nothing it is free of that, at the cost of a training. Invariant: nothing
+is dropped or changed; the sealed test takes no part, because re-reading just those of its cases that a model doubts
+would flatter the next model. Cases are never ranked by disagreement with the champion alone: at a site it has not
+learnt it is the champion that is wrong.
 
 Reference: Northcutt, Jiang, Chuang, "Confident Learning", JAIR 2021 (cleanlab).
 
@@ -92,7 +95,7 @@ def cross_fit(
     A tenth of the patients trained on choose epoch and temperature. `label_since` of the cases is not looked at.
     Raises TrainingRefused where there are too few cases of a class to be in every fold, or training goes wrong.
     """
-    strata = np.char.add(np.char.add(cases.sites.astype(str), "\0"), cases.labels.astype(str))
+    strata = np.char.add(np.char.add(cases.sites.astype(str), "\n"), cases.labels.astype(str))
     rng = np.random.default_rng(seed)
     fold = deal(strata, groups, hands=folds, rng=rng)
     probabilities = np.empty((len(cases.labels), len(protocol.classes)))

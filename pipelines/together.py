@@ -2,8 +2,8 @@
 
 Invariant: after every step all have the same weights. A batch is cut into parts as where memory is short
 (`pipelines.memory`), the parts are dealt out and their gradients added up, so a step is that of one process with as
-many parts, but for the order of the sum; BatchNorm's running statistics are the mean over the processes. The first
-process alone looks at the clock and writes.
+many parts, but for the order of the sum, and for what dropout leaves out in the networks that have it; BatchNorm's
+running statistics are the mean over the processes. The first process alone looks at the clock and writes.
 
 Reference: Li et al., "PyTorch Distributed", VLDB 2020 (data-parallel training by adding up gradients).
 

@@ -116,8 +116,7 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
     each batch goes through the network, for want of memory (`pipelines.memory`), and the `group` of processes that
     share them. `checkpoints` is a directory to resume from and to save each epoch to, `weights_folder` where the
     protocol's initial weights lie, and `clock` what seconds are read from. `tell` hears of each epoch; `keep_going` is
-    called before each batch and raises to stop. Raises TrainingRefused where a class is missing or the loss is not
-    finite.
+    called before each batch and raises to stop. Raises TrainingRefused where a class is missing or a loss not finite.
     """
     if protocol.several and strategy not in CARRIED:
         raise TrainingRefused(f"{strategy} cannot learn several findings: start a run by {', '.join(CARRIED)}")
@@ -148,10 +147,12 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
         module = module.to(memory_format=layout)  # type: ignore[call-overload]  # a third faster on a CPU
         average = champion.first_weights(architecture, plan=plan, base=base, seed=seed).to(device).eval()
         average.load_state_dict(module.state_dict())
-        teacher = None if plan.teaching is None or base is None else champion.as_it_is(base).to(device)
-        taught = plan.taught
         columns = [] if base is None else [architecture.classes.index(name) for name in base.architecture.classes]
-        fisher = afterwards.fisher_of(base, like=module, columns=columns)
+        apart = None
+        if plan.teaching is not None and base is not None:
+            teacher = champion.as_it_is(base).to(device)
+            apart = partial(teach.apart, teacher=teacher, columns=columns, teaching=plan.teaching)
+        fisher = afterwards.fisher_of(base, plan=plan, like=module, columns=columns)
         held_to = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
         members = network.members_of(module)
         optimiser = optimisers.over(module, recipe=recipe)
@@ -180,7 +181,7 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
             begun = clock()
             rng = np.random.default_rng([seed, epoch])
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-            torch.manual_seed(int(rng.integers(2**62)))  # dropout, in the networks that have it
+            torch.manual_seed(int(rng.integers(2**62)) + group.rank)  # dropout, in the networks that have it
             order = strategies.epoch_order(plan.pools, rng=rng)
             module.train()
             losses = []
@@ -200,22 +201,21 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                     settings["lr"] = plan.learning_rate(step)
                 optimiser.zero_grad(set_to_none=True)
                 losses.append(0.0)
+                held = torch.from_numpy(np.isin(rows, plan.taught)).to(device)  # (B,)
                 mine = group.mine(memory.parts_of(len(rows), parts * group.size))
                 for (part, share), member in itertools.product(mine, members):
                     with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
                         logits = member(images[part])  # (B, K)
                     logits = logits.float()
                     loss = teach.given(logits, labels[part].to(device))
-                    if plan.teaching is not None and teacher is not None:
-                        held = torch.from_numpy(np.isin(rows[part], taught)).to(device)  # (B,)
-                        loss = loss + teach.apart(
-                            logits, images[part], teacher=teacher, columns=columns, held=held, teaching=plan.teaching
-                        )
-                    if not torch.isfinite(loss):
-                        raise _diverged(epoch)
+                    if apart is not None:
+                        of = float(held[part].sum() / held.sum().clamp(min=1)) / share
+                        loss = loss + apart(logits, images[part], held=held[part], of=of)
                     (loss * share).backward()
                     losses[-1] += loss.item() * share / len(members)
                 losses[-1] = group.add_up(module, losses[-1])
+                if not np.isfinite(losses[-1]):  # looked at here, so that all processes end alike
+                    raise _diverged(epoch)
                 if plan.elastic is not None:
                     consolidate.pull(module, back_to=held_to, fisher=fisher, weight=plan.elastic)
                 optimiser.step()

@@ -68,6 +68,18 @@ def test_youden_lies_amid_the_thresholds_that_are_as_good() -> None:
     assert point.chosen_on == "tune"
 
 
+def test_between_two_groups_of_good_thresholds_youden_takes_one_of_them() -> None:
+    labels = np.array(([0] * 40 + [1] * 40) * 2)
+    low, high = np.linspace(0.02, 0.12, 40), np.linspace(0.88, 0.98, 40)
+    scores = np.concatenate([low - 0.01, low + 0.12, high - 0.12, high + 0.01])  # two sites, far apart
+    point = calibrate.choose_operating_point(labels, scores, rule="youden")
+    assert point.sensitivity is not None
+    assert point.specificity is not None
+    found = point.sensitivity.value + point.specificity.value - 1.0
+    best = max((scores[labels == 1] >= t).mean() - (scores[labels == 0] >= t).mean() for t in scores)
+    assert found >= best - np.sqrt(0.5 * 0.5 / 80 * 2)
+
+
 def test_one_odd_case_hardly_moves_youden() -> None:
     rng = np.random.default_rng(2)
     labels = np.arange(300) % 2

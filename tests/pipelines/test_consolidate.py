@@ -132,7 +132,8 @@ def test_the_row_of_a_class_that_is_new_is_held_by_nothing(first: train.Trained,
     three = from_document({**EWC.document(), "classes": ["normal", "effusion", "pneumonia"], "positive": "pneumonia"})
     base, like = _base(first, tmp_path), network.build(network.architecture_for(three))
     assert base.fisher is not None
-    found = consolidate.read(base.fisher, expected_digest=str(base.fisher_digest), like=like, columns=[0, 2])
+    rows = network.head_of(base.architecture)
+    found = consolidate.read(base.fisher, expected_digest=str(base.fisher_digest), like=like, head=rows, columns=[0, 2])
     head, known = list(found)[-1], load(first.state["fisher"])
     assert torch.equal(found[head][[0, 2]], known[head])
     assert float(found[head][1]) == 0.0
@@ -146,3 +147,46 @@ def test_the_row_of_a_class_that_is_new_is_held_by_nothing(first: train.Trained,
     update = train.fit(third, third, protocol=three, strategy="ewc", seed=0, base=base)
     assert "head grew by effusion" in update.metadata["notes"][0]
     assert predict.Model(update.module, update.metadata).scores(third.images).shape == (96, 3)
+
+
+def test_classes_in_another_order_keep_what_was_measured_of_each(first: train.Trained, tmp_path: Path) -> None:
+    base, head = _base(first, tmp_path), network.head_of(_base(first, tmp_path).architecture)
+    assert base.fisher is not None
+    turned = consolidate.read(
+        base.fisher,
+        expected_digest=str(base.fisher_digest),
+        like=network.build(base.architecture),
+        head=head,
+        columns=[1, 0],
+    )
+    known = load(first.state["fisher"])
+    assert head
+    assert all(torch.equal(turned[name], known[name].flip(0) if name in head else known[name]) for name in known)
+
+
+class Idle(Logistic):
+    """One parameter of it takes no part in any answer, as in MONAI's ViT."""
+
+    def __init__(self) -> None:
+        super().__init__(2.0, -1.0)
+        self.idle = nn.Parameter(torch.ones(3))
+
+
+def test_a_parameter_that_takes_no_part_is_measured_as_nought_and_left_alone() -> None:
+    module = Idle()
+    data = consolidate.measure(module, np.ones((2, 1, 1, 1), dtype=np.float32), cases=2, seed=0, before={})
+    assert torch.equal(load(data)["idle"], torch.zeros(3))
+    start = {name: value.detach().clone() for name, value in module.named_parameters()}
+    module(torch.ones(2, 1, 1, 1)).sum().backward()
+    consolidate.pull(module, back_to=start, fisher=load(data), weight=1.0)
+    assert module.idle.grad is None
+
+
+def test_a_damaged_measure_does_not_stop_a_training_from_nothing(first: train.Trained, tmp_path: Path) -> None:
+    base = _base(first, tmp_path)
+    assert base.fisher is not None
+    base.fisher.write_bytes(b"damaged")
+    few, tune = cases(16, seed=3), cases(16, seed=4)
+    assert train.fit(few, tune, protocol=EWC, strategy="full", seed=0, base=base).state["fisher"]
+    with pytest.raises(network.WeightsCorrupt):
+        train.fit(cases(16, seed=3, since=2), tune, protocol=EWC, strategy="ewc", seed=0, base=base)

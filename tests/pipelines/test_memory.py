@@ -6,13 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pipelines import memory, train
-from tests.pipelines.toy import PROTOCOL, TRAIN, TUNE
+from pipelines import memory, network, teach, train
+from tests.pipelines.toy import PROTOCOL, TRAIN, TUNE, cases
 
 TOO_MUCH = 1 << 50
 
@@ -41,9 +42,11 @@ def test_where_nothing_has_room_it_says_so_and_another_error_passes_through() ->
 @pytest.mark.parametrize(("cases", "parts"), [(64, 1), (64, 3), (5, 4), (1, 2)])
 def test_the_parts_of_a_batch_are_all_of_it_and_none_is_a_single_case(cases: int, parts: int) -> None:
     cut = memory.parts_of(cases, parts)
-    assert np.concatenate([np.arange(cases)[part] for part, _ in cut]).tolist() == list(range(cases))
-    assert sum(share for _, share in cut) == pytest.approx(1.0)
-    assert cases == 1 or min(part.stop - part.start for part, _ in cut) >= 2
+    dealt = [np.arange(cases)[part] for part, _ in cut]
+    assert sorted(np.concatenate(dealt).tolist()) == list(range(cases))
+    assert [share for _, share in cut] == [len(part) / cases for part in dealt]
+    assert cases == 1 or min(map(len, dealt)) >= 2
+    assert len(dealt) == 1 or max(part[0] for part in dealt) < len(dealt)  # old and new cases in each
 
 
 def test_a_batch_in_parts_makes_as_many_steps_and_the_metadata_say_so() -> None:
@@ -100,3 +103,35 @@ def test_a_process_with_little_memory_trains_in_parts() -> None:
         if len(tried) > 1:
             break
     assert 2 <= tried[-1] <= 32, done.stderr
+
+
+def test_the_champion_teaches_as_much_in_parts_as_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = train.fit(TRAIN, TUNE, protocol=PROTOCOL, strategy="full", seed=0)
+    data = network.save_weights(first.module)
+    (tmp_path / "weights").write_bytes(data)
+    base = train.Base(
+        weights=tmp_path / "weights",
+        weights_digest=network.digest_of_bytes(data),
+        architecture=network.from_document(first.metadata["architecture"]),
+        dataset_number=1,
+    )
+    counted: list[tuple[int, int, float]] = []
+
+    def apart(logits: torch.Tensor, _images: torch.Tensor, *, held: torch.Tensor, of: float, **_: object) -> Any:
+        counted.append((len(held), int(held.sum()), of))
+        return logits.sum() * 0.0
+
+    monkeypatch.setattr(teach, "apart", apart)
+    new = cases(32, seed=3, since=2)
+    both = train.Cases(
+        images=np.concatenate([TRAIN.images, new.images]),
+        labels=np.concatenate([TRAIN.labels, new.labels]),
+        sites=np.concatenate([TRAIN.sites, new.sites]),
+        label_since=np.concatenate([TRAIN.label_since, new.label_since]),
+    )
+    train.fit(both, TUNE, protocol=PROTOCOL, strategy="derpp", seed=0, base=base, parts=4)
+    steps = [counted[k : k + 4] for k in range(0, len(counted), 4)]
+    for step in steps:
+        assert min(held for _, held, _ in step) > 0  # each part has some of the old cases
+        batch = sum(size for size, _, _ in step)
+        assert sum(of * size / batch for size, _, of in step) == pytest.approx(1.0)

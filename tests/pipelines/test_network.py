@@ -116,3 +116,9 @@ def test_a_transformer_shows_where_it_looked_and_says_which_images_it_cannot_cut
     assert np.isfinite(heat).all()
     with pytest.raises(network.NetworkError, match="cut into patches"):
         network.build(replace(wanted, rows=31))
+
+
+@pytest.mark.parametrize("name", ["densenet121", "efficientnet_b0"])
+def test_a_network_that_halves_an_image_away_is_refused_in_words(name: str) -> None:
+    with pytest.raises(network.NetworkError, match="needs 32 pixels along each side"):
+        network.build(replace(SMALL, network=name, rows=28, columns=64))

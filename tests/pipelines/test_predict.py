@@ -230,7 +230,7 @@ def test_moved_copies_answer_with_their_mean(shape: tuple[int, ...]) -> None:
     assert torch.equal(back[..., :step], images[..., :1].expand_as(back[..., :step]))
 
 
-@pytest.mark.parametrize(("shape", "copies"), [((1, 28, 28), 5), ((1, 8, 28, 28), 7)])
+@pytest.mark.parametrize(("shape", "copies"), [((1, 28, 28), 5), ((1, 8, 28, 28), 7), ((3, 128, 96), 5)])
 def test_the_copies_of_a_batch_are_no_more_than_a_batch(shape: tuple[int, ...], copies: int) -> None:
     sizes: list[int] = []
 
@@ -244,7 +244,7 @@ def test_the_copies_of_a_batch_are_no_more_than_a_batch(shape: tuple[int, ...], 
     assert answers.shape == (300, 2)
     assert sum(sizes) == 300 * copies
     assert max(sizes) <= predict.BATCH
-    assert max(sizes) * images[0].size <= predict.BATCH_VOXELS
+    assert max(sizes) * images[0].size <= predict.BATCH_PIXELS
 
 
 def test_a_model_says_that_it_asks_moved_copies_and_its_export_does(model: predict.Model, images: Any) -> None:

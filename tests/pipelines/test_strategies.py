@@ -233,3 +233,43 @@ def test_the_same_seed_draws_the_same_epoch() -> None:
     first, again, other = (strategies.epoch_order(pools, rng=np.random.default_rng(k)) for k in (1, 1, 2))
     assert (first == again).all()
     assert not (first == other).all()
+
+
+def test_derpp_without_old_cases_to_draw_has_no_teacher() -> None:
+    assert _plan("derpp", recipe=Recipe(replay_share=0.0)).teaching is None
+    assert _plan("derpp", old=0).teaching is None
+
+
+def test_what_an_escalation_may_need_is_measured_beforehand_and_no_case_is_counted_twice() -> None:
+    assert _plan("replay", recipe=Recipe(strategy="replay")).consolidates is None
+    escalating = _plan("replay", recipe=Recipe(strategy="replay", escalation=("ewc",)))
+    assert escalating.consolidates is not None
+    assert len(escalating.consolidates.rows) == 1000
+    assert not escalating.carries
+    new_alone = _plan("ewc")
+    assert new_alone.consolidates is not None
+    assert (len(new_alone.consolidates.rows), new_alone.carries) == (100, True)
+    assert not _plan("full", recipe=Recipe(strategy="ewc")).carries
+
+
+def test_a_class_of_doubted_cases_is_drawn_as_often_as_the_other() -> None:
+    labels = np.arange(100) % 2
+    plan = strategies.plan(
+        "full",
+        labels=labels,
+        sites=np.full(100, "a"),
+        label_since=np.ones(100, dtype=np.int64),
+        base_number=None,
+        recipe=RECIPE,
+        weights=np.where(labels == 0, 0.02, 1.0),
+    )
+    order = strategies.epoch_order(plan.pools, rng=np.random.default_rng(0))
+    assert np.mean(labels[order] == 0) == pytest.approx(0.5, abs=0.02)
+
+
+def test_no_batch_is_of_a_single_case() -> None:
+    for strategy in ("finetune", "interpolate", "ewc", "lwf"):
+        plan = _plan(strategy, new=1)
+        assert plan.draws // plan.batches >= 2
+    three = strategies.Pool(rows=np.arange(3), weights=np.ones(3), draws=3)
+    assert strategies.Plan(start="nothing", pools=(three,), epochs=1, batch_size=2, peak_learning_rate=0.1).batches == 1

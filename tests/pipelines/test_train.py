@@ -205,6 +205,34 @@ def test_a_grown_head_says_of_the_old_classes_what_it_said(trained: train.Traine
     assert after[:, [0, 2]] == pytest.approx(before, abs=1e-5)
 
 
+def test_a_champion_whose_classes_are_put_in_another_order_says_of_each_what_it_said(
+    trained: train.Trained, tmp_path: Path
+) -> None:
+    turned = from_document({**DOCUMENT, "classes": ["pneumonia", "normal"]})
+    base = _champion(trained, tmp_path)
+    start = network.load_grown(
+        base.weights, architecture=network.architecture_for(turned), trained_as=base.architecture
+    )
+    before, after = (predict.in_batches(module, TUNE.images) for module in (trained.module, start))
+    assert after[:, ::-1] == pytest.approx(before, abs=1e-5)
+    images, labels = cases(32, seed=3, since=2).images, 1 - cases(32, seed=3, since=2).labels
+    new = train.Cases(images=images, labels=labels, sites=np.full(32, "a"), label_since=np.full(32, 2))
+    tune = train.Cases(images=TUNE.images, labels=1 - TUNE.labels, sites=TUNE.sites, label_since=TUNE.label_since)
+    update = train.fit(new, tune, protocol=turned, strategy="finetune", seed=0, base=base)
+    assert update.metadata["notes"] == ["the champion's classes in another order"]
+
+
+def test_runs_that_share_a_directory_leave_each_others_checkpoints_alone(tmp_path: Path) -> None:
+    _fit(checkpoints=tmp_path)
+    seen: list[Any] = []
+    with pytest.raises(Killed):
+        _fit(checkpoints=tmp_path, seed=5, tell=seen.append, keep_going=lambda: _killed_after(seen, epochs=1))
+    for seed, left in ((5, [2, 3]), (0, [])):
+        epochs: list[int] = []
+        _fit(checkpoints=tmp_path, seed=seed, tell=lambda row, epochs=epochs: epochs.append(row["epoch"]))  # type: ignore[misc]
+        assert epochs == left
+
+
 @pytest.mark.parametrize("strategy", ["derpp", "lwf", "interpolate", "auto"])
 def test_an_update_of_every_kind_repeats_itself_to_the_byte_also_when_killed(
     trained: train.Trained, tmp_path: Path, strategy: str

@@ -86,7 +86,7 @@ def fisher_of(
 
     Nothing where there is none. Raises WeightsCorrupt, OSError.
     """
-    if base is None or base.fisher is None or not (plan.carries or plan.elastic is not None):
+    if base is None or base.fisher is None or not plan.carries:
         return {}
     return consolidate.read(
         base.fisher,

@@ -121,7 +121,7 @@ class Plan:
     consolidates: Pool | None = None
     """Cases, drawn after the last epoch, by which the Fisher information is measured that the next update may need."""
     carries: bool = False
-    """Whether that is added to the champion's: not where all old cases are measured again."""
+    """Whether that is added to what the champion brings: not where all old cases are measured again."""
     ridge: float | None = None
     """Not None: nothing is learned, and the last layer is solved on one epoch's draws with this penalty."""
     members: int = 1

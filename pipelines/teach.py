@@ -34,13 +34,13 @@ def apart(
     columns: Sequence[int],
     held: Tensor,
     teaching: Teaching,
-    of: float = 1.0,
+    part_weight: float = 1.0,
 ) -> Tensor:
     """Return the weighted distance between `logits` (B, K) and the teacher's on those of `images` that are `held` (B,).
 
     `columns` are those of the teacher's classes: of a class that is new to it, it says nothing. Mean over the held
     cases, and 0 where there is none: cross-entropy between softened answers, in nats, or mean square between logits;
-    times `of`, what these held cases count for where they are a part of a batch.
+    times `part_weight`, what these cases count for where they are a part of a batch.
     """
     if not bool(held.any()):
         return logits.new_zeros(())
@@ -52,4 +52,4 @@ def apart(
     else:
         softened = torch.softmax(wanted / TEMPERATURE, dim=1)
         distance = functional.cross_entropy(answers / TEMPERATURE, softened) * TEMPERATURE**2
-    return teaching.weight * of * distance
+    return teaching.weight * part_weight * distance

@@ -201,7 +201,6 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                     settings["lr"] = plan.learning_rate(step)
                 optimiser.zero_grad(set_to_none=True)
                 losses.append(0.0)
-                held = torch.from_numpy(np.isin(rows, plan.taught)).to(device)  # (B,)
                 mine = group.mine(memory.parts_of(len(rows), parts * group.size))
                 for (part, share), member in itertools.product(mine, members):
                     with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
@@ -209,8 +208,9 @@ def fit(  # noqa: PLR0912, PLR0915 - one run, read from top to bottom
                     logits = logits.float()
                     loss = teach.given(logits, labels[part].to(device))
                     if apart is not None:
-                        of = float(held[part].sum() / held.sum().clamp(min=1)) / share
-                        loss = loss + apart(logits, images[part], held=held[part], of=of)
+                        held = torch.from_numpy(np.isin(rows, plan.taught)).to(device)  # (B,)
+                        weight = float(held[part].sum() / held.sum().clamp(min=1)) / share
+                        loss = loss + apart(logits, images[part], held=held[part], part_weight=weight)
                     (loss * share).backward()
                     losses[-1] += loss.item() * share / len(members)
                 losses[-1] = group.add_up(module, losses[-1])

@@ -70,6 +70,21 @@ def test_many_epochs_become_fewer_before_they_become_empty() -> None:
     assert 900 < cut.sample_gradients <= 1000
 
 
+def test_what_cannot_be_cut_is_said_to_cost_more() -> None:
+    recipe = Recipe(maximum_sample_gradients=1000, members=16)
+    known: dict[str, Any] = {"labels": np.arange(1000) % 2, "sites": np.full(1000, "a"), "base_number": 1}
+    since = np.where(np.arange(1000) < 500, 1, 2)
+    cut = budget.affordable(strategies.plan("interpolate", label_since=since, recipe=recipe, **known), recipe=recipe)
+    assert cut.sample_gradients > 1000
+    assert cut.notes[-1].endswith(f"what it cannot go without costs {cut.sample_gradients}")
+
+
+@pytest.mark.parametrize("field", ["maximum_seconds", "anchor_growth"])
+def test_an_infinite_number_is_refused_where_the_protocol_is_read(field: str) -> None:
+    with pytest.raises(ProtocolError, match=field):
+        from_document({**DOCUMENT, "recipe": {field: float("inf")}})
+
+
 def test_a_run_has_the_epochs_that_fit_into_its_seconds_and_says_so() -> None:
     trained = _fit([9.0, 9.0])
     assert [row["epochs"] for row in trained.history] == [2, 2]

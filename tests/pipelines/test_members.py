@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from pipelines import network, predict, train
 from pipelines.protocol import from_document
-from tests.pipelines.toy import DOCUMENT, PROTOCOL, cases
+from tests.pipelines.toy import DOCUMENT, PROTOCOL, cases, champion, joined
 
 TWO = from_document({**DOCUMENT, "recipe": {**DOCUMENT["recipe"], "epochs": 2, "update_epochs": 1, "members": 2}})
 ARCHITECTURE = network.architecture_for(TWO)
@@ -27,14 +26,6 @@ def trained() -> train.Trained:
     return train.fit(FEW, TUNE, protocol=TWO, strategy="full", seed=0)
 
 
-def _base(trained: train.Trained, folder: Path) -> train.Base:
-    data = network.save_weights(trained.module)
-    (folder / "champion").write_bytes(data)
-    architecture = network.from_document(trained.metadata["architecture"])
-    digest = network.digest_of_bytes(data)
-    return train.Base(weights=folder / "champion", weights_digest=digest, architecture=architecture, dataset_number=1)
-
-
 def test_they_answer_with_the_mean_of_their_probabilities() -> None:
     module = network.build(replace(ARCHITECTURE, members=3)).eval()
     images = torch.rand(4, 1, 28, 28)
@@ -47,7 +38,7 @@ def test_they_answer_with_the_mean_of_their_probabilities() -> None:
 
 
 def test_they_are_one_file_and_come_back_from_it(trained: train.Trained, tmp_path: Path) -> None:
-    base = _base(trained, tmp_path)
+    base = champion(trained, tmp_path)
     model = predict.Model.from_files(base.weights, metadata=trained.metadata, expected_digest=base.weights_digest)
     again = predict.Model(trained.module, trained.metadata)
     assert (model.scores(TUNE.images) == again.scores(TUNE.images)).all()
@@ -90,13 +81,8 @@ def test_a_killed_run_of_them_ends_as_an_unbroken_one(trained: train.Trained, tm
 @pytest.mark.parametrize("strategy", ["replay", "interpolate", "analytic"])
 def test_an_update_starts_from_them_all(trained: train.Trained, tmp_path: Path, strategy: str) -> None:
     new = cases(16, seed=3, since=2)
-    both = train.Cases(
-        images=np.concatenate([FEW.images, new.images]),
-        labels=np.concatenate([FEW.labels, new.labels]),
-        sites=np.concatenate([FEW.sites, new.sites]),
-        label_since=np.concatenate([FEW.label_since, new.label_since]),
-    )
-    base = _base(trained, tmp_path)
+    both = joined(FEW, new)
+    base = champion(trained, tmp_path)
     update = train.fit(both, TUNE, protocol=TWO, strategy=strategy, seed=1, base=base)  # type: ignore[arg-type]
     assert update.metadata["started_from"] == "champion"
     for mine, theirs in zip(*(network.members_of(made.module) for made in (update, trained)), strict=True):
@@ -105,7 +91,7 @@ def test_an_update_starts_from_them_all(trained: train.Trained, tmp_path: Path, 
 
 
 def test_their_heads_grow_together(trained: train.Trained, tmp_path: Path) -> None:
-    base = _base(trained, tmp_path)
+    base = champion(trained, tmp_path)
     more = replace(ARCHITECTURE, classes=("normal", "effusion", "pneumonia"))
     grown = network.load_grown(base.weights, architecture=more, trained_as=base.architecture)
     old, new = (

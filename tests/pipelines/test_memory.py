@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import memory, network, teach, train
-from tests.pipelines.toy import PROTOCOL, TRAIN, TUNE, cases
+from pipelines import memory, teach, train
+from tests.pipelines.toy import PROTOCOL, TRAIN, TUNE, cases, champion, joined
 
 TOO_MUCH = 1 << 50
 
@@ -107,31 +107,20 @@ def test_a_process_with_little_memory_trains_in_parts() -> None:
 
 def test_the_champion_teaches_as_much_in_parts_as_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = train.fit(TRAIN, TUNE, protocol=PROTOCOL, strategy="full", seed=0)
-    data = network.save_weights(first.module)
-    (tmp_path / "weights").write_bytes(data)
-    base = train.Base(
-        weights=tmp_path / "weights",
-        weights_digest=network.digest_of_bytes(data),
-        architecture=network.from_document(first.metadata["architecture"]),
-        dataset_number=1,
-    )
+    base = champion(first, tmp_path)
     counted: list[tuple[int, int, float]] = []
 
-    def apart(logits: torch.Tensor, _images: torch.Tensor, *, held: torch.Tensor, of: float, **_: object) -> Any:
-        counted.append((len(held), int(held.sum()), of))
+    def apart(
+        logits: torch.Tensor, _images: torch.Tensor, *, held: torch.Tensor, part_weight: float, **_: object
+    ) -> Any:
+        counted.append((len(held), int(held.sum()), part_weight))
         return logits.sum() * 0.0
 
     monkeypatch.setattr(teach, "apart", apart)
-    new = cases(32, seed=3, since=2)
-    both = train.Cases(
-        images=np.concatenate([TRAIN.images, new.images]),
-        labels=np.concatenate([TRAIN.labels, new.labels]),
-        sites=np.concatenate([TRAIN.sites, new.sites]),
-        label_since=np.concatenate([TRAIN.label_since, new.label_since]),
-    )
+    both = joined(TRAIN, cases(32, seed=3, since=2))
     train.fit(both, TUNE, protocol=PROTOCOL, strategy="derpp", seed=0, base=base, parts=4)
     steps = [counted[k : k + 4] for k in range(0, len(counted), 4)]
     for step in steps:
         assert min(held for _, held, _ in step) > 0  # each part has some of the old cases
         batch = sum(size for size, _, _ in step)
-        assert sum(of * size / batch for size, _, of in step) == pytest.approx(1.0)
+        assert sum(weight * size / batch for size, _, weight in step) == pytest.approx(1.0)

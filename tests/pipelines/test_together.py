@@ -43,11 +43,32 @@ def protocol(**recipe: object) -> train.Protocol:
     return from_document({**DOCUMENT, "recipe": {"epochs": 1, "threads": 1, "batch_size": 16, **recipe}})
 
 
-def test_two_processes_end_with_one_model_which_is_that_of_one_process_in_two_parts(tmp_path: Path) -> None:
-    (tmp_path / "two.py").write_text(SCRIPT)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, str(tmp_path / "two.py"), str(tmp_path)],
+DIVERGING = """
+import dataclasses, sys
+from pathlib import Path
+from pipelines import together, train
+from tests.pipelines.test_together import FEW, TUNE, protocol
+images = FEW.images.copy()
+images[1] = 3e38  # of a batch of all cases in two parts, the second process has this one
+with together.joined() as group:
+    try:
+        train.fit(
+            dataclasses.replace(FEW, images=images), TUNE, protocol=protocol(batch_size=32, augment=False),
+            strategy="full", seed=0, group=group,
+        )
+    except train.TrainingRefused as refused:
+        Path(sys.argv[1], f"{group.rank}.txt").write_text(str(refused))
+"""
+
+
+def _by_two(script: str, *, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script with `folder` as its argument in two processes, by torchrun."""
+    (folder / "two.py").write_text(script)
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *(str(folder / "two.py"), str(folder)),
+        ],
         cwd=ROOT,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -55,6 +76,18 @@ def test_two_processes_end_with_one_model_which_is_that_of_one_process_in_two_pa
         timeout=500,
         check=False,
     )
+
+
+def test_a_loss_that_is_no_number_in_one_process_ends_both_alike(tmp_path: Path) -> None:
+    done = _by_two(DIVERGING, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in (0, 1))
+    assert first == second
+    assert "diverged" in first
+
+
+def test_two_processes_end_with_one_model_which_is_that_of_one_process_in_two_parts(tmp_path: Path) -> None:
+    done = _by_two(SCRIPT, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [json.loads(row)["epoch"] for row in done.stdout.splitlines()] == [1]  # told once
     first, second = ((tmp_path / f"{rank}.safetensors").read_bytes() for rank in (0, 1))

@@ -11,7 +11,7 @@ import torch
 
 from pipelines import network, predict, tones, train
 from pipelines.protocol import from_document
-from tests.pipelines.toy import DOCUMENT, PROTOCOL, cases
+from tests.pipelines.toy import DOCUMENT, PROTOCOL, cases, champion
 
 EQUALISING = from_document({**DOCUMENT, "recipe": {**DOCUMENT["recipe"], "epochs": 2, "equalise": True}})
 FEW, TUNE = cases(32, seed=0), cases(32, seed=1)
@@ -79,15 +79,7 @@ def test_it_comes_back_from_its_file_explains_itself_and_is_exported(trained: tr
 
 
 def test_an_update_of_a_champion_without_it_begins_from_nothing_and_says_so(tmp_path: Path) -> None:
-    champion = train.fit(FEW, TUNE, protocol=PROTOCOL, strategy="full", seed=0)
-    data = network.save_weights(champion.module)
-    (tmp_path / "champion").write_bytes(data)
-    base = train.Base(
-        weights=tmp_path / "champion",
-        weights_digest=network.digest_of_bytes(data),
-        architecture=network.from_document(champion.metadata["architecture"]),
-        dataset_number=1,
-    )
+    base = champion(train.fit(FEW, TUNE, protocol=PROTOCOL, strategy="full", seed=0), tmp_path)
     candidate = train.fit(FEW, TUNE, protocol=EQUALISING, strategy="replay", seed=0, base=base)
     assert candidate.metadata["started_from"] == "nothing"
     assert any("another architecture" in note for note in candidate.metadata["notes"])

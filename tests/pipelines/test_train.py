@@ -16,17 +16,8 @@ import torch
 from pipelines import afterwards, calibrate, network, predict, train
 from pipelines.metrics import auroc
 from pipelines.protocol import Protocol, from_document
-from tests.pipelines.toy import DOCUMENT, PROTOCOL, TRAIN, TUNE, cases
+from tests.pipelines.toy import DOCUMENT, PROTOCOL, TRAIN, TUNE, cases, champion, joined
 from tests.waiting import running, until
-
-
-def _joined(first: train.Cases, second: train.Cases) -> train.Cases:
-    return train.Cases(
-        images=np.concatenate([first.images, second.images]),
-        labels=np.concatenate([first.labels, second.labels]),
-        sites=np.concatenate([first.sites, second.sites]),
-        label_since=np.concatenate([first.label_since, second.label_since]),
-    )
 
 
 class Killed(Exception):
@@ -41,17 +32,6 @@ def _fit(**changes: Any) -> train.Trained:
 @pytest.fixture(scope="module")
 def trained() -> train.Trained:
     return _fit()
-
-
-def _champion(trained: train.Trained, directory: Path, *, number: int = 1) -> train.Base:
-    data = network.save_weights(trained.module)
-    (directory / "champion").write_bytes(data)
-    return train.Base(
-        weights=directory / "champion",
-        weights_digest=network.digest_of_bytes(data),
-        architecture=network.from_document(trained.metadata["architecture"]),
-        dataset_number=number,
-    )
 
 
 def test_it_learns_what_the_images_show() -> None:
@@ -127,16 +107,6 @@ def _killed_after(seen: list[Any], *, epochs: int) -> None:
         raise Killed
 
 
-def test_a_checkpoint_of_an_earlier_release_is_not_used(tmp_path: Path) -> None:
-    _fit(checkpoints=tmp_path)
-    for file in tmp_path.glob("epoch-*.json"):
-        document = json.loads(file.read_text(encoding="utf-8"))
-        file.write_text(json.dumps({"best_loss": document.pop("ceiling"), **document}), encoding="utf-8")
-    epochs: list[int] = []
-    _fit(checkpoints=tmp_path, tell=lambda row: epochs.append(row["epoch"]))
-    assert epochs == [1, 2, 3]
-
-
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(trained: train.Trained, tmp_path: Path) -> None:
     _fit(checkpoints=tmp_path)
     kept = sorted(tmp_path.glob("*.safetensors"))
@@ -158,8 +128,8 @@ def test_the_checkpoint_of_another_run_is_not_used(tmp_path: Path) -> None:
 
 
 def test_replay_starts_from_the_champion(trained: train.Trained, tmp_path: Path) -> None:
-    base = _champion(trained, tmp_path)
-    update = _fit(cases=_joined(TRAIN, cases(32, seed=3, since=2)), strategy="replay", base=base)
+    base = champion(trained, tmp_path)
+    update = _fit(cases=joined(TRAIN, cases(32, seed=3, since=2)), strategy="replay", base=base)
     assert update.metadata["started_from"] == "champion"
     assert update.metadata["base_digest"] == base.weights_digest
     assert update.metadata["sample_gradients"] < trained.metadata["sample_gradients"]
@@ -168,7 +138,7 @@ def test_replay_starts_from_the_champion(trained: train.Trained, tmp_path: Path)
 
 def test_a_champion_with_other_classes_is_left_and_the_metadata_say_so(trained: train.Trained, tmp_path: Path) -> None:
     other = from_document({**DOCUMENT, "classes": ["healthy", "pneumonia"]})
-    update = _fit(protocol=other, strategy="replay", base=_champion(trained, tmp_path))
+    update = _fit(protocol=other, strategy="replay", base=champion(trained, tmp_path))
     assert update.metadata["started_from"] == "nothing"
     assert "other classes" in update.metadata["notes"][0]
 
@@ -181,7 +151,7 @@ def _three_classes() -> tuple[Protocol, train.Cases]:
         images=1.0 - new.images, labels=np.ones(32, dtype=np.int64), sites=new.sites, label_since=new.label_since
     )
     old = train.Cases(images=TRAIN.images, labels=TRAIN.labels * 2, sites=TRAIN.sites, label_since=TRAIN.label_since)
-    return protocol, _joined(old, third)
+    return protocol, joined(old, third)
 
 
 @pytest.mark.parametrize("strategy", ["replay", "derpp", "interpolate", "analytic"])
@@ -189,7 +159,7 @@ def test_a_champion_grows_a_row_of_its_head_for_a_class_that_is_new(
     trained: train.Trained, tmp_path: Path, strategy: str
 ) -> None:
     protocol, joined = _three_classes()
-    update = _fit(protocol=protocol, cases=joined, tune=joined, strategy=strategy, base=_champion(trained, tmp_path))
+    update = _fit(protocol=protocol, cases=joined, tune=joined, strategy=strategy, base=champion(trained, tmp_path))
     assert update.metadata["started_from"] == "champion"
     assert "head grew by effusion" in update.metadata["notes"][0]
     assert predict.Model(update.module, update.metadata).scores(joined.images).shape == (128, 3)
@@ -197,7 +167,7 @@ def test_a_champion_grows_a_row_of_its_head_for_a_class_that_is_new(
 
 def test_a_grown_head_says_of_the_old_classes_what_it_said(trained: train.Trained, tmp_path: Path) -> None:
     protocol, joined = _three_classes()
-    base = _champion(trained, tmp_path)
+    base = champion(trained, tmp_path)
     grown = network.load_grown(
         base.weights, architecture=network.architecture_for(protocol), trained_as=base.architecture
     )
@@ -209,7 +179,7 @@ def test_a_champion_whose_classes_are_put_in_another_order_says_of_each_what_it_
     trained: train.Trained, tmp_path: Path
 ) -> None:
     turned = from_document({**DOCUMENT, "classes": ["pneumonia", "normal"]})
-    base = _champion(trained, tmp_path)
+    base = champion(trained, tmp_path)
     start = network.load_grown(
         base.weights, architecture=network.architecture_for(turned), trained_as=base.architecture
     )
@@ -238,9 +208,9 @@ def test_an_update_of_every_kind_repeats_itself_to_the_byte_also_when_killed(
     trained: train.Trained, tmp_path: Path, strategy: str
 ) -> None:
     update: dict[str, Any] = {
-        "cases": _joined(TRAIN, cases(32, seed=3, since=2)),
+        "cases": joined(TRAIN, cases(32, seed=3, since=2)),
         "strategy": strategy,
-        "base": _champion(trained, tmp_path),
+        "base": champion(trained, tmp_path),
     }
     unbroken = _fit(**update)
     left = iter(range(3))
@@ -258,7 +228,7 @@ def test_an_update_of_every_kind_repeats_itself_to_the_byte_also_when_killed(
 
 def test_analytic_changes_the_last_layer_only_and_learns_the_new_class(trained: train.Trained, tmp_path: Path) -> None:
     protocol, joined = _three_classes()
-    update = _fit(protocol=protocol, cases=joined, tune=joined, strategy="analytic", base=_champion(trained, tmp_path))
+    update = _fit(protocol=protocol, cases=joined, tune=joined, strategy="analytic", base=champion(trained, tmp_path))
     before, after = trained.module.state_dict(), update.module.state_dict()
     assert [name for name in before if not torch.equal(before[name], after[name])] == list(before)[-2:]
     scores = predict.Model(update.module, update.metadata).scores(joined.images)
@@ -268,10 +238,10 @@ def test_analytic_changes_the_last_layer_only_and_learns_the_new_class(trained: 
 
 
 def test_half_the_way_back_is_closer_to_the_champion(trained: train.Trained, tmp_path: Path) -> None:
-    base, joined = _champion(trained, tmp_path), _joined(TRAIN, cases(32, seed=3, since=2))
+    base, both = champion(trained, tmp_path), joined(TRAIN, cases(32, seed=3, since=2))
     apart = {}
     for strategy in ("finetune", "interpolate"):
-        update = _fit(cases=joined, strategy=strategy, base=base)
+        update = _fit(cases=both, strategy=strategy, base=base)
         weights = zip(update.module.parameters(), trained.module.parameters(), strict=True)
         apart[strategy] = sum(float((mine - theirs).detach().abs().sum()) for mine, theirs in weights)
     assert apart["interpolate"] == pytest.approx(0.5 * apart["finetune"], rel=0.05)
@@ -279,12 +249,12 @@ def test_half_the_way_back_is_closer_to_the_champion(trained: train.Trained, tmp
 
 
 def test_a_champion_whose_bytes_have_changed_is_refused(trained: train.Trained, tmp_path: Path) -> None:
-    base = _champion(trained, tmp_path)
+    base = champion(trained, tmp_path)
     data = bytearray(base.weights.read_bytes())
     data[-1] ^= 1
     base.weights.write_bytes(data)
     with pytest.raises(network.WeightsCorrupt):
-        _fit(cases=_joined(TRAIN, cases(32, seed=3, since=2)), strategy="finetune", base=base)
+        _fit(cases=joined(TRAIN, cases(32, seed=3, since=2)), strategy="finetune", base=base)
 
 
 def test_the_metadata_say_how_the_model_came_to_be_and_are_plain_json(trained: train.Trained) -> None:
